@@ -1,0 +1,218 @@
+"""Record what layers computed, with no autograd graph below the first of them, and ask for gradients at them.
+
+The model is borrowed: inside :func:`record` it is frozen and in eval mode, and afterwards, also after an exception, modes,
+``requires_grad``, buffers, random states and hooks are as they were.
+"""
+
+import copy
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glowmap.errors import LayerError, ModelError, TargetError
+from glowmap.shapes import Scores
+
+# Hooks belong to a module, not to a thread: two threads that explain one model take turns.
+_TURNS: "weakref.WeakKeyDictionary[nn.Module, threading.RLock]" = weakref.WeakKeyDictionary()
+
+
+@dataclass
+class Seen:
+    """What one layer left behind: its output, in the graph that leads on from there, and how often it ran."""
+
+    output: Tensor
+    calls: int
+    version: int  # of the output when it was recorded; a later one means that it was overwritten in place
+    in_no_grad: bool  # the model switched gradients off around the layer
+
+
+class Recording:
+    """The outputs of the recorded layers, by name, in the order in which they were asked for."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+        self._seen: dict[str, Seen] = {}
+
+    def __getitem__(self, name: str) -> Seen:
+        if name not in self._seen:
+            raise LayerError(
+                f"layer {name!r} did not run in this forward pass; name one that does "
+                "(compiled and scripted modules run without hooks: bring the module from before compilation)"
+            )
+        seen = self._seen[name]
+        if seen.output._version != seen.version:
+            raise LayerError(
+                f"the output of layer {name!r} is overwritten in place later in the model, so its record is spoiled; "
+                "name the module that overwrites it, or one before"
+            )
+        return seen
+
+    def keep(self, name: str, output: Any) -> Any:
+        """Keep the maps in a layer's output and hand the model a clone of them, so that in-place operations spoil nothing."""
+        maps = _maps_in(output, name)
+        # The model may run the layer under no_grad; its result is the place where our graph begins all the same.
+        in_no_grad = not torch.is_grad_enabled()
+        with torch.enable_grad():
+            kept = maps if maps.requires_grad else maps.detach().requires_grad_()
+            passed_on = kept.clone()
+        calls = self._seen[name].calls + 1 if name in self._seen else 1
+        self._seen[name] = Seen(kept, calls, kept._version, in_no_grad)
+        return _replaced(output, maps, passed_on)
+
+    def gradients(self, scores: Scores, *, keep_graph: bool = False) -> dict[str, Tensor]:
+        """Differentiate each image's score by every recorded layer, in one backward pass that ends at the first of them.
+
+        Raises TargetError where the scores carry no gradient, LayerError for a layer that they do not depend on.
+        """
+        outputs = [self[name].output for name in self.names]
+        if not scores.requires_grad:
+            raise TargetError(f"the score carries no gradient to {_listed(self.names)}; {self._why_cut()}")
+        try:
+            gradients = torch.autograd.grad(
+                scores, outputs, torch.ones_like(scores), retain_graph=keep_graph, allow_unused=True
+            )
+        except RuntimeError as error:
+            raise ModelError(f"the backward pass to {_listed(self.names)} raised {_told(error)}") from error
+        for name, gradient in zip(self.names, gradients, strict=True):
+            if gradient is None:
+                raise LayerError(f"the score does not depend on layer {name!r}; {self._why_cut()}")
+        return dict(zip(self.names, gradients, strict=True))
+
+    def _why_cut(self) -> str:
+        if any(self[name].in_no_grad for name in self.names):
+            return "the model runs it under torch.no_grad(); remove that, or name a layer after it"
+        return (
+            "either what the layer computes is not used for this score, or the model or the target detaches it on the way; "
+            "name a layer on the way from the picture to the score"
+        )
+
+
+@contextmanager
+def record(model: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[Recording]:
+    """Borrow the model and record these layers in the forward pass that is run inside.
+
+    The autograd graph begins at the first recorded layer that runs: nothing below it, no gradient of any weight.
+    """
+    recording = Recording(list(layers))
+    with borrowed(model), torch.inference_mode(False), torch.enable_grad(), ExitStack() as hooked:
+        for name, module in layers.items():
+            hooked.callback(module.register_forward_hook(_keeping(recording, name)).remove)
+        yield recording
+
+
+def _keeping(recording: Recording, name: str) -> Callable[[nn.Module, Any, Any], Any]:
+    def keep(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        return recording.keep(name, output)
+
+    return keep
+
+
+@contextmanager
+def borrowed(model: nn.Module) -> Iterator[None]:
+    """Lend the model in eval mode with frozen parameters, and give back modes, flags, buffers and random states."""
+    # Flags are set one by one: Module.eval() may be overridden (to merge adapters, even to start training).
+    training = [module for module in model.modules() if module.training]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    devices = {tensor.device.index for tensor in model.parameters() if tensor.is_cuda}
+    turn = _TURNS.setdefault(model, threading.RLock())
+    with turn, torch.random.fork_rng(devices=sorted(devices)), _buffers_kept(model):
+        try:
+            for module in training:
+                module.training = False
+            for parameter in trainable:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for module in training:
+                module.training = True
+            for parameter in trainable:
+                parameter.requires_grad_(True)
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Undo what a forward pass writes into buffers (statistics, counters, caches), be it in place or by assignment."""
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    versions = [None if buffer.is_inference() else buffer._version for _, _, buffer, _ in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for (module, name, buffer, before), version in zip(buffers, versions, strict=True):
+                if version is not None and buffer._version != version:
+                    buffer.copy_(before)
+                if getattr(module, name) is not buffer:
+                    setattr(module, name, buffer)
+
+
+def tensors_in(output: Any) -> Iterator[Tensor]:
+    """Walk through tensors in tuples, lists and mappings, however nested."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from tensors_in(value)
+    elif isinstance(output, list | tuple):
+        for value in output:
+            yield from tensors_in(value)
+
+
+def _maps_in(output: Any, name: str) -> Tensor:
+    """Find the one tensor in a layer's output that can be maps: floating point, with at least one axis after the channels."""
+    maps = [tensor for tensor in tensors_in(output) if tensor.ndim >= 3 and tensor.is_floating_point()]
+    if not maps:
+        shapes = ", ".join(shape_of(tensor) for tensor in tensors_in(output)) or type(output).__name__
+        raise LayerError(
+            f"the output of layer {name!r} ({shapes}) has no spatial axes; name a layer before pooling and flattening"
+        )
+    if len(maps) > 1:
+        shapes = ", ".join(shape_of(tensor) for tensor in maps)
+        raise LayerError(
+            f"layer {name!r} returns {len(maps)} maps ({shapes}); name a module inside it that returns one"
+        )
+    if maps[0].is_inference():
+        raise LayerError(
+            f"the model runs layer {name!r} under torch.inference_mode(), where no gradient can begin; "
+            "remove that, or name a layer after it"
+        )
+    return maps[0]
+
+
+def _replaced(output: Any, old: Tensor, new: Tensor) -> Any:
+    """Copy a layer's output with one tensor exchanged."""
+    if output is old:
+        return new
+    if isinstance(output, Mapping):
+        copied: Any = copy.copy(output)
+        for key, value in output.items():
+            copied[key] = _replaced(value, old, new)
+        return copied
+    if isinstance(output, tuple) and hasattr(output, "_fields"):  # a named tuple takes its fields one by one
+        return type(output)(*(_replaced(value, old, new) for value in output))
+    if isinstance(output, list | tuple):
+        return type(output)(_replaced(value, old, new) for value in output)
+    return output
+
+
+def shape_of(tensor: Tensor) -> str:
+    """Spell a shape as people do: ``1 x 2048 x 7 x 7``."""
+    return " x ".join(map(str, tensor.shape)) or "a single number"
+
+
+def _listed(names: list[str]) -> str:
+    return f"layer{'s' * (len(names) > 1)} {', '.join(map(repr, names))}"
+
+
+def _told(error: BaseException) -> str:
+    first_line = (str(error).strip().splitlines() or ["no message"])[0]
+    return f"{type(error).__name__}: {first_line}"

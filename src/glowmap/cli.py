@@ -1,0 +1,206 @@
+"""The command line: strings in, the functions of the library below, a few lines and a file out.
+
+Torch is imported inside the commands, so that ``glowmap --help`` answers at once.
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from glowmap.errors import GlowmapError, InputError, OutputError
+
+if TYPE_CHECKING:
+    from glowmap import Explanations, Model
+
+app = typer.Typer(
+    name="glowmap",
+    help="See where a PyTorch vision model found the evidence for what it said.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_show_locals=False,
+)
+console = Console(soft_wrap=True)
+
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="A torchvision name (resnet50, ...) or FILE.py:factory for your own.")
+]
+WeightsOption = Annotated[
+    str,
+    typer.Option(help="default (trained, downloaded once; a factory's as they are), random, or a checkpoint's path."),
+]
+SizeOption = Annotated[
+    str | None,
+    typer.Option(help="Resize to this before the model: 224, or ROWSxCOLUMNS. A model's own preset otherwise."),
+]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU where there is one.")]
+
+
+@app.command()
+def explain(
+    picture: Annotated[Path, typer.Argument(help="The picture to explain.")],
+    model: ModelOption,
+    layer: Annotated[
+        list[str],
+        typer.Option("--layer", "-l", help="A layer's dotted name; again for several side by side (`glowmap layers`)."),
+    ],
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target",
+            "-t",
+            help="A class by name or index; again for several rows. A classifier's own answer otherwise.",
+        ),
+    ] = None,
+    method: Annotated[str, typer.Option(help="How to weigh the evidence (`glowmap methods`).")] = "grad_cam",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Where to write: .png, .jpg, .pdf for the panel, .npz for the numbers."),
+    ] = None,
+    weights: WeightsOption = "default",
+    size: SizeOption = None,
+    mean: Annotated[str | None, typer.Option(help="Subtracted from RGB in [0, 1]: one number, or R,G,B.")] = None,
+    std: Annotated[str | None, typer.Option(help="RGB is divided by this: one number, or R,G,B.")] = None,
+    classes: Annotated[
+        Path | None, typer.Option(help="A text file with one class name a line, in the model's order.")
+    ] = None,
+    device: DeviceOption = None,
+) -> None:
+    """Show where in a picture the model finds the evidence for a class."""
+    out = out or Path(f"{picture.stem}-{'-'.join(target or ['answer'])}.png")
+    if out.exists() and picture.exists() and out.samefile(picture):
+        raise OutputError(f"{out} is the picture itself and would be overwritten; choose another --out")
+    from glowmap.images import read_picture
+    from glowmap.methods import METHODS
+    from glowmap.road import Explainer
+
+    METHODS[method]  # a misspelt method, picture or colour is told before weights are loaded, not after
+    pixels = read_picture(picture)
+    loaded = _loaded(model, weights, size=size, mean=mean, std=std, classes=classes, device=device)
+    questions = [_class(name, loaded) for name in target] if target else [None]
+    with console.status("explaining"):
+        explanations = Explainer(loaded, layer=layer).all(pixels, target=questions, method=method)
+        written = explanations.save(out)
+    _tell(explanations, written)
+
+
+@app.command()
+def layers(
+    model: ModelOption,
+    weights: WeightsOption = "random",
+    size: SizeOption = None,
+    depth: Annotated[int, typer.Option(min=1, help="How many names deep to look: backbone.layer4 is 2.")] = 2,
+) -> None:
+    """List the layers worth naming, with their channels and grids, in the order in which they run."""
+    import numpy as np
+
+    from glowmap.road import survey
+
+    loaded = _loaded(model, "default" if ".py:" in model and weights == "random" else weights, size=size)
+    grey = np.full(
+        (224, 224, 3), 128, dtype=np.uint8
+    )  # only shapes are read; a preset brings it to the model's own size
+    table = Table("layer", "kind", "channels", "grid", box=None, header_style="bold", pad_edge=False)
+    for row in survey(loaded, grey, depth=depth):
+        table.add_row(escape(row.name), escape(row.kind), str(row.channels), " x ".join(map(str, row.grid)))
+    console.print(f"[bold]{escape(loaded.name)}[/]", highlight=False)
+    console.print(table)
+
+
+@app.command()
+def methods() -> None:
+    """List the methods: price, needs, when to use, paper."""
+    from glowmap.methods import METHODS
+
+    table = Table("method", "price", "what it does", "paper", header_style="bold", box=None, pad_edge=False)
+    for name, method in METHODS.items():
+        table.add_row(name, method.price, escape(method.summary), escape(method.paper))
+    console.print(table, soft_wrap=False)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        console.print(f"glowmap {version('glowmap')}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line: an error of our tree is one line and exit code 2; anything else is our bug and shows itself."""
+    try:
+        app()
+    except GlowmapError as error:
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+        sys.exit(2)
+
+
+def _loaded(
+    model: str,
+    weights: str,
+    *,
+    size: str | None = None,
+    mean: str | None = None,
+    std: str | None = None,
+    classes: Path | None = None,
+    device: str | None = None,
+) -> "Model":
+    rows_columns = None if size is None else _numbers(size, "--size", "x", int)
+    offset = None if mean is None else _numbers(mean, "--mean", ",", float)
+    scale = None if std is None else _numbers(std, "--std", ",", float)
+    import torch
+
+    from glowmap.models import load
+
+    return load(
+        model,
+        weights=weights,
+        size=None if rows_columns is None else (int(rows_columns[0]), int(rows_columns[-1])),
+        mean=offset,
+        std=scale,
+        classes=classes,
+        device=device or ("cuda" if torch.cuda.is_available() else None),
+    )
+
+
+def _numbers(text: str, option: str, separator: str, kind: type[int] | type[float]) -> list[float]:
+    try:
+        numbers = [kind(part) for part in text.lower().split(separator)]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in ((1, 2) if option == "--size" else (1, 3)):
+        example = "224 or 375x500 (rows x columns)" if option == "--size" else "0.5 or 0.485,0.456,0.406"
+        raise InputError(f"{option} {text!r} cannot be read; write {example}")
+    return numbers
+
+
+def _class(text: str, model: "Model") -> int | str:
+    """Read digits as an index, unless the model has a class of that very name."""
+    return int(text) if text.isdecimal() and text not in (model.class_names or ()) else text
+
+
+def _tell(explanations: "Explanations", written: Path) -> None:
+    for explanation in explanations:
+        grid = " x ".join(map(str, explanation.grid))
+        low, high = explanation.scale()
+        console.print(
+            f"{escape(explanation.targets[0])}: {explanation.method} at [bold]{escape(explanation.layer)}[/] ({grid}), "
+            f"score {float(explanation.scores[0]):.4g}, heat {low:.2g} to {high:.2g}",
+            highlight=False,
+        )
+    for note in explanations.notes:
+        console.print(f"[yellow]note:[/] {escape(note)}", highlight=False)
+    console.print(f"wrote [bold]{escape(str(written))}[/]", highlight=False)

@@ -1,0 +1,225 @@
+"""Pictures in: paths, bytes, PIL pictures and arrays become RGB pictures; what cannot be explained is refused here."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from glowmap.errors import InputError
+from glowmap.shapes import Images
+
+PictureLike: TypeAlias = str | Path | bytes | Image.Image | np.ndarray[Any, Any]
+
+# 8192 x 8192. Larger pictures cost gigabytes of activations; Pillow's own guard against bombs begins at 179 million.
+MAX_PIXELS = 2**26
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as it was given, and the part of it that the model saw: left, top, right, bottom in its pixels."""
+
+    image: Image.Image
+    seen: tuple[float, float, float, float]
+
+    def as_seen(self) -> Image.Image:
+        """Cut out the part that the model saw, at the picture's own resolution."""
+        return self.image if self.box == (0, 0, *self.image.size) else self.image.crop(self.box)
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """The part that the model saw, in whole pixels and at least one of them."""
+        left, top, right, bottom = (round(edge) for edge in self.seen)
+        return left, top, max(right, left + 1), max(bottom, top + 1)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one forward pass takes: the model's arguments, the image tensor among them, and the pictures it came from."""
+
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    images: Images
+    pictures: tuple[Picture, ...]
+
+
+def read_pictures(pictures: PictureLike | Sequence[PictureLike]) -> list[Image.Image]:
+    """Read one picture or several; an array of four axes is a batch. Raises InputError for what is no picture."""
+    if isinstance(pictures, np.ndarray) and pictures.ndim == 4:
+        pictures = list(pictures)
+    if not isinstance(pictures, list | tuple):
+        return [read_picture(pictures)]  # type: ignore[arg-type] # a Sequence that is no list is refused there by name
+    if not pictures:
+        raise InputError("an empty list of pictures; give at least one")
+    return [read_picture(picture) for picture in pictures]
+
+
+def read_picture(picture: PictureLike) -> Image.Image:
+    """Read one picture as RGB, turned upright as its EXIF orientation says.
+
+    Raises InputError for a missing, truncated, non-image or gigantic file, and for arrays that are no picture.
+    """
+    if isinstance(picture, np.ndarray):
+        return _from_array(picture)
+    if isinstance(picture, Image.Image):
+        return _to_rgb(picture, "the given picture")
+    if isinstance(picture, bytes | bytearray):
+        return _decode(io.BytesIO(picture), f"the {len(picture)} bytes given")
+    if isinstance(picture, str) and picture.startswith(("http://", "https://")):
+        raise InputError(f"{picture} is an address, and nothing is downloaded here; save the picture and give its path")
+    if isinstance(picture, str | Path):
+        return _from_file(Path(picture))
+    raise InputError(
+        f"a picture is a path, bytes, a PIL picture or an array, not {type(picture).__name__}; convert it to one of these"
+    )
+
+
+def _from_file(path: Path) -> Image.Image:
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give one picture in it")
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}; check the path (the working folder is {Path.cwd()})") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+    if not content:
+        raise InputError(f"{path} is an empty file; give a picture")
+    return _decode(io.BytesIO(content), str(path))
+
+
+def _decode(stream: io.BytesIO, name: str) -> Image.Image:
+    try:
+        opened = Image.open(stream)
+        _refuse_gigantic(opened.size, name)  # known from the header, before a byte of pixels is decoded
+        opened.load()
+    except UnidentifiedImageError:
+        raise InputError(f"{name} is no picture that Pillow can read; give a PNG, JPEG, WebP, TIFF, ...") from None
+    except Image.DecompressionBombError:
+        raise InputError(f"{name} is gigantic; {_TOO_LARGE}") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's plugins raise for broken files
+        raise InputError(f"{name} is damaged or cut short ({error}); save the picture again") from error
+    return _to_rgb(opened, name)
+
+
+_TOO_LARGE = f"more than {MAX_PIXELS} pixels do not fit a network; cut or reduce it first"
+
+
+def _refuse_gigantic(size: tuple[int, int], name: str) -> None:
+    if size[0] * size[1] > MAX_PIXELS:
+        raise InputError(f"{name} has {size[0]} x {size[1]} pixels; {_TOO_LARGE}")
+
+
+def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
+    _refuse_gigantic(picture.size, name)
+    if 0 in picture.size:
+        raise InputError(f"{name} has no pixels ({picture.width} x {picture.height}); give a picture")
+    upright = ImageOps.exif_transpose(picture)
+    if upright.mode.startswith("I;16"):  # Pillow would clip 16 bits at 255
+        return Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8)).convert("RGB")
+    if upright.mode in ("I", "F"):
+        raise InputError(
+            f"{name} has {upright.mode} pixels, whose range Pillow does not know; give an array of uint8 or of floats in [0, 1]"
+        )
+    return upright.convert("RGB")
+
+
+def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
+    """Take rows x columns (x 1, 3 or 4 colours) of uint8, or of floats in [0, 1]."""
+    shape = " x ".join(map(str, array.shape))
+    colours = array.shape[2] if array.ndim == 3 else 1
+    if array.ndim not in (2, 3) or colours not in (1, 3, 4):
+        hint = (
+            "; move the colours to the end: array.transpose(1, 2, 0)"
+            if array.ndim == 3 and array.shape[0] in (1, 3, 4)
+            else ""
+        )
+        raise InputError(
+            f"an array of shape {shape} is no picture of rows x columns x colours{hint or '; give such an array'}"
+        )
+    if array.size == 0:
+        raise InputError(f"an array of shape {shape} has no pixels; give a picture")
+    if array.dtype.kind == "f":
+        if not np.isfinite(array).all():
+            raise InputError("the array holds NaN or infinity; mend the values before asking about them")
+        if array.min() < 0 or array.max() > 1:
+            raise InputError(
+                f"the array's floats lie in [{array.min():.3g}, {array.max():.3g}], not in [0, 1]; "
+                "divide by 255, or give a ready-made tensor of the model's input"
+            )
+        array = np.round(array * 255).astype(np.uint8)
+    elif array.dtype == np.bool_:
+        array = array.astype(np.uint8) * 255
+    elif array.dtype != np.uint8:
+        raise InputError(f"an array of {array.dtype} has no known range; give uint8, or floats in [0, 1]")
+    return _to_rgb(Image.fromarray(array[..., 0] if colours == 1 and array.ndim == 3 else array), "the array")
+
+
+def as_batch(images: Any, expected: str) -> Batch:
+    """Take a model's own input as it is: a tensor, a tuple of arguments or a dict of keyword arguments.
+
+    The image tensor is the first floating tensor of three axes or more. Raises InputError for NaN, for no image tensor, and
+    for pictures, which a bare module cannot take (``expected`` says what can).
+    """
+    if isinstance(images, list) and images and all(isinstance(image, Tensor) for image in images):
+        raise InputError(
+            "a list of tensors is ambiguous; torch.stack(...) a batch, or give a tuple of the model's arguments"
+        )
+    arguments = images if isinstance(images, tuple) else () if isinstance(images, dict) else (images,)
+    keywords = dict(images) if isinstance(images, dict) else {}
+    tensors = [value for value in (*arguments, *keywords.values()) if isinstance(value, Tensor)]
+    maps = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.ndim >= 3]
+    if not tensors:
+        raise InputError(f"{expected}, not {type(images).__name__}")
+    if not maps:
+        shapes = ", ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in tensors)
+        raise InputError(
+            f"no image among the tensors given ({shapes}); give batch x colour x rows x columns in floating point"
+        )
+    _check_values(maps[0])
+    # A model may write into its input (and autograd may not save what inference mode made), so it gets copies.
+    own = {id(tensor): tensor.detach().clone() for tensor in tensors}
+    return Batch(
+        tuple(own.get(id(value), value) for value in arguments),
+        {name: own.get(id(value), value) for name, value in keywords.items()},
+        own[id(maps[0])],
+        pictures_of(maps[0]),
+    )
+
+
+def _check_values(images: Tensor) -> None:
+    if 0 in images.shape:
+        raise InputError(f"the input is empty (shape {tuple(images.shape)}); give at least one image")
+    if not images.isfinite().all():
+        wrong = [i for i, image in enumerate(images) if not image.isfinite().all()]
+        raise InputError(
+            f"the input holds NaN or infinity in image {', '.join(map(str, wrong[:10]))}; mend it before asking"
+        )
+
+
+def pictures_of(images: Images) -> tuple[Picture, ...]:
+    """Show tensors as pictures: as they are where they lie in [0, 1], else stretched to their own range, image by image.
+
+    One channel becomes grey, more than three are averaged. Only rows x columns can be shown: else there are none.
+    """
+    if images.ndim != 4:
+        return ()
+    shown = images.detach().float()
+    if shown.shape[1] != 3:
+        shown = shown.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    low, high = shown.amin((1, 2, 3), keepdim=True), shown.amax((1, 2, 3), keepdim=True)
+    in_unit = (low >= 0) & (high <= 1)
+    low, high = low.masked_fill(in_unit, 0.0), high.masked_fill(in_unit, 1.0)
+    scaled = (shown - low) / (high - low).clamp_min(torch.finfo(shown.dtype).tiny) * 255
+    pixels = scaled.round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return tuple(whole(Image.fromarray(picture)) for picture in pixels)
+
+
+def whole(image: Image.Image) -> Picture:
+    """Say that the model saw the whole picture."""
+    return Picture(image, (0.0, 0.0, float(image.width), float(image.height)))

@@ -1,0 +1,114 @@
+"""Layers by name or module, the layers worth naming, and their outputs laid out as batch x channel x rows x columns."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from glowmap.errors import LayerError
+from glowmap.shapes import Maps
+from glowmap.shelf import near_names
+
+LayerName = str | nn.Module
+
+# How far the strides of two axes may lie apart before an axis is taken for something other than space.
+_SAME_STRIDE = 1.6
+
+
+def find_layers(model: nn.Module, wanted: LayerName | Sequence[LayerName] | None) -> dict[str, nn.Module]:
+    """Look up layers by dotted name or by identity; the answer keeps the order and drops repetitions.
+
+    Raises LayerError for a name or module that the model does not have, with the near names.
+    """
+    if wanted is None or (not isinstance(wanted, str | nn.Module) and not wanted):
+        stages = [name for name, child in model.named_children() if any(True for _ in child.children())]
+        raise LayerError(
+            f"no layer given for {type(model).__name__}; pass layer=..., for example one inside "
+            f"{', '.join(stages[:6]) or 'the model'} (`glowmap layers` lists them with their grids)"
+        )
+    several = [wanted] if isinstance(wanted, str | nn.Module) else list(wanted)
+    return dict(_find(model, layer) for layer in several)
+
+
+def _find(model: nn.Module, layer: LayerName) -> tuple[str, nn.Module]:
+    modules = dict(model.named_modules(remove_duplicate=False))
+    if isinstance(layer, nn.Module):
+        for name, module in modules.items():
+            if module is layer:
+                return name, module
+        raise LayerError(
+            f"the given {type(layer).__name__} is no part of this {type(model).__name__}; "
+            "take the layer from the model that is explained"
+        )
+    if not isinstance(layer, str):
+        raise LayerError(f"a layer is a dotted name or a module, not {layer!r} ({type(layer).__name__})")
+    if layer not in modules or not layer:
+        raise LayerError(f"no layer {layer!r} in {type(model).__name__}; {near_names(layer, filter(None, modules))}")
+    return layer, modules[layer]
+
+
+def lay_out(tensor: Tensor, name: str, images: Tensor) -> Maps:
+    """Read a layer's output as batch x channel x space, where space has the axes of the images.
+
+    Channels-last output (batch x rows x columns x channel) is recognised by its strides and moved. Raises LayerError where
+    there is nothing to lay out: another batch axis, tokens, a grid of one cell.
+    """
+    shape, pixels = tensor.shape, images.shape[2:]
+    spelled = " x ".join(map(str, shape))
+    if len(shape) != images.ndim:
+        raise LayerError(
+            f"the output of layer {name!r} ({spelled}) does not have the {len(pixels)} spatial axes of the input "
+            f"({' x '.join(map(str, images.shape))}); name a layer whose output is batch x channel x rows x columns"
+        )
+    if shape[0] != images.shape[0]:
+        raise LayerError(
+            f"the output of layer {name!r} ({spelled}) has {shape[0]} rows for {images.shape[0]} images; "
+            "name a layer that keeps one row an image"
+        )
+    channels_last = not _even_strides(shape[2:], pixels) and _even_strides(shape[1:-1], pixels)
+    maps = tensor.movedim(-1, 1) if channels_last else tensor
+    if maps[0, 0].numel() < 2:
+        raise LayerError(
+            f"the output of layer {name!r} ({spelled}) has no spatial axes left, only one cell; "
+            "name a layer before the pooling"
+        )
+    return maps
+
+
+def _even_strides(grid: Sequence[int], pixels: Sequence[int]) -> bool:
+    """Tell whether all axes shrank by about the same factor, as a picture's rows and columns do in a network."""
+    strides = [pixel / cell for pixel, cell in zip(pixels, grid, strict=True)]
+    return max(strides) <= _SAME_STRIDE * min(strides)
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """A layer worth naming: what it is, its channels and its grid."""
+
+    name: str
+    kind: str
+    channels: int
+    grid: tuple[int, ...]
+
+
+@contextmanager
+def surveyed(model: nn.Module, images: Tensor, *, depth: int) -> Iterator[list[Surveyed]]:
+    """List, while the model is run inside, the modules at most ``depth`` names deep whose output is a grid of several cells."""
+    rows: list[Surveyed] = []
+    with ExitStack() as hooked:
+        for name, module in model.named_modules():
+            if name and name.count(".") < depth:
+                hooked.callback(module.register_forward_hook(_noting(rows, name, images)).remove)
+        yield rows
+
+
+def _noting(rows: list[Surveyed], name: str, images: Tensor) -> Callable[[nn.Module, Any, Any], None]:
+    def note(module: nn.Module, _inputs: Any, output: Any) -> None:
+        with suppress(LayerError):  # what has no grid is what the list leaves out
+            if isinstance(output, Tensor):
+                maps = lay_out(output, name, images)
+                rows.append(Surveyed(name, type(module).__name__, maps.shape[1], tuple(maps.shape[2:])))
+
+    return note

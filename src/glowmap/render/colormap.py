@@ -1,0 +1,81 @@
+"""Colour for a number: every colormap is a table of 256 colours, computed here."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glowmap.errors import OutputError
+from glowmap.render.oklab import Floats, oklab_from_polar, srgb_from_oklab
+from glowmap.shelf import Shelf
+
+Table = NDArray[np.uint8]
+
+COLORMAPS: Shelf[Table] = Shelf("colormap", OutputError)
+DIVERGING = frozenset({"signed"})  # those whose middle, not whose start, means "nothing here"
+
+# bilinear resizing in single precision may step this far over an end that no map crosses
+_ROUNDING = 1e-5
+
+
+def colorize(values: NDArray[np.floating[Any]], colormap: str = "glow") -> NDArray[np.uint8]:
+    """Colour ``rows x columns`` values in [0, 1] as ``rows x columns x 3`` bytes; OutputError outside or for NaN."""
+    table = COLORMAPS[colormap]
+    # rint sends the two ends to the ends of the table, and each entry between to the middle of its step
+    return np.take(table, np.rint(unit(values) * 255).astype(np.uint8), axis=0)
+
+
+def unit(values: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    """Return the values as single precision in [0, 1]; an OutputError for what lies outside or is NaN."""
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
+        found = "NaN" if np.isnan(low) else f"values from {low:.4g} to {high:.4g}"
+        raise OutputError(f"a map to colour lies in [0, 1], and this one holds {found}; normalise it first")
+    return values.astype(np.float32).clip(0, 1)
+
+
+def _glow() -> Table:
+    """Embers: ink, wine, scarlet, orange, straw; lightness is a straight line, so it survives a grey printer."""
+    return _through((0.14, 0.05, 310.0), (0.36, 0.15, 5.0), (0.58, 0.21, 32.0), (0.77, 0.17, 64.0), (0.95, 0.13, 102.0))
+
+
+def _signed() -> Table:
+    """Blue for evidence against, red for evidence in favour, and a near white where there is none."""
+    against = _through((0.38, 0.15, 262.0), (0.62, 0.15, 254.0), (0.96, 0.0, 0.0), entries=128)
+    in_favour = _through((0.96, 0.0, 0.0), (0.62, 0.19, 28.0), (0.38, 0.15, 26.0), entries=128)
+    return np.concatenate([against, in_favour])
+
+
+def _gray() -> Table:
+    """Black to white."""
+    return np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+
+
+def _jet() -> Table:
+    """Rainbow of older papers, kept to compare with their figures: its bands show edges that no map has."""
+    position = np.linspace(0, 1, 256)[:, None]
+    ramps = (1.5 - np.abs(4 * position - np.array([3.0, 2.0, 1.0]))).clip(0, 1)
+    return np.asarray(np.rint(ramps * 255), dtype=np.uint8)
+
+
+def _through(*anchors: tuple[float, float, float], entries: int = 256) -> Table:
+    """Lead a path through lightness, chroma and hue, each anchor where its lightness puts it."""
+    corners = np.stack([oklab_from_polar(*anchor) for anchor in anchors])
+    lightness = corners[:, 0]
+    at = (lightness - lightness[0]) / (lightness[-1] - lightness[0])
+    steps = np.linspace(0, 1, entries)
+    return srgb_from_oklab(np.stack([_rounded(np.interp(steps, at, axis)) for axis in corners.T], axis=-1))
+
+
+def _rounded(axis: Floats, reach: int = 20) -> Floats:
+    # a corner in the path of the colours shows as a line in a smooth map; odd reflection keeps the two ends
+    padded = np.pad(axis, reach, mode="reflect", reflect_type="odd")
+    return np.convolve(padded, np.full(2 * reach + 1, 1 / (2 * reach + 1)), mode="valid")
+
+
+COLORMAPS.put("glow", _glow())
+COLORMAPS.put("jet", _jet())
+COLORMAPS.put("gray", _gray())
+COLORMAPS.put("signed", _signed())
+for _, _table in COLORMAPS.items():
+    _table.setflags(write=False)

@@ -1,0 +1,18 @@
+"""The axes of every tensor that crosses a room's door, named once.
+
+``*space`` stands for one, two or three spatial axes of a layer's grid (a signal, a picture, a volume); ``*pixels`` for
+those of the model's input. Tests check these names at run time; in use they cost nothing.
+"""
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Images = Float[Tensor, "batch colour *pixels"]
+Maps = Float[Tensor, "batch channel *space"]  # a layer's activations, or a score's gradients with respect to them
+RawMaps = Float[Tensor, "batch *space"]  # signed, unnormalised, at the layer's resolution
+Heatmaps = Float[Tensor, "batch *pixels"]  # in [0, 1], at the input's resolution
+Scores = Float[Tensor, "batch"]
+Labels = Int[Tensor, "batch *pixels"]  # a class index for every pixel
+Logits = Float[Tensor, "batch category *pixels"]  # no pixels for a classifier
+Probabilities = Float[Tensor, "batch category"]
+PixelSets = Bool[Tensor, "batch *pixels"]
