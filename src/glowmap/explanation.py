@@ -12,6 +12,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image
 
 from glowmap.errors import InputError, OutputError
@@ -137,7 +138,7 @@ class Explanation:
             )
         return self.pictures[index].as_seen()
 
-    def _heat(self, index: int) -> np.ndarray[Any, Any]:
+    def _heat(self, index: int) -> NDArray[Any]:
         return self.heatmap[index].cpu().numpy()
 
 
@@ -259,9 +260,9 @@ def _prediction_tile(explanation: Explanation, index: int) -> list[Tile]:
     return [Tile(painted, "prediction", legend=label_legend(labels, names, background=background))]
 
 
-def _packed(explanations: Sequence[Explanation]) -> dict[str, np.ndarray[Any, Any]]:
+def _packed(explanations: Sequence[Explanation]) -> dict[str, NDArray[Any]]:
     """Lay explanations out as arrays and one text of JSON; a picture that several share is stored once."""
-    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    arrays: dict[str, NDArray[Any]] = {}
     pictures: dict[int, int] = {}
     described = []
     for i, explanation in enumerate(explanations):
@@ -286,7 +287,7 @@ _TEXTS = ("layer", "method", "model", "targets", "input_size", "notes")
 _SAID = ("labels", "probabilities")
 
 
-def _unpacked(arrays: dict[str, np.ndarray[Any, Any]]) -> Explanations:
+def _unpacked(arrays: dict[str, NDArray[Any]]) -> Explanations:
     explanations = []
     for i, described in enumerate(json.loads(str(arrays["explanations"]))):
         said = {name: torch.from_numpy(arrays[f"{i}/{name}"]) for name in _SAID if f"{i}/{name}" in arrays}

@@ -1,20 +1,20 @@
 """Pictures in: paths, bytes, PIL pictures and arrays become RGB pictures; what cannot be explained is refused here."""
 
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from glowmap.errors import InputError
 from glowmap.shapes import Images
 
-PictureLike: TypeAlias = str | Path | bytes | Image.Image | np.ndarray[Any, Any]
+PictureLike: TypeAlias = str | Path | bytes | Image.Image | NDArray[Any]
 
 # 8192 x 8192. Larger pictures cost gigabytes of activations; Pillow's own guard against bombs begins at 179 million.
 MAX_PIXELS = 2**26
@@ -48,18 +48,18 @@ class Batch:
     pictures: tuple[Picture, ...]
 
 
-def read_pictures(pictures: PictureLike | Sequence[PictureLike]) -> list[Image.Image]:
-    """Read one picture or several; an array of four axes is a batch. Raises InputError for what is no picture."""
+def read_pictures(pictures: Any) -> list[Image.Image]:
+    """Read one picture or several (``PictureLike``); an array of four axes is a batch. InputError for what is none."""
     if isinstance(pictures, np.ndarray) and pictures.ndim == 4:
         pictures = list(pictures)
     if not isinstance(pictures, list | tuple):
-        return [read_picture(pictures)]  # type: ignore[arg-type] # a Sequence that is no list is refused there by name
+        return [read_picture(pictures)]
     if not pictures:
         raise InputError("an empty list of pictures; give at least one")
     return [read_picture(picture) for picture in pictures]
 
 
-def read_picture(picture: PictureLike) -> Image.Image:
+def read_picture(picture: Any) -> Image.Image:
     """Read one picture as RGB, turned upright as its EXIF orientation says.
 
     Raises InputError for a missing, truncated, non-image or gigantic file, and for arrays that are no picture.
@@ -129,7 +129,7 @@ def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
     return upright.convert("RGB")
 
 
-def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
+def _from_array(array: NDArray[Any]) -> Image.Image:
     """Take rows x columns (x 1, 3 or 4 colours) of uint8, or of floats in [0, 1]."""
     shape = " x ".join(map(str, array.shape))
     colours = array.shape[2] if array.ndim == 3 else 1

@@ -17,22 +17,22 @@ LayerName = str | nn.Module
 _SAME_STRIDE = 1.6
 
 
-def find_layers(model: nn.Module, wanted: LayerName | Sequence[LayerName] | None) -> dict[str, nn.Module]:
+def find_layers(model: nn.Module, wanted: Any) -> dict[str, nn.Module]:
     """Look up layers by dotted name or by identity; the answer keeps the order and drops repetitions.
 
     Raises LayerError for a name or module that the model does not have, with the near names.
     """
-    if wanted is None or (not isinstance(wanted, str | nn.Module) and not wanted):
+    if wanted is None or (isinstance(wanted, list | tuple) and not wanted):
         stages = [name for name, child in model.named_children() if any(True for _ in child.children())]
         raise LayerError(
             f"no layer given for {type(model).__name__}; pass layer=..., for example one inside "
             f"{', '.join(stages[:6]) or 'the model'} (`glowmap layers` lists them with their grids)"
         )
-    several = [wanted] if isinstance(wanted, str | nn.Module) else list(wanted)
+    several = list(wanted) if isinstance(wanted, list | tuple) else [wanted]
     return dict(_find(model, layer) for layer in several)
 
 
-def _find(model: nn.Module, layer: LayerName) -> tuple[str, nn.Module]:
+def _find(model: nn.Module, layer: Any) -> tuple[str, nn.Module]:
     modules = dict(model.named_modules(remove_duplicate=False))
     if isinstance(layer, nn.Module):
         for name, module in modules.items():

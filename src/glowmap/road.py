@@ -58,7 +58,7 @@ class Explainer:
     def __init__(self, model: nn.Module | Model, *, layer: LayerName | Sequence[LayerName] | None = None) -> None:
         self.model = as_model(model)
         self.layers = find_layers(self.model.module, layer)
-        self._one_layer = isinstance(layer, str | nn.Module)
+        self._one_layer = not isinstance(layer, list | tuple)
 
     def __call__(self, images: Any, *, target: Any = None, method: str = "grad_cam") -> Explanation | Explanations:
         """Explain images, as :func:`explain` does."""

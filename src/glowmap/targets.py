@@ -7,11 +7,12 @@ or any callable from the model's raw output to one score per image. A list of ta
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from glowmap.errors import TargetError
 from glowmap.shapes import Labels, Logits, PixelSets, Scores
 from glowmap.shelf import near_names
 
-Mask: TypeAlias = np.ndarray[Any, Any] | Tensor | Image.Image
+Mask: TypeAlias = NDArray[Any] | Tensor | Image.Image
 FitsMask = Callable[[Tensor, int], Tensor | None]  # (mask of a picture, which picture) -> the part that the model saw
 
 
@@ -87,6 +88,7 @@ class Answer:
         raise TargetError(f"no class {category!r} in {self.model}; {near_names(category, self.class_names)}")
 
 
+@runtime_checkable
 class Target(Protocol):
     """A question: one score per image, and its wording for each image."""
 
@@ -200,15 +202,14 @@ class Custom:
 
     function: Callable[[Any], Tensor]
 
-    def score(self, answer: Answer) -> Scores:
+    def score(self, answer: Answer) -> Any:  # held to the contract by checked()
         try:
-            scores: Scores = self.function(answer.raw)  # held to the contract by checked()
+            return self.function(answer.raw)
         except Exception as error:
             raise TargetError(
                 f"the target {self.wording(answer, 0)!r} raised {type(error).__name__}: {error}; "
                 f"it is called with the raw output of {answer.model}, here {type(answer.raw).__name__}"
             ) from error
-        return scores
 
     def wording(self, answer: Answer, image: int) -> str:
         return getattr(self.function, "__name__", type(self.function).__name__)
@@ -218,7 +219,7 @@ def as_target(question: Any) -> Target:
     """Read a question as people put it: None (the predicted class), an index, a name, labels of a batch, a target, a callable."""
     if question is None:
         return Predicted()
-    if isinstance(question, Category | Predicted | Pixels | Each | Custom):
+    if isinstance(question, Target):
         return question
     if isinstance(question, bool):
         raise TargetError(f"a target is a class, a set of pixels or a callable, not {question!r}")
@@ -249,7 +250,8 @@ def checked(scores: Any, batch: int, wording: str) -> Scores:
         raise TargetError(
             f"the target {wording!r} returned {what}; return a floating tensor of {batch} scores, one per image"
         )
-    scores = scores.reshape(1) if scores.ndim == 0 and batch == 1 else scores
+    if scores.ndim == 0 and batch == 1:
+        return checked(scores[None], batch, wording)
     if tuple(scores.shape) != (batch,):
         raise TargetError(
             f"the target {wording!r} returned the shape {tuple(scores.shape)} for {batch} image{'s' * (batch > 1)}; "
@@ -264,13 +266,13 @@ def checked(scores: Any, batch: int, wording: str) -> Scores:
     return scores
 
 
-def _labels(labels: Tensor | np.ndarray[Any, Any]) -> Category | Each:
+def _labels(labels: Tensor | NDArray[Any]) -> Category | Each:
     indices = torch.as_tensor(labels)
     if indices.ndim == 0 and not indices.is_floating_point() and indices.dtype != torch.bool:
         return Category(int(indices))
     if indices.ndim != 1 or indices.is_floating_point() or indices.dtype == torch.bool:
         raise TargetError(
-            f"class indices of a batch are a one-dimensional integer tensor, not {indices.dtype} of shape {tuple(indices.shape)}; "
+            f"the class indices of a batch are one integer axis, not {indices.dtype} of shape {tuple(indices.shape)}; "
             "for a set of pixels pass targets.Pixels(class, mask)"
         )
     return Each(tuple(indices.tolist()))
@@ -331,7 +333,7 @@ def _present(answer: Answer, image: int = 0) -> str:
     """Name the classes that a dense model predicts in an image, the largest first."""
     labels = answer.labels[image]
     indices, counts = torch.unique(labels[labels >= 0], return_counts=True)
-    order = counts.argsort(descending=True)[:5]
+    order = counts.argsort(descending=True, stable=True)[:5]
     shares = [f"{answer.name(int(indices[i]))} {counts[i] / labels.numel():.1%}" for i in order]
     return ", ".join(shares) or "none"
 

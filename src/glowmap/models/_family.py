@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from PIL import Image
@@ -16,6 +16,7 @@ from glowmap.shelf import Shelf
 Colours: TypeAlias = float | Sequence[float]
 
 
+@runtime_checkable
 class Preprocess(Protocol):
     """How a picture becomes the model's input (colour x rows x columns), and which part of the picture goes in."""
 

@@ -1,0 +1,31 @@
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Two test processes on two cores: more threads than that only wait for each other."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def street(tmp_path):
+    """A picture file of 60 x 40 (columns x rows): sky over road, a red thing on the right."""
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[:20] = (120, 170, 230)
+    pixels[20:] = (110, 110, 110)
+    pixels[18:30, 36:54] = (200, 30, 30)
+    path = tmp_path / "street.png"
+    Image.fromarray(pixels).save(path)
+    return path

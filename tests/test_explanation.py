@@ -1,0 +1,212 @@
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as some
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+import glowmap
+from cases import Classifier, ColourSegmenter, Segmenter, images
+from glowmap.errors import InputError, OutputError
+from glowmap.explanation import Explanation, min_max
+
+
+def of(raw, size=(8, 8), **fields):
+    raw = torch.as_tensor(raw, dtype=torch.float32)
+    known = {"scores": torch.zeros(len(raw)), "layer": "layer", "method": "grad_cam", "model": "Model"}
+    known |= {"targets": ("class 1",) * len(raw), "input_size": size}
+    return Explanation(raw, **(known | fields))
+
+
+@pytest.fixture(scope="module")
+def explained():
+    torch.manual_seed(2)
+    model = glowmap.load(Segmenter().eval(), mean=0.5, std=0.25, classes=["sky", "road", "car", "bus", "tree"])
+    picture = np.random.default_rng(1).integers(0, 256, (24, 32, 3)).astype(np.uint8)
+    mask = np.ones((24, 32))
+    return glowmap.explain(
+        model,
+        [picture, picture[:, ::-1]],
+        target=[glowmap.targets.Pixels(name, mask) for name in ("road", "car")],
+        layer=["encoder.0", "encoder.2"],
+    )
+
+
+def test_heatmap_is_relu_then_bilinear_then_min_max():
+    raw = torch.randn(3, 4, 5)
+    wanted = F.interpolate(raw.clamp_min(0)[:, None], (9, 13), mode="bilinear", align_corners=False)[:, 0]
+    wanted = torch.stack([(one - one.min()) / (one.max() - one.min()) for one in wanted])
+    found = of(raw, (9, 13))
+    torch.testing.assert_close(found.heatmap, wanted)
+    assert found.scale(1)[0] >= 0
+    assert found.scale(1)[1] == pytest.approx(
+        float(F.interpolate(raw[1:2, None].clamp_min(0), (9, 13), mode="bilinear").max())
+    )
+
+
+@pytest.mark.parametrize("value", [0.0, -3.0, 5.0, 1e30, 1e-30])
+def test_a_flat_map_is_a_zero_heatmap_and_never_nan(value):
+    assert not of(torch.full((2, 3, 3), value)).heatmap.any()
+
+
+@given(
+    arrays(np.float32, (2, 3, 4), elements=some.floats(-1000, 1000, width=32)), some.sampled_from([1e-12, 1.0, 1e12])
+)
+def test_heatmaps_fill_zero_to_one_at_any_scale(raw, scale):
+    heat = of(torch.from_numpy(raw) * scale).heatmap
+    assert heat.isfinite().all()
+    for one in heat:
+        assert one.min() == 0
+        assert one.max() in (0, 1)
+
+
+def test_min_max_ignores_what_is_rounding():
+    noisy = torch.full((1, 4, 4), 0.3) + torch.randn(1, 4, 4) * 1e-8
+    assert not min_max(noisy).any()
+    assert min_max(noisy - 0.3).max() in (0, 1)
+
+
+def test_notes_say_why_a_map_is_blank():
+    model = Classifier().eval()
+    positive = glowmap.explain(model, images(1), target=lambda out: out[:, 0], layer="features.4")
+    negative = glowmap.explain(model, images(1), target=lambda out: -out[:, 0], layer="features.4")
+    blank = positive if positive.raw.max() <= 0 else negative
+    for one in (positive, negative):
+        assert ("no positive value" in " ".join(one.notes)) == (not one.heatmap.any())
+    torch.testing.assert_close(positive.raw, -negative.raw)
+    assert blank is not None
+
+
+def test_images_can_be_taken_out(explained):
+    both = explained[0]
+    assert len(both) == 2
+    second = both[1]
+    assert torch.equal(second.raw[0], both.raw[1])
+    assert torch.equal(second.heatmap[0], both.heatmap[1])
+    assert second.pictures == both.pictures[1:]
+    assert torch.equal(second.prediction.labels[0], both.prediction.labels[1])
+    assert torch.equal(both[-1].raw, second.raw)
+    assert [one.scores.item() for one in both] == both.scores.tolist()
+    with pytest.raises(IndexError, match="there are 2 images, no 2"):
+        both[2]
+
+
+def test_the_overlay_lies_on_the_picture_at_its_own_resolution(explained):
+    picture = explained[0].pictures[1].image
+    assert np.array_equal(np.asarray(explained[0].overlay(1, opacity=0.0)), np.asarray(picture))
+    hot = np.asarray(explained[0].overlay(1, opacity=1.0))
+    row, column = np.unravel_index(int(explained[0].heatmap[1].argmax()), (24, 32))
+    from glowmap.render import COLORMAPS
+
+    assert hot[row, column].tolist() == COLORMAPS["glow"][-1].tolist()
+    with pytest.raises(OutputError, match="no colormap 'jett'; near names: jet"):
+        explained[0].overlay(colormap="jett")
+
+
+def test_the_panel_has_a_row_for_each_question_and_image(explained):
+    one_row = explained[0][0].panel()
+    two_layers = glowmap.Explanations([explained[0][0], explained[1][0]]).panel()
+    all_of_it = explained.panel()
+    assert one_row.width < two_layers.width == all_of_it.width
+    assert two_layers.height < all_of_it.height / 3
+    assert all_of_it.tobytes() == explained.panel().tobytes()
+
+
+def test_reprs(explained):
+    assert repr(explained[1]) == ("<Explanation of 'road (mask)' by grad_cam at encoder.2 (6 x 8), 2 images>")
+    shown = Image.open(io.BytesIO(explained._repr_png_()))
+    assert shown.size == explained.panel().size
+    assert Image.open(io.BytesIO(explained[0]._repr_png_())).size == explained[0].panel().size
+
+
+def test_a_notebook_shows_the_picture(explained):
+    formatters = pytest.importorskip("IPython.core.formatters")
+    bundle, _ = formatters.DisplayFormatter().format(explained[0])
+    assert set(bundle) == {"text/plain", "image/png"}
+    signal, _ = formatters.DisplayFormatter().format(of(torch.randn(1, 6), (12,)))
+    assert set(signal) == {"text/plain"}
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "tiff", "pdf"])
+def test_saving_the_panel(explained, tmp_path, ending):
+    path = explained.save(tmp_path / f"panel.{ending}")
+    assert path.read_bytes()[:4] in (b"\x89PNG", b"\xff\xd8\xff\xe0", b"RIFF", b"II*\x00", b"%PDF")
+    if ending == "png":
+        assert Image.open(io.BytesIO(path.read_bytes())).size == explained.panel().size
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_saving_the_numbers_and_reading_them_back(explained, tmp_path):
+    found = glowmap.Explanations.load(explained.save(tmp_path / "numbers.npz"))
+    assert len(found) == len(explained)
+    for one, other in zip(explained, found, strict=True):
+        for field in ("raw", "scores", "heatmap"):
+            assert torch.equal(getattr(one, field), getattr(other, field))
+        for field in ("layer", "method", "model", "targets", "input_size", "notes"):
+            assert getattr(one, field) == getattr(other, field)
+        assert torch.equal(one.prediction.labels, other.prediction.labels)
+    assert found.panel().tobytes() == explained.panel().tobytes()
+    single = glowmap.Explanation.load(explained[1].save(tmp_path / "one.npz"))
+    assert torch.equal(single.raw, explained[1].raw)
+    with np.load(tmp_path / "numbers.npz") as stored:
+        assert json.loads(str(stored["explanations"]))[0]["layer"] == "encoder.0"
+        assert sum(name.startswith("picture") for name in stored) == 2  # stored once, not once an explanation
+
+
+def test_reading_what_is_no_file_of_explanations(explained, tmp_path):
+    np.savez(tmp_path / "other.npz", a=np.ones(3))
+    (tmp_path / "text.npz").write_text("hello")
+    for name in ("other.npz", "text.npz", "missing.npz"):
+        with pytest.raises(InputError, match=f"{name} is no file of explanations"):
+            glowmap.Explanations.load(tmp_path / name)
+    with pytest.raises(InputError, match="holds 4 explanations; read them with Explanations.load"):
+        glowmap.Explanation.load(explained.save(tmp_path / "four.npz"))
+
+
+def test_what_cannot_be_written_leaves_nothing(explained, tmp_path, monkeypatch):
+    with pytest.raises(OutputError, match="ends in .xyz, which says no format; end it in .png"):
+        explained.save(tmp_path / "panel.xyz")
+    with pytest.raises(OutputError, match="ends in nothing"):
+        explained.save(tmp_path / "panel")
+    with pytest.raises(OutputError, match="cannot be written .*; choose a folder that exists"):
+        explained.save(tmp_path / "nowhere" / "panel.png")
+    old = tmp_path / "panel.png"
+    old.write_text("old")
+
+    def half(self, stream, **_):
+        stream.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Image.Image, "save", half)
+    with pytest.raises(OutputError, match="disk full"):
+        explained.save(old)
+    assert old.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["panel.png"]
+
+
+def test_signals_have_numbers_but_no_picture():
+    signal = of(torch.randn(2, 6), (12,))
+    assert signal.heatmap.shape == (2, 12)
+    with pytest.raises(OutputError, match=r"1 spatial axes and cannot be drawn as a picture; use .heatmap or .raw"):
+        signal.overlay()
+    with pytest.raises(OutputError, match="nothing|no explanations"):
+        glowmap.Explanations([]).panel()
+
+
+def test_a_classifiers_prediction_is_kept():
+    model = Classifier().eval()
+    found = glowmap.explain(model, images(), target=1, layer="features.4")
+    torch.testing.assert_close(found.prediction.probabilities, model(images()).softmax(1).detach())
+    assert found.prediction.names == ("class 0", "class 1", "class 2", "class 3")
+    assert found.panel().width > 700
+
+
+def test_dense_predictions_are_labels():
+    batch = images(1).abs()
+    found = glowmap.explain(ColourSegmenter(), batch, target=[2], layer="layer")[0]
+    assert torch.equal(found.prediction.labels, batch.flip(1).argmax(1))

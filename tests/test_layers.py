@@ -1,0 +1,166 @@
+import pytest
+import torch
+from torch import nn
+
+import glowmap
+from cases import Classifier, FlattenClassifier, images
+from glowmap.errors import LayerError
+from glowmap.layers import find_layers
+
+
+def test_by_name_by_module_and_several_in_the_order_asked_for():
+    model = Classifier().eval()
+    by_name = glowmap.explain(model, images(), target=0, layer="features.3")
+    by_module = glowmap.explain(model, images(), target=0, layer=model.features[3])
+    assert by_module.layer == "features.3"
+    assert torch.equal(by_name.raw, by_module.raw)
+    several = glowmap.explain(model, images(), target=0, layer=[model.features[4], "features.0"])
+    assert [one.layer for one in several] == ["features.4", "features.0"]
+    assert len(glowmap.explain(model, images(), target=0, layer=["features.3"])) == 1
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ("feature.3", "no layer 'feature.3' in Classifier; near names: features.3"),
+        ("3", "near names: features.3"),
+        ("", "no layer ''"),
+        (nn.ReLU(), "the given ReLU is no part of this Classifier"),
+        (None, "no layer given for Classifier; pass layer=..., for example one inside features"),
+        ([], "no layer given"),
+        ("head", r"layer 'head' \(2 x 4\) has no spatial axes"),
+    ],
+)
+def test_layers_that_cannot_be_explained(layer, message):
+    with pytest.raises(LayerError, match=message):
+        glowmap.explain(Classifier().eval(), images(), target=0, layer=layer)
+
+
+def test_what_is_neither_a_name_nor_a_module():
+    with pytest.raises(LayerError, match="a dotted name or a module, not 7"):
+        find_layers(Classifier(), 7)
+
+
+class Odd(Classifier):
+    """A classifier with modules around which something odd happens; ``way`` says which."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way, self.odd, self.inner = way, nn.Identity(), nn.Identity()
+
+    def forward(self, images):
+        maps = self.features(images)
+        match self.way:
+            case "never runs":
+                pass
+            case "tokens":
+                maps = self.odd(maps.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, maps.shape[2:])
+            case "one cell":
+                maps = self.odd(maps.mean((2, 3), keepdim=True))
+            case "windows":
+                maps = self.odd(maps.flatten(0, 1)[:, None]).reshape(maps.shape)
+            case "detached after":
+                maps = self.odd(maps).detach()
+            case "not used":
+                self.odd(maps * 2)
+            case "under no_grad":
+                with torch.no_grad():
+                    maps = self.inner(self.odd(maps)) * 1
+            case "under inference_mode":
+                with torch.inference_mode():
+                    maps = self.odd(maps * 1)
+                maps = maps * 1
+            case "overwritten":
+                kept = self.odd(maps)
+                maps.mul_(0.5)
+                maps = maps + kept
+            case "twice":
+                maps = self.odd(self.odd(maps) * 2)
+            case "two maps":
+                maps = self.odd((maps, maps))[0]
+        return self.head(maps.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("way", "message"),
+    [
+        ("never runs", "layer 'odd' did not run in this forward pass"),
+        ("tokens", r"'odd' \(2 x 20 x 8\) does not have the 2 spatial axes of the input \(2 x 3 x 16 x 20\)"),
+        ("one cell", r"'odd' \(2 x 8 x 1 x 1\) has no spatial axes left"),
+        ("windows", r"'odd' \(16 x 1 x 4 x 5\) has 16 rows for 2 images"),
+        ("not used", "the score does not depend on layer 'odd'; either what the layer computes is not used"),
+        ("under no_grad", r"'odd'; the model runs it under torch.no_grad\(\)"),
+        ("under inference_mode", r"runs layer 'odd' under torch.inference_mode\(\)"),
+        ("overwritten", "output of layer 'odd' is overwritten in place later"),
+        ("two maps", r"layer 'odd' returns 2 maps \(2 x 8 x 4 x 5, 2 x 8 x 4 x 5\)"),
+    ],
+)
+def test_odd_layers_are_named(way, message):
+    layers = ["features.0", "odd"] if way == "not used" else "odd"
+    with pytest.raises(glowmap.errors.GlowmapError, match=message):
+        glowmap.explain(Odd(way).eval(), images(), target=0, layer=layers)
+
+
+def test_a_head_that_is_cut_off():
+    with pytest.raises(glowmap.errors.TargetError, match="carries no gradient to layer 'odd'; either"):
+        glowmap.explain(Odd("detached after").eval(), images(), target=0, layer="odd")
+
+
+def test_the_end_of_a_backbone_under_no_grad_can_be_explained():
+    """The graph begins at the layer, so a frozen backbone that runs under no_grad is no obstacle at its last module."""
+
+    class Frozen(Classifier):
+        def forward(self, images):
+            with torch.no_grad():
+                maps = self.features(images)
+            return self.head(maps.mean((2, 3)))
+
+    frozen, free = Frozen().eval(), Classifier().eval()
+    free.load_state_dict(frozen.state_dict())
+    found = glowmap.explain(frozen, images(), target=0, layer="features")
+    assert torch.equal(found.raw, glowmap.explain(free, images(), target=0, layer="features").raw)
+
+
+def test_a_layer_that_runs_twice_is_explained_at_its_last_run_and_said():
+    model = Odd("twice").eval()
+    found = glowmap.explain(model, images(), target=0, layer="odd")
+    assert "layer 'odd' ran 2 times; its last run is explained" in found.notes
+    doubled = glowmap.explain(model, images(), target=0, layer="features")
+    torch.testing.assert_close(found.raw, doubled.raw)  # twice the activations, half the gradient
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda m: (m, None), lambda m: [m], lambda m: {"out": m, "n": 1}, lambda m: ((m,), "x")]
+)
+def test_one_map_in_a_structure_is_found(wrap):
+    class Wrapping(nn.Module):
+        def forward(self, maps):
+            return wrap(maps)
+
+    class Structured(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.wrapping = Wrapping()
+
+        def forward(self, images):
+            (maps,) = glowmap_tensors(self.wrapping(self.features(images)))
+            return self.head(maps.mean((2, 3)))
+
+    def glowmap_tensors(value):
+        if isinstance(value, torch.Tensor):
+            return [value]
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+        return [tensor for part in parts for tensor in glowmap_tensors(part)]
+
+    model = Structured().eval()
+    found = glowmap.explain(model, images(), target=0, layer="wrapping")
+    assert torch.equal(found.raw, glowmap.explain(model, images(), target=0, layer="features").raw)
+    assert found.raw.any()
+
+
+def test_a_layer_whose_gradient_is_zero_is_no_silent_zero_map():
+    model = FlattenClassifier().eval()
+    nn.init.zeros_(model.head.weight)
+    found = glowmap.explain(model, images(1, 8, 8), target=0, layer="conv")
+    assert "class 0 at 'conv': the score's gradient is zero everywhere" in found.notes[0]
+    assert not found.heatmap.any()

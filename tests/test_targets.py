@@ -1,0 +1,232 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import glowmap
+from cases import Classifier, ColourSegmenter, Segmenter, images
+from glowmap.errors import TargetError
+from glowmap.targets import Each, Pixels
+
+
+def explain(model, batch, target, layer=None, **loading):
+    asked = glowmap.load(model, **loading) if loading else model
+    return glowmap.explain(
+        asked, batch, target=target, layer=layer or ("layer" if hasattr(model, "layer") else "features")
+    )
+
+
+@pytest.fixture
+def classifier():
+    return Classifier().eval()
+
+
+@pytest.fixture
+def three_colours():
+    """Left half red, right half green but for one blue row at the bottom: 4 x 6."""
+    picture = torch.zeros(1, 3, 4, 6)
+    picture[:, 0, :, :3], picture[:, 1, :, 3:] = 2.0, 3.0
+    picture[:, :, 3, :] = torch.tensor([0.0, 0.0, 5.0])[:, None]
+    return picture
+
+
+def test_a_class_by_index_and_by_name(classifier):
+    names = ["cat", "dog", "Car", "bus"]
+    logits = classifier(images())
+    for asked in (2, np.int64(2), torch.tensor(2), "Car", "car"):
+        found = explain(classifier, images(), asked, classes=names)
+        torch.testing.assert_close(found.scores, logits[:, 2].detach())
+        assert found.targets == ("Car", "Car")
+
+
+def test_digits_are_an_index_only_where_given_as_a_number(classifier):
+    found = explain(classifier, images(), "1", classes=["0", "2", "3", "1"])
+    torch.testing.assert_close(found.scores, classifier(images())[:, 3].detach())
+
+
+def test_none_is_each_images_own_answer(classifier):
+    found = explain(classifier, images(5), None)
+    logits = classifier(images(5)).detach()
+    assert torch.equal(found.scores, logits.amax(1))
+    assert found.targets == tuple(f"class {i}" for i in logits.argmax(1))
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array, Each])
+def test_a_class_for_each_image(classifier, kind):
+    found = explain(classifier, images(3), kind([2, 0, 3]))
+    logits = classifier(images(3)).detach()
+    torch.testing.assert_close(found.scores, logits[[0, 1, 2], [2, 0, 3]])
+    single = explain(classifier, images(3)[1:2], 0)
+    torch.testing.assert_close(found.raw[1:2], single.raw)
+
+
+def test_each_mixes_kinds_of_questions():
+    model = Segmenter().eval()
+    mask = torch.zeros(16, 20)
+    mask[:8] = 1
+    whole = torch.ones(16, 20)
+    found = glowmap.explain(
+        model, images(2), target=Each([Pixels(1, mask), lambda out: out["out"][:, 2].sum((1, 2))]), layer="encoder.2"
+    )
+    out = model(images(2))["out"].detach()
+    torch.testing.assert_close(found.scores, torch.stack([(out[0, 1] * mask).sum(), (out[1, 2] * whole).sum()]))
+
+
+def test_a_list_asks_several_questions(classifier):
+    found = explain(classifier, images(), [1, 3])
+    assert [one.targets[0] for one in found] == ["class 1", "class 3"]
+    torch.testing.assert_close(found[1].scores, classifier(images())[:, 3].detach())
+
+
+def test_a_callable_gets_the_raw_output(classifier):
+    def second_rather_than_first(output):
+        return output[:, 1] - output[:, 0]
+
+    found = explain(classifier, images(), second_rather_than_first)
+    logits = classifier(images()).detach()
+    torch.testing.assert_close(found.scores, logits[:, 1] - logits[:, 0])
+    assert found.targets[0] == "second_rather_than_first"
+
+
+def test_a_dense_models_class_is_its_predicted_pixels(three_colours):
+    found = explain(ColourSegmenter(), three_colours, 2)  # red: 3 rows x 3 columns of 2.0
+    assert found.scores.tolist() == [18.0]
+    assert torch.equal(
+        explain(ColourSegmenter(), three_colours, 0).scores, torch.tensor([30.0])
+    )  # blue: 6 cells of 5.0
+
+
+def test_a_single_class_is_predicted_where_its_logit_is_positive():
+    class Single(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Identity()
+
+        def forward(self, picture):
+            return self.layer(picture)[:, :1]
+
+    picture = torch.tensor([[-1.0, 2.0], [3.0, -4.0]])[None, None]
+    found = explain(Single(), picture, 0)
+    assert found.scores.tolist() == [5.0]
+    assert found.prediction.labels.tolist() == [[[0, 1], [1, 0]]]
+
+
+@pytest.mark.parametrize(
+    "convert", [torch.tensor, np.array, lambda m: torch.tensor(m) > 0, lambda m: np.array(m, float)]
+)
+def test_pixels_under_a_mask(three_colours, convert):
+    mask = convert([[1, 1, 0, 0, 0, 0]] + [[0] * 6] * 3)
+    assert explain(ColourSegmenter(), three_colours, Pixels(2, mask)).scores.tolist() == [4.0]
+
+
+def test_a_mask_for_each_image(three_colours):
+    masks = torch.zeros(2, 4, 6)
+    masks[0, 0, 0] = masks[1, :3, :3] = 1
+    found = explain(ColourSegmenter(), three_colours.repeat(2, 1, 1, 1), Pixels(2, masks))
+    assert found.scores.tolist() == [2.0, 18.0]
+
+
+def test_a_mask_of_the_inputs_size_for_an_output_of_another():
+    class Quarter(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.AvgPool2d(2)
+
+        def forward(self, picture):
+            return self.layer(picture)
+
+    picture = torch.arange(64.0).reshape(1, 1, 8, 8).repeat(1, 2, 1, 1)
+    mask = torch.zeros(8, 8)
+    mask[:2, 4:6] = 1  # exactly one cell of the output: mean of 4, 5, 12, 13
+    assert explain(Quarter(), picture, Pixels(1, mask)).scores.tolist() == [8.5]
+
+
+def test_a_mask_of_the_pictures_own_size(tmp_path):
+    pixels = np.zeros((20, 30, 3), np.uint8)
+    pixels[10:, 15:] = (255, 0, 0)
+    model = glowmap.load(ColourSegmenter(), size=(40, 60))
+    mask = Image.new("1", (30, 20))
+    mask.paste(1, (20, 12, 25, 16))  # 5 x 4 pixels well inside the red: 80 at twice the size
+    found = glowmap.explain(model, pixels, target=Pixels(2, mask), layer="layer")
+    assert found.scores.tolist() == [80.0]
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("doog", r"no class 'doog' in Classifier; near names: dog"),
+        (4, r"no class 4: Classifier has 4, from 0 to 3"),
+        (-1, r"no class -1"),
+        (True, "not True"),
+        (1.5, "not float"),
+        ([], "empty list of targets"),
+        (torch.tensor([0, 1, 2]), "3 targets for 2 images"),
+        (torch.tensor([0.5, 1.0]), "one integer axis"),
+        (torch.zeros(2, 2, dtype=torch.long), "one integer axis"),
+        (Pixels("dog", torch.ones(3, 3)), "one answer per image"),
+        (lambda out: out, r"returned the shape \(2, 4\) for 2 images"),
+        (lambda out: out.sum(), r"returned the shape \(\)"),
+        (lambda out: 3.0, "returned float"),
+        (lambda out: out.argmax(1), "returned a tensor of torch.int64"),
+        (lambda out: out[:, 0] / 0 * 0, "not finite in images 0, 1"),
+        (lambda out: out["logits"], "raised IndexError"),
+        (lambda out: out[:, 0].detach(), "carries no gradient"),
+    ],
+)
+def test_what_cannot_be_asked_of_a_classifier(classifier, target, message):
+    with pytest.raises(TargetError, match=message):
+        explain(classifier, images(), target, classes=["cat", "dog", "car", "bus"])
+
+
+def test_names_must_be_known_and_unambiguous(classifier):
+    with pytest.raises(TargetError, match=r"class names of Classifier are unknown; give the index \(0 to 3\)"):
+        explain(classifier, images(), "car")
+    with pytest.raises(TargetError, match=r"'crane' stands for the classes \[1, 3\]"):
+        explain(classifier, images(), "crane", classes=["a", "crane", "b", "crane"])
+    with pytest.raises(TargetError, match="3 class names for the 4 classes"):
+        explain(classifier, images(), "a", classes=["a", "b", "c"])
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (None, r"no one class to explain; .* green 37.5%, red 37.5%, blue 25.0%"),
+        ("white", "no class 'white'"),
+        (Pixels("red", torch.zeros(4, 6)), "the mask is empty; mark at least one pixel"),
+        (
+            Pixels("red", torch.ones(4, 7)),
+            r"the mask has the shape \(4, 7\), but the output of ColourSegmenter is 1 x 4 x 6",
+        ),
+        (Pixels("red", torch.ones(2, 4, 6)), r"shape \(2, 4, 6\)"),
+        (Pixels("red", np.array([["in"]])), "a mask is an array, a tensor or a picture of numbers"),
+    ],
+)
+def test_what_cannot_be_asked_of_a_dense_model(three_colours, target, message):
+    with pytest.raises(TargetError, match=message):
+        explain(ColourSegmenter(), three_colours, target, classes=["blue", "green", "red"])
+
+
+def test_a_class_that_is_predicted_nowhere_names_what_is_there(three_colours):
+    without_red = three_colours[:, :, :3, 3:]
+    with pytest.raises(
+        TargetError, match=r"no pixel is predicted as 'red'; ask for a class that is there \(green 100.0%\)"
+    ):
+        explain(ColourSegmenter(), without_red, "red", classes=["blue", "green", "red"])
+    pair = torch.cat([three_colours[:, :, :3, :3], without_red])
+    with pytest.raises(TargetError, match="predicted as 'class 2' in image 1;"):
+        explain(ColourSegmenter(), pair, 2)
+
+
+def test_an_output_that_nobody_can_read():
+    class Boxes(Classifier):
+        def forward(self, images):
+            return {"boxes": super().forward(images), "scores": None}
+
+    with pytest.raises(
+        TargetError, match=r"no class scores .* a dict with the keys boxes, scores; pass target=a callable"
+    ):
+        explain(Boxes().eval(), images(), 1)
+    found = explain(Boxes().eval(), images(), lambda out: out["boxes"][:, 1])
+    assert found.prediction is None
+    assert found.raw.any()
