@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Annotated, Any
@@ -25,14 +26,12 @@ import torch
 import torch.nn.functional as F
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.markdown import Markdown
 from torch import Tensor, nn
 from torchvision.models import resnet50
 from torchvision.models.segmentation import deeplabv3_resnet50
 
 import glowmap
-
-CATEGORY = 7
 
 
 @dataclass(frozen=True)
@@ -41,27 +40,27 @@ class Case:
 
     build: Callable[..., nn.Module]
     layer: str
+    category: int  # one whose map is not blank with these random weights
     shape: tuple[int, ...]
-    share: float
-    dense: bool = False
+    share: float = 1.0
 
 
 CASES = {
-    "ResNet-50, 1 image": Case(resnet50, "layer4", (1, 3, 224, 224), 1),
-    "ResNet-50, 8 images": Case(resnet50, "layer4", (8, 3, 224, 224), 0.35),
-    "DeepLabV3, 1 image": Case(deeplabv3_resnet50, "backbone.layer4", (1, 3, 375, 500), 0.35, dense=True),
+    "ResNet-50, 1 image": Case(resnet50, "layer4", 11, (1, 3, 224, 224)),
+    "ResNet-50, 8 images": Case(resnet50, "layer4", 11, (8, 3, 224, 224), share=0.35),
+    "DeepLabV3, 1 image": Case(deeplabv3_resnet50, "backbone.layer4", 7, (1, 3, 375, 500), share=0.35),
 }
 
 
 class Subject:
     """A case built: the model with random weights, its input, and the same question in Glowmap's words and in plain ones."""
 
-    def __init__(self, case: Case, shape: tuple[int, ...] | None = None) -> None:
+    def __init__(self, case: Case) -> None:
         torch.manual_seed(0)
-        self.dense, self.layer = case.dense, case.layer
-        bare_of_weights = {"weights": None} | ({"weights_backbone": None} if case.dense else {})
-        self.model = case.build(**bare_of_weights).eval()
-        self.ask(torch.rand(shape or case.shape))
+        self.layer, self.category = case.layer, case.category
+        self.dense = case.build is deeplabv3_resnet50
+        self.model = case.build(weights=None, **({"weights_backbone": None} if self.dense else {})).eval()
+        self.ask(torch.rand(case.shape))
 
     def ask(self, images: Tensor) -> None:
         """Put other images in, of any size; the mask of a dense model covers the middle ninth of them."""
@@ -69,13 +68,11 @@ class Subject:
         rows, columns = images.shape[2:]
         self.mask = torch.zeros(rows, columns, dtype=torch.bool)
         self.mask[rows // 3 : rows * 2 // 3, columns // 3 : columns * 2 // 3] = True
-        self.target: Any = glowmap.targets.Pixels(CATEGORY, self.mask) if self.dense else CATEGORY
+        self.target: Any = glowmap.targets.Pixels(self.category, self.mask) if self.dense else self.category
 
     def score(self, output: Any) -> Tensor:
         """Sum the class's logits, over the images or over the mask."""
-        if self.dense:
-            return (output["out"][:, CATEGORY] * self.mask).sum()
-        logits: Tensor = output[:, CATEGORY]
+        logits: Tensor = output["out"][:, self.category] * self.mask if self.dense else output[:, self.category]
         return logits.sum()
 
 
@@ -85,40 +82,27 @@ Action = Callable[[], Any]
 
 def bare(subject: Subject) -> Action:
     """Run the forward pass alone, without autograd."""
-
-    def run() -> None:
-        with torch.no_grad():
-            subject.model(subject.images)
-
-    return run
+    return torch.no_grad()(lambda: subject.model(subject.images))
 
 
 def glowmap_grad_cam(subject: Subject) -> Action:
     """Ask Glowmap as its users do, up to the heatmap."""
-    explainer = glowmap.Explainer(subject.model, layer=subject.layer)
-
-    def run() -> Tensor:
-        explanation = explainer(subject.images, target=subject.target)
-        assert isinstance(explanation, glowmap.Explanation)
-        return explanation.heatmap
-
-    return run
+    explainer: Any = glowmap.Explainer(subject.model, layer=subject.layer)
+    return lambda: explainer(subject.images, target=subject.target).heatmap
 
 
 def recipe(subject: Subject) -> Action:
     """Follow the recipe that everyone starts from: two hooks, ``backward()`` through the whole model, weights included."""
-    layer, kept = subject.model.get_submodule(subject.layer), {}
-
-    def keep_activations(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        kept["activations"] = output
-
-    def keep_gradients(_module: nn.Module, _inputs: Any, gradients: Any) -> None:
-        kept["gradients"] = gradients[0]
+    layer = subject.model.get_submodule(subject.layer)
+    kept: dict[str, Tensor] = {}
 
     def run() -> Tensor:
-        hooks = [layer.register_forward_hook(keep_activations), layer.register_full_backward_hook(keep_gradients)]
+        hooks = [
+            layer.register_forward_hook(lambda _module, _inputs, output: kept.update(activations=output)),
+            layer.register_full_backward_hook(lambda _module, _inputs, outputs: kept.update(gradients=outputs[0])),
+        ]
         subject.model.zero_grad()
-        subject.score(subject.model(subject.images)).backward()
+        torch.autograd.backward(subject.score(subject.model(subject.images)))  # score.backward(), with types
         for hook in hooks:
             hook.remove()
         weights = kept["gradients"].mean((2, 3), keepdim=True)
@@ -144,16 +128,31 @@ def head_backward(subject: Subject) -> Action:
     return lambda: torch.autograd.grad(score, maps)
 
 
-BARE, GLOWMAP, RECIPE, HEAD, IDEAL = "bare forward", "Glowmap", "plain recipe", "head backward", "ideal"
-VARIANTS = {BARE: bare, GLOWMAP: glowmap_grad_cam, RECIPE: recipe, HEAD: head_backward}
-
-Rounds = dict[str, list[float]]
+BARE, GLOWMAP, RECIPE, IDEAL = "bare forward", "Glowmap", "plain recipe", "ideal"
+VARIANTS = {BARE: bare, GLOWMAP: glowmap_grad_cam, RECIPE: recipe, IDEAL: head_backward}
 
 
-def timed(subject: Subject, rounds: int) -> Rounds:
+@dataclass
+class Measured:
+    """The seconds of each variant, round by round, and its peaks of memory in MB, of which there may be none."""
+
+    seconds: dict[str, list[float]]
+    peaks: dict[str, list[float]]
+
+    def slower(self, one: str, other: str) -> list[float]:
+        """Compare the times of two variants within each round."""
+        return [a / b for a, b in zip(self.seconds[one], self.seconds[other], strict=True)]
+
+    def heavier(self, one: str, other: str) -> list[float]:
+        """Compare the peaks of two variants: one ratio, or none."""
+        above, below = self.peaks[one], self.peaks[other]
+        return [median(above) / median(below)] if above and below else []
+
+
+def timed(subject: Subject, rounds: int) -> dict[str, list[float]]:
     """Let the variants take turns, after one turn to warm up, and write down the seconds of each."""
-    variants = [name for name in VARIANTS if subject.dense or name != HEAD]
-    seconds: Rounds = {name: [] for name in variants}
+    variants = [name for name in VARIANTS if subject.dense or name != IDEAL]
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds + 1):
         turn = number % len(variants)  # who begins changes, so that none always runs in another's wake
         for name in variants[turn:] + variants[:turn]:
@@ -163,33 +162,28 @@ def timed(subject: Subject, rounds: int) -> Rounds:
             action()
             if number:
                 seconds[name].append(time.perf_counter() - start)
-    if subject.dense:
-        backward = seconds.pop(HEAD)
-        seconds[IDEAL] = [sum(pair) for pair in zip(seconds[BARE], backward, strict=True)]
+    if IDEAL in seconds:
+        seconds[IDEAL] = [sum(pair) for pair in zip(seconds[BARE], seconds[IDEAL], strict=True)]
     return seconds
 
 
-def ratios(seconds: Rounds, one: str, other: str) -> list[float]:
-    """Compare two variants within each round."""
-    return [a / b for a, b in zip(seconds[one], seconds[other], strict=True)]
-
-
 def difference(subject: Subject) -> float:
-    """Tell how far Glowmap's heatmap and the recipe's lie apart: a comparison of costs means nothing if the maps differ."""
-    return float((glowmap_grad_cam(subject)() - recipe(subject)()).abs().max())
+    """Tell how far Glowmap's heatmap and the recipe's lie apart: costs of different maps could not be compared.
+
+    Blank maps agree whatever was computed, so they count as infinitely far apart.
+    """
+    ours, theirs = glowmap_grad_cam(subject)(), recipe(subject)()
+    return float((ours - theirs).abs().max()) if ours.amax((1, 2)).min() > 0 else inf
 
 
-def peak_in_a_fresh_process(case: str, variant: str, threads: int, repeats: int) -> float | None:
-    """Measure in processes of their own; None where the system does not tell."""
+def peaks_in_fresh_processes(case: str, variant: str, threads: int, repeats: int) -> list[float]:
+    """Measure each time in a process of its own; none where the system does not tell."""
     # Large tensors go back to the system as soon as they are freed, so that what counts is what is alive, and not what the
     # allocator happens to hoard.
     lean = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, __file__, "peak", case, variant, "--threads", str(threads)]
-    told = [
-        subprocess.run(command, env=os.environ | lean, check=True, capture_output=True, text=True).stdout.strip()
-        for _ in range(repeats)
-    ]
-    return median(float(peak) for peak in told) if all(told) else None
+    runs = (subprocess.run(command, env=os.environ | lean, check=True, stdout=-1, text=True) for _ in range(repeats))
+    return [float(run.stdout) for run in runs if run.stdout]
 
 
 def peak(subject: Subject, variant: str) -> float:
@@ -200,12 +194,11 @@ def peak(subject: Subject, variant: str) -> float:
     VARIANTS[variant](subject)()
     subject.model.zero_grad()
     subject.ask(images)
-    action = VARIANTS[variant](subject)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back to where the process stands
     before = _megabytes("VmRSS")
-    action()
+    VARIANTS[variant](subject)()
     return _megabytes("VmHWM") - before
 
 
@@ -215,135 +208,103 @@ def _megabytes(field: str) -> float:
     return int(found[1]) * 1024 / 1e6
 
 
-@dataclass(frozen=True)
-class Sheet:
-    """A table, for the terminal and for Markdown; the first column is text, the others are figures."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
-
-    def on_terminal(self) -> Table:
-        table = Table(title=self.title, title_justify="left", title_style="bold")
-        for number, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if number else "left")
-        for row in self.rows:
-            table.add_row(*row)
-        return table
-
-    def in_markdown(self) -> str:
-        ruler = ("---", *("---:" for _ in self.columns[1:]))
-        lines = [f"| {' | '.join(cells)} |" for cells in (self.columns, ruler, *self.rows)]
-        return "\n".join((f"## {self.title}", "", *lines))
+def costs(measured: Measured) -> str:
+    """Lay out what each variant costs, beside the bare forward pass."""
+    rows = [("", "time", "time / bare", "peak memory", "memory / bare")]
+    for name, seconds in measured.seconds.items():
+        peaks, heavier = measured.peaks[name], measured.heavier(name, BARE)
+        memory = (f"{median(peaks):.0f} MB", f"{heavier[0]:.2f}") if heavier else ("skipped", "")
+        slower = median(measured.slower(name, BARE))
+        rows.append((name, f"{median(seconds) * 1000:.0f} ms", f"{slower:.2f}", *memory))
+    return _table(rows)
 
 
-def costs(case: str, seconds: Rounds, peaks: dict[str, float | None]) -> Sheet:
-    """Lay out what each variant of a case costs, beside the bare forward pass."""
-    rows = []
-    for name in seconds:
-        memory, least = peaks.get(name), peaks.get(BARE)
-        against = "1" if name == BARE else f"{median(ratios(seconds, name, BARE)):.2f}"
-        megabytes = f"{memory:.0f} MB" if memory is not None else ""
-        heavier = f"{memory / least:.2f}" if memory is not None and least else ""
-        rows.append((name, f"{median(seconds[name]) * 1000:.0f} ms", against, megabytes, heavier))
-    return Sheet(f"{case}, {len(seconds[BARE])} rounds", ("", "time", "x bare", "peak memory", "x bare"), rows)
-
-
-def aims(case: str, seconds: Rounds, peaks: dict[str, float | None]) -> list[tuple[str, ...]]:
+def aims(case: str, measured: Measured) -> str:
     """Hold the ratios against what was aimed at."""
-    if IDEAL in seconds:
-        rows = [_aim(f"{case}: time, Glowmap / ideal", ratios(seconds, GLOWMAP, IDEAL), at_most=1.10)]
-    else:
-        within = 1.15 if case == "ResNet-50, 1 image" else None
-        rows = [_aim(f"{case}: time, Glowmap / bare", ratios(seconds, GLOWMAP, BARE), at_most=within)]
-    rows.append(_aim(f"{case}: time, recipe / Glowmap", ratios(seconds, RECIPE, GLOWMAP), at_least=2.5))
-    memory, least = peaks.get(GLOWMAP), peaks.get(BARE)
-    if memory is not None and least:
-        within = 1.3 if IDEAL not in seconds else None
-        rows.append(_aim(f"{case}: peak memory, Glowmap / bare", [memory / least], at_most=within))
-    return rows
+    dense = IDEAL in measured.seconds
+    floor, most = (IDEAL, 1.10) if dense else (BARE, 1.15 if CASES[case].shape[0] == 1 else inf)
+    rows = [
+        ("", "measured", "middle half", "aim", ""),
+        _aim(f"time, Glowmap / {floor}", measured.slower(GLOWMAP, floor), most),
+        _aim("time, plain recipe / Glowmap", measured.slower(RECIPE, GLOWMAP), 2.5, at_least=True),
+    ]
+    if heavier := measured.heavier(GLOWMAP, floor):
+        rows.append(_aim(f"memory, Glowmap / {floor}", heavier, inf if dense else 1.3))
+    return _table(rows)
 
 
-def _aim(
-    what: str, figures: list[float], *, at_most: float | None = None, at_least: float | None = None
-) -> tuple[str, ...]:
-    figure = median(figures)
-    spread = "{0:.2f} to {2:.2f}".format(*quantiles(figures, n=4)) if len(figures) > 2 else ""
-    if at_most is not None:
-        return what, f"{figure:.2f}", spread, f"≤ {at_most:.2f}", "reached" if figure <= at_most else "missed"
-    if at_least is not None:
-        return what, f"{figure:.2f}", spread, f"≥ {at_least:.2f}", "reached" if figure >= at_least else "missed"
-    return what, f"{figure:.2f}", spread, "", ""
+def _aim(what: str, ratios: list[float], bound: float, *, at_least: bool = False) -> tuple[str, str, str, str, str]:
+    figure = median(ratios)
+    spread = "{0:.2f} to {2:.2f}".format(*quantiles(ratios, n=4)) if len(ratios) > 2 else ""
+    if bound == inf:
+        return what, f"{figure:.2f}", spread, "", ""
+    reached = figure >= bound if at_least else figure <= bound
+    return what, f"{figure:.2f}", spread, f"{'≥' if at_least else '≤'} {bound:.2f}", "reached" if reached else "missed"
+
+
+def _table(rows: list[tuple[str, str, str, str, str]]) -> str:
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join((lines[0], "| --- | ---: | ---: | ---: | ---: |", *lines[1:]))
 
 
 def circumstances(threads: int) -> str:
-    """Say on what the figures were measured."""
+    """Say on what the figures were measured, and by which command."""
     information = Path("/proc/cpuinfo")
-    model = re.search(r"model name\s*: (.+)", information.read_text()) if information.exists() else None
-    load = f", load average at the start {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    found = re.search(r"model name\s*: (.+)", information.read_text()) if information.exists() else None
+    processor = found[1] if found else platform.processor() or platform.machine()
     return (
-        f"{datetime.date.today()}, glowmap {glowmap.__version__}, torch {torch.__version__}, {threads} thread(s) "
-        f"of {model[1] if model else platform.processor() or platform.machine()} ({os.cpu_count()} cores{load})"
+        f"{datetime.date.today()}, glowmap {glowmap.__version__}, torch {torch.__version__}, {threads} thread(s) on "
+        f"{processor} with {os.cpu_count()} cores: `{shlex.join(['python', 'benchmarks/cost.py', *sys.argv[1:]])}`"
     )
 
 
 EXPLAINED = """\
 Bare forward: the model under `torch.no_grad()`. Glowmap: the whole call `explainer(images, target=...)` and `.heatmap`.
 Plain recipe: a forward and a full backward hook, `backward()`, pooled gradients, ReLU, resizing, min-max. Ideal: the bare
-forward plus the backward pass of the head alone. Times are medians; ratios are medians of the ratios within each round,
-with the middle half of them as the spread. Peak memory is what one run adds to the process that holds the loaded model.
-Weights are random. Glowmap's heatmaps and the recipe's differ by at most {difference:.1g}."""
+forward and the backward pass of the head alone. Times are medians, ratios of times the medians of the ratios within each
+round. Peak memory (on Linux) is what one run adds to the process that holds the loaded model. Weights are random;
+Glowmap's heatmaps differ from the recipe's by at most {difference:.1g}."""
 
-ROUNDS_HELP = "Rounds on the clock for ResNet-50 with one image; the slower cases get about a third, at least 3."
 THREADS_HELP = (
-    "Threads of torch. With more than one on a shared machine OpenMP's waiting threads spin for a core that another "
-    "process holds, and times mean nothing."
+    "Threads of torch. With more than one on a shared machine, OpenMP's threads spin while they wait for one that has "
+    "lost its core to another process, and times mean nothing."
 )
-
+Rounds = Annotated[int, typer.Option(min=3, help="Rounds for ResNet-50, 1 image; the slow cases get about a third.")]
 Threads = Annotated[int, typer.Option(min=1, help=THREADS_HELP)]
+Repeats = Annotated[int, typer.Option(min=0, help="Processes for each peak of memory (their median); 0 skips memory.")]
+Write = Annotated[Path | None, typer.Option(help="Write the page to this Markdown file, too.")]
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.callback(invoke_without_command=True)
 def main(
-    context: typer.Context,
-    rounds: Annotated[int, typer.Option(min=1, help=ROUNDS_HELP)] = 15,
-    threads: Threads = 1,
-    repeats: Annotated[int, typer.Option(min=0, help="Processes for each peak of memory; 0 skips memory.")] = 1,
-    write: Annotated[Path | None, typer.Option(help="Write the tables to this Markdown file, too.")] = None,
+    context: typer.Context, rounds: Rounds = 15, threads: Threads = 1, repeats: Repeats = 1, write: Write = None
 ) -> None:
     """Measure what Glowmap's Grad-CAM costs beside a bare forward pass and the plain recipe."""
     if context.invoked_subcommand:
         return
     torch.set_num_threads(threads)
-    console, sheets, held, apart = Console(), [], [], 0.0
-    about = circumstances(threads)
+    console, page, apart = Console(), [f"# What Grad-CAM costs\n\n{circumstances(threads)}"], []
     for name, case in CASES.items():
-        with console.status(f"{name}: time"):
+        console.print(Markdown(page[-1]))
+        with console.status(name):
             subject = Subject(case)
-            apart = max(apart, difference(subject))
+            apart.append(difference(subject))
             seconds = timed(subject, max(3, round(rounds * case.share)))
-        with console.status(f"{name}: memory"):
-            measured = [variant for variant in seconds if variant != IDEAL and repeats]
-            peaks = {variant: peak_in_a_fresh_process(name, variant, threads, repeats) for variant in measured}
-        sheets.append(costs(name, seconds, peaks))
-        held += aims(name, seconds, peaks)
-        console.print(sheets[-1].on_terminal())
-    sheets.append(Sheet("Aims", ("", "measured", "spread", "aim", ""), held))
-    console.print(sheets[-1].on_terminal(), EXPLAINED.format(difference=apart), about, sep="\n", highlight=False)
+            peaks = {variant: peaks_in_fresh_processes(name, variant, threads, repeats) for variant in seconds}
+        measured = Measured(seconds, peaks)
+        page.append(f"## {name}, {len(seconds[BARE])} rounds\n\n{costs(measured)}\n\n{aims(name, measured)}")
+    page.append(EXPLAINED.format(difference=max(apart)))
+    console.print(Markdown("\n\n".join(page[-2:])))
     if write:
-        command = f"    python benchmarks/cost.py {shlex.join(sys.argv[1:])}".rstrip()
-        tables = [sheet.in_markdown() for sheet in sheets]
-        write.write_text(
-            "\n\n".join(("# What Grad-CAM costs", about, command, *tables, EXPLAINED.format(difference=apart))) + "\n"
-        )
+        write.write_text("\n\n".join(page) + "\n", encoding="utf-8")
 
 
 @app.command("peak", hidden=True)
 def peak_command(case: str, variant: str, threads: Threads = 1) -> None:
     """Print the peak of one case and variant in MB, or nothing where the system does not tell."""
     torch.set_num_threads(threads)
-    if sys.platform == "linux":
+    if os.access("/proc/self/clear_refs", os.W_OK):
         print(peak(Subject(CASES[case]), variant))
 
 

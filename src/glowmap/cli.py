@@ -3,6 +3,7 @@
 Torch is imported inside the commands, so that ``glowmap --help`` answers at once.
 """
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -122,12 +123,13 @@ def methods() -> None:
     console.print(table, soft_wrap=False)
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool) -> bool:
     if wanted:
         from importlib.metadata import version
 
         console.print(f"glowmap {version('glowmap')}", highlight=False)
         raise typer.Exit
+    return wanted
 
 
 @app.callback()
@@ -158,9 +160,9 @@ def _loaded(
     classes: Path | None = None,
     device: str | None = None,
 ) -> "Model":
-    rows_columns = None if size is None else _numbers(size, "--size", "x", int)
-    offset = None if mean is None else _numbers(mean, "--mean", ",", float)
-    scale = None if std is None else _numbers(std, "--std", ",", float)
+    rows_columns = None if size is None else _size(size)
+    offset = None if mean is None else _colours(mean, "--mean")
+    scale = None if std is None else _colours(std, "--std")
     import torch
 
     from glowmap.models import load
@@ -168,7 +170,7 @@ def _loaded(
     return load(
         model,
         weights=weights,
-        size=None if rows_columns is None else (int(rows_columns[0]), int(rows_columns[-1])),
+        size=rows_columns,
         mean=offset,
         std=scale,
         classes=classes,
@@ -176,14 +178,20 @@ def _loaded(
     )
 
 
-def _numbers(text: str, option: str, separator: str, kind: type[int] | type[float]) -> list[float]:
+def _size(text: str) -> tuple[int, int]:
+    read = re.fullmatch(r"(\d+)(?:x(\d+))?", text.lower())
+    if read is None:
+        raise InputError(f"--size {text!r} cannot be read; write 224 or 375x500 (rows x columns)")
+    return int(read[1]), int(read[2] or read[1])
+
+
+def _colours(text: str, option: str) -> list[float]:
     try:
-        numbers = [kind(part) for part in text.lower().split(separator)]
+        numbers = [float(part) for part in text.split(",")]
     except ValueError:
         numbers = []
-    if len(numbers) not in ((1, 2) if option == "--size" else (1, 3)):
-        example = "224 or 375x500 (rows x columns)" if option == "--size" else "0.5 or 0.485,0.456,0.406"
-        raise InputError(f"{option} {text!r} cannot be read; write {example}")
+    if len(numbers) not in (1, 3):
+        raise InputError(f"{option} {text!r} cannot be read; write 0.5 or 0.485,0.456,0.406")
     return numbers
 
 
@@ -193,12 +201,14 @@ def _class(text: str, model: "Model") -> int | str:
 
 
 def _tell(explanations: "Explanations", written: Path) -> None:
+    from glowmap.explanation import spelled
+
     for explanation in explanations:
         grid = " x ".join(map(str, explanation.grid))
         low, high = explanation.scale()
         console.print(
             f"{escape(explanation.targets[0])}: {explanation.method} at [bold]{escape(explanation.layer)}[/] ({grid}), "
-            f"score {float(explanation.scores[0]):.4g}, heat {low:.2g} to {high:.2g}",
+            f"score {spelled(float(explanation.scores[0]))}, heat {spelled(low)} to {spelled(high)}",
             highlight=False,
         )
     for note in explanations.notes:

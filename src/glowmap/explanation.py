@@ -228,19 +228,24 @@ def min_max(maps: Heatmaps) -> Heatmaps:
     return stretched.reshape(maps.shape)
 
 
+def spelled(number: float) -> str:
+    """Write a number as people read it: three digits, and an exponent only where it is very large or very small."""
+    return f"{number:,.0f}" if 1000 <= abs(number) < 1e7 else f"{number:.3g}"
+
+
 def _same_question(one: Explanation, other: Explanation) -> bool:
     return (one.method, one.targets) == (other.method, other.targets) and torch.equal(one.scores, other.scores)
 
 
 def _row(group: Sequence[Explanation], index: int, colormap: str, opacity: float) -> list[Tile]:
     first = group[0]
-    asked = f"{first.targets[index]}, score {float(first.scores[index]):.4g}"
+    asked = f"{first.targets[index]}, score {spelled(float(first.scores[index]))}"
     tiles = [Tile(first._picture(index), "picture", (asked,)), *_prediction_tile(first, index)]
     for explanation in group:
         low, high = explanation.scale(index)
         drawn = explanation.overlay(index, colormap=colormap, opacity=opacity)
         grid = " × ".join(map(str, explanation.grid))
-        bar = ColourBar(colormap, f"{low:.2g}", f"{high:.2g}")
+        bar = ColourBar(colormap, spelled(low), spelled(high))
         tiles.append(Tile(drawn, explanation.layer, (f"grid {grid}",), bar))
     return tiles
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -49,7 +50,7 @@ def load(
     return built
 
 
-def as_model(model: nn.Module | Model) -> Model:
+def as_model(model: Any) -> Model:
     """Take what :func:`load` returned, or any module, which then takes its own input tensors."""
     if isinstance(model, Model):
         return model

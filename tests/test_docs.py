@@ -1,0 +1,75 @@
+"""Every block of code in the README and the docs is run, and its lists are the shelves'."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import glowmap
+from glowmap import cli
+
+torchvision = pytest.importorskip("torchvision")
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+
+
+def blocks(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.S)
+
+
+@pytest.fixture
+def at_home(tmp_path, monkeypatch):
+    """A folder with street.jpg, and torchvision's weights as if downloaded: made up, so that "car" is seen somewhere."""
+    pixels = np.random.default_rng(0).integers(0, 256, (75, 100, 3)).astype(np.uint8)
+    Image.fromarray(pixels).resize((500, 375)).save(tmp_path / "street.jpg")
+    monkeypatch.chdir(tmp_path)
+
+    def made_up(_url, *_, **__):
+        model = torchvision.models.segmentation.deeplabv3_resnet50(weights=None, weights_backbone=None, aux_loss=True)
+        model.classifier[4].bias.data[[7, 15]] += 10  # car and person
+        return model.state_dict()
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", made_up)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_run(page, at_home):
+    exec(compile("\n".join(blocks(page, "python")), page.name, "exec"), {"__name__": page.stem})
+    if page.name == "README.md":
+        with Image.open("overlay.png") as overlay:
+            assert overlay.size == (500, 375)
+        assert Path("car.png").exists()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_run(page, at_home, monkeypatch):
+    for block in blocks(page, "bash"):
+        for line in block.splitlines():
+            if line.startswith("glowmap "):
+                monkeypatch.setattr(sys, "argv", shlex.split(line))
+                code = 0
+                try:
+                    cli.main()
+                except SystemExit as ended:
+                    code = ended.code or 0
+                assert code == 0, line
+    assert page.name != "README.md" or Path("car.png").exists()
+
+
+def test_the_readmes_table_is_the_shelf():
+    readme = (ROOT / "README.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \|$", readme, re.M)
+    assert rows == [(name, method.summary, method.paper) for name, method in glowmap.METHODS.items()]
+
+
+def test_every_chore_of_the_makefile_is_listed():
+    chores = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
+    assert set(chores) >= {"help", "setup", "demo", "test", "check", "fix", "bench"}
+    for chore in chores:
+        assert re.search(rf"^{chore}:.*## \S", (ROOT / "Makefile").read_text(), re.M), chore

@@ -1,0 +1,116 @@
+"""The public face: what is there, that it is complete, and that the command line's help does not wait for torch."""
+
+import ast
+import importlib
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import glowmap
+from glowmap import errors
+from glowmap.errors import GlowmapError, MethodError
+from glowmap.shelf import Shelf, near_names
+
+SOURCE = Path(glowmap.__file__).parent
+
+
+def run(program):
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_every_public_name_is_there():
+    assert sorted(dir(glowmap)) == sorted([*glowmap.__all__, "__version__"])
+    for name in glowmap.__all__:
+        assert getattr(glowmap, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'explane'; it has METHODS"):
+        glowmap.explane  # noqa: B018
+
+
+def test_the_function_explain_is_not_hidden_by_a_module():
+    program = "import glowmap.road, glowmap.explanation, glowmap; print(callable(glowmap.explain), glowmap.Explainer.__name__)"
+    assert run(program) == "True Explainer"
+
+
+def test_help_and_version_do_not_import_torch():
+    program = (
+        "import sys\nfrom glowmap.cli import app\ntry: app({})\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
+    )
+    assert run(program.format(["--help"])).endswith("False")
+    assert run(program.format(["explain", "--help"])).endswith("False")
+    assert run(program.format(["--version"])) == f"glowmap {glowmap.__version__}\nFalse"
+
+
+def test_every_file_of_a_shelf_is_imported_by_its_face():
+    for shelf in ("methods", "models", "render"):
+        files = {module.name for module in pkgutil.iter_modules([str(SOURCE / shelf)])}
+        program = f"import sys, glowmap.{shelf}; print(*(m for m in sys.modules if m.startswith('glowmap.{shelf}.')))"
+        assert set(run(program).split()) == {f"glowmap.{shelf}.{file}" for file in files}
+
+
+def test_every_error_has_the_root_and_stands_in_the_tree():
+    drawn = errors.__doc__
+    for name, value in vars(errors).items():
+        if isinstance(value, type) and issubclass(value, Exception):
+            assert issubclass(value, GlowmapError)
+            assert name in drawn
+
+
+def test_an_unknown_method_gets_the_near_names():
+    with pytest.raises(MethodError, match="no method 'gradcam'; near names: grad_cam"):
+        glowmap.explain(
+            torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1)), torch.ones(1, 3, 4, 4), layer="0", method="gradcam"
+        )
+
+
+def test_a_shelf_takes_a_name_once_and_keeps_the_order():
+    shelf = Shelf("thing", MethodError)
+    shelf.put("b", 1)
+    shelf.put("a", 2)
+    assert list(shelf) == ["b", "a"]
+    assert dict(shelf.items()) == {"b": 1, "a": 2}
+    assert (len(shelf), "a" in shelf, "c" in shelf) == (2, True, False)
+    assert repr(shelf) == "<things: b, a>"
+    with pytest.raises(ValueError, match="there is a thing 'a' on the shelf already"):
+        shelf.put("a", 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "names", "ending"),
+    [
+        ("layer4", ["conv1", "backbone.layer4", "backbone.layer4.0"], "near names: backbone.layer4"),
+        ("Car", ["bus", "car", "cat"], "near names: car"),
+        ("persn", ["bus", "person"], "near names: person"),
+        ("xyz", ["bus", "person"], "there are: bus, person"),
+        (
+            "xyz",
+            [f"class{i}" for i in range(20)],
+            "there are: class0, class1, class2, class3, class4, class5, class6, class7 and 12 more",
+        ),
+        ("xyz", [], "there are none"),
+    ],
+)
+def test_near_names(name, names, ending):
+    assert near_names(name, names).startswith(ending)
+
+
+def test_a_method_that_asks_for_unknown_evidence_fails_at_import():
+    method = importlib.import_module("glowmap.methods._method").method
+    with pytest.raises(TypeError, match="asks for 'grads'; a method may ask for activations, gradients"):
+        method(paper="none")(lambda activations, grads: None)
+
+
+def test_public_functions_have_a_docstring_and_no_file_is_too_long():
+    for file in SOURCE.rglob("*.py"):
+        text = file.read_text()
+        assert text.count("\n") <= 400, file
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 60, f"{file}: {node.name}"
+        for node in ast.parse(text).body:
+            public = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+            if public and not any(getattr(decorator, "id", "") == "overload" for decorator in node.decorator_list):
+                assert ast.get_docstring(node), f"{file}: {node.name}"

@@ -1,0 +1,78 @@
+"""Trained models and labelled street scenes: does the heat lie where it should?"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch.nn.functional as F
+from PIL import Image
+
+import glowmap
+
+REAL = Path(os.environ.get("GLOWMAP_REAL", Path(__file__).parents[2] / "shared" / "real"))
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(not REAL.is_dir(), reason=f"needs trained models and pictures in {REAL} (set GLOWMAP_REAL)"),
+]
+
+CAR = 8  # CamVid's label
+LAYERS = [f"backbone.{block}" for block in (1, 3, 6, 10, 13, 17)]
+# The share of the heat on labelled cars, mean over the scenes, measured once with a plain script: ../shared/real/README.md
+SHARES = {
+    "grad_cam": [0.046, 0.067, 0.047, 0.069, 0.064, 0.230],
+    "hires_cam": [0.150, 0.174, 0.195, 0.205, 0.272, 0.614],
+    "layer_cam": [0.143, 0.180, 0.209, 0.184, 0.300, 0.673],
+}
+
+
+@pytest.fixture(scope="module")
+def deeplab():
+    return glowmap.load(f"{REAL}/real_models.py:deeplabv3_voc", mean=0.5, std=0.5, classes=REAL / "voc_labels.txt")
+
+
+def share_on(labelled, explanation):
+    heat = F.interpolate(explanation.raw.relu()[:, None], labelled.shape, mode="bilinear", align_corners=False)[0, 0]
+    return float(heat[labelled].sum() / heat.sum())
+
+
+@pytest.mark.parametrize("method", SHARES)
+def test_the_evidence_for_car_gathers_on_cars(deeplab, method):
+    explainer = glowmap.Explainer(deeplab, layer=LAYERS)
+    shares = []
+    for picture in sorted((REAL / "camvid" / "images").glob("*.png")):
+        cars = np.asarray(Image.open(REAL / "camvid" / "labels" / picture.name)) == CAR
+        shares.append([share_on(cars, one) for one in explainer(picture, target="car", method=method)])
+    assert len(shares) == 24
+    np.testing.assert_allclose(np.mean(shares, 0), SHARES[method], atol=0.02)
+
+
+def test_the_panel_of_the_street(deeplab, tmp_path):
+    """The command of the README on a real street: heat gathers on what the model calls a car, layer by layer."""
+    layers = ["backbone.3", "backbone.6", "backbone.13", "backbone.17"]
+    found = glowmap.explain(deeplab, REAL / "pictures" / "cars.png", target="car", layer=layers)
+    cars = (found[0].prediction.labels[0] == 7).numpy()
+    shares = [share_on(cars, one) for one in found]
+    assert 0.02 < cars.mean() < 0.15
+    assert shares[-1] > 3 * cars.mean()
+    assert shares[-1] > max(shares[:-1])
+    assert Image.open(found.save(tmp_path / "cars.png")).width > 1500
+
+
+def test_a_classifier_answers_with_the_name_in_the_files_name():
+    model = glowmap.load(
+        f"{REAL}/real_models.py:mobilenet_v2_imagenet",
+        size=224,
+        mean=0.5,
+        std=0.5,
+        classes=REAL / "imagenet_labels.txt",
+    )
+    explainer = glowmap.Explainer(model, layer="features.18")
+    right = 0
+    pictures = sorted((REAL / "imagenet").glob("*"))
+    for picture in pictures:
+        explanation = explainer(picture)
+        answer = explanation.targets[0].casefold().replace(" ", "_").replace("'", "")
+        right += answer in picture.stem.casefold().replace("-", "_").replace("'", "")
+        assert explanation.heatmap.max() == 1
+    assert right >= 30
