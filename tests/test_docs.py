@@ -34,6 +34,8 @@ def at_home(tmp_path, monkeypatch):
         model.classifier[4].bias.data[[7, 15]] += 10  # car and person
         return model.state_dict()
 
+    weights = torchvision.models.get_model_weights("deeplabv3_resnet50").DEFAULT
+    monkeypatch.setitem(weights.transforms.keywords, "resize_size", 130)  # of 520: for speed alone
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", made_up)
     return tmp_path
 

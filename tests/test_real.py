@@ -1,6 +1,7 @@
 """Trained models and labelled street scenes: does the heat lie where it should?"""
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,10 @@ def deeplab():
     return glowmap.load(f"{REAL}/real_models.py:deeplabv3_voc", mean=0.5, std=0.5, classes=REAL / "voc_labels.txt")
 
 
+def plain(name):
+    return re.sub(r"[^a-z]", "", name.casefold())
+
+
 def share_on(labelled, explanation):
     heat = F.interpolate(explanation.raw.relu()[:, None], labelled.shape, mode="bilinear", align_corners=False)[0, 0]
     return float(heat[labelled].sum() / heat.sum())
@@ -56,7 +61,8 @@ def test_the_panel_of_the_street(deeplab, tmp_path):
     assert 0.02 < cars.mean() < 0.15
     assert shares[-1] > 3 * cars.mean()
     assert shares[-1] > max(shares[:-1])
-    assert Image.open(found.save(tmp_path / "cars.png")).width > 1500
+    with Image.open(found.save(tmp_path / "cars.png")) as panel:
+        assert panel.width > 1500
 
 
 def test_a_classifier_answers_with_the_name_in_the_files_name():
@@ -72,7 +78,7 @@ def test_a_classifier_answers_with_the_name_in_the_files_name():
     pictures = sorted((REAL / "imagenet").glob("*"))
     for picture in pictures:
         explanation = explainer(picture)
-        answer = explanation.targets[0].casefold().replace(" ", "_").replace("'", "")
-        right += answer in picture.stem.casefold().replace("-", "_").replace("'", "")
+        names = {plain(name) for name in explanation.targets[0].split(", ")}  # a line of the list holds all synonyms
+        right += plain(picture.stem.partition("_")[2]) in names
         assert explanation.heatmap.max() == 1
-    assert right >= 30
+    assert right == 36
