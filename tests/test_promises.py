@@ -3,6 +3,7 @@
 import copy
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -270,3 +271,35 @@ def test_channels_last_output_is_read_by_its_strides(method):
     last = glowmap.explain(model, wide, target=1, layer="last", method=method)
     assert last.grid == (8, 16)
     torch.testing.assert_close(last.raw, first.raw)
+
+
+@every_method
+def test_a_target_may_itself_ask_for_an_explanation(method):
+    model = Classifier().eval()
+    wanted = glowmap.explain(model, images(), target=1, layer="features.3", method=method)
+
+    def curious(output):
+        inner = glowmap.explain(model, images(seed=9), target=0, layer="features.3", method=method)
+        assert inner.raw.any()
+        return output[:, 1]
+
+    found = glowmap.explain(model, images(), target=curious, layer="features.3", method=method)
+    assert torch.equal(found.raw, wanted.raw)
+
+
+@every_method
+def test_threads_that_share_a_model_take_turns(method):
+    model = Classifier().train()
+    before = everything_of(model)
+    batches = [images(seed=seed) for seed in range(8)]
+    alone = [glowmap.explain(model, batch, target=1, layer="features.3", method=method).raw for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(
+            pool.map(
+                lambda batch: glowmap.explain(model, batch, target=1, layer="features.3", method=method).raw,
+                batches * 4,
+            )
+        )
+    for found, wanted in zip(together, alone * 4, strict=True):
+        assert torch.equal(found, wanted)
+    assert_same(before, everything_of(model))

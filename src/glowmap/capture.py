@@ -1,7 +1,7 @@
 """Record what layers computed, with no autograd graph below the first of them, and ask for gradients at them.
 
-The model is borrowed: inside :func:`record` it is frozen and in eval mode, and afterwards, also after an exception, modes,
-``requires_grad``, buffers, random states and hooks are as they were.
+The model is :func:`borrowed`: frozen and in eval mode for the time of a call, and afterwards, also after an exception, modes,
+``requires_grad``, buffers and random states are as they were. Hooks stay only as long as a forward pass (:func:`record`).
 """
 
 import copy
@@ -94,13 +94,13 @@ class Recording:
 
 
 @contextmanager
-def record(model: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[Recording]:
-    """Borrow the model and record these layers in the forward pass that is run inside.
+def record(layers: Mapping[str, nn.Module]) -> Iterator[Recording]:
+    """Record these layers in the forward pass that is run inside; the recording stays when the hooks are gone.
 
-    The autograd graph begins at the first recorded layer that runs: nothing below it, no gradient of any weight.
+    The autograd graph begins at the first recorded layer that runs, given a model that is :func:`borrowed`.
     """
     recording = Recording(list(layers))
-    with borrowed(model), torch.inference_mode(False), torch.enable_grad(), ExitStack() as hooked:
+    with ExitStack() as hooked:
         for name, module in layers.items():
             hooked.callback(module.register_forward_hook(_keeping(recording, name)).remove)
         yield recording
@@ -114,25 +114,29 @@ def _keeping(recording: Recording, name: str) -> Callable[[nn.Module, Any, Any],
 
 
 @contextmanager
-def borrowed(model: nn.Module) -> Iterator[None]:
-    """Lend the model in eval mode with frozen parameters, and give back modes, flags, buffers and random states."""
-    # Flags are set one by one: Module.eval() may be overridden (to merge adapters, even to start training).
-    training = [module for module in model.modules() if module.training]
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    devices = {tensor.device.index for tensor in model.parameters() if tensor.is_cuda}
-    turn = _TURNS.setdefault(model, threading.RLock())
-    with turn, torch.random.fork_rng(devices=sorted(devices)), _buffers_kept(model):
-        try:
-            for module in training:
-                module.training = False
-            for parameter in trainable:
-                parameter.requires_grad_(False)
-            yield
-        finally:
-            for module in training:
-                module.training = True
-            for parameter in trainable:
-                parameter.requires_grad_(True)
+def borrowed(model: nn.Module) -> Iterator[bool]:
+    """Lend the model in eval mode, frozen, with gradients on, and give modes, flags, buffers and random states back.
+
+    Yields whether any part of it was in training mode.
+    """
+    with _TURNS.setdefault(model, threading.RLock()):  # before a look at its flags, which another borrower may have set
+        training = [module for module in model.modules() if module.training]
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        devices = {tensor.device.index for tensor in model.parameters() if tensor.is_cuda}
+        with torch.random.fork_rng(devices=sorted(devices)), _buffers_kept(model):
+            try:
+                # Flag by flag: Module.eval() may be overridden (to merge adapters, even to start training).
+                for module in training:
+                    module.training = False
+                for parameter in trainable:
+                    parameter.requires_grad_(False)
+                with torch.inference_mode(False), torch.enable_grad():
+                    yield bool(training)
+            finally:
+                for module in training:
+                    module.training = True
+                for parameter in trainable:
+                    parameter.requires_grad_(True)
 
 
 @contextmanager

@@ -15,30 +15,20 @@ from glowmap.layers import LayerName, Surveyed, find_layers, lay_out, surveyed
 from glowmap.methods import METHODS, Method
 from glowmap.models import Model, as_model, read_logits
 from glowmap.shapes import Images, Maps, RawMaps, Scores
-from glowmap.targets import Answer, Target, as_questions, checked
+from glowmap.targets import Answer, TargetLike, as_questions, checked
 
 
 @overload
 def explain(
-    model: nn.Module | Model, images: Any, *, target: Any = None, layer: LayerName, method: str = "grad_cam"
+    model: nn.Module | Model, images: Any, *, target: TargetLike = None, layer: LayerName, method: str = "grad_cam"
 ) -> Explanation: ...
 @overload
 def explain(
-    model: nn.Module | Model,
-    images: Any,
-    *,
-    target: Any = None,
-    layer: LayerName | Sequence[LayerName] | None = None,
-    method: str = "grad_cam",
-) -> Explanation | Explanations: ...
+    model: nn.Module | Model, images: Any, *, target: Any = None, layer: Any = None, method: str = "grad_cam"
+) -> Any: ...
 def explain(
-    model: nn.Module | Model,
-    images: Any,
-    *,
-    target: Any = None,
-    layer: LayerName | Sequence[LayerName] | None = None,
-    method: str = "grad_cam",
-) -> Explanation | Explanations:
+    model: nn.Module | Model, images: Any, *, target: Any = None, layer: Any = None, method: str = "grad_cam"
+) -> Any:
     """Show where a layer holds the evidence for a score, for one picture or a batch.
 
     ``model`` is any module (then ``images`` are its input tensors: a tensor, a tuple of arguments, a dict of keywords) or what
@@ -70,60 +60,40 @@ class Explainer:
         chosen = _method(method)
         questions = as_questions(target)
         batch = self.model.read(images)
-        with record(self.model.module, self.layers) as recording:
-            answer = Answer(
-                _run(self.model.module, batch),
-                len(batch.images),
-                read_logits,
-                self.model.class_names,
-                tuple(batch.images.shape[2:]),
-                self.model.name,
-                partial(_seen_part, batch.pictures),
-            )
-            scores = [_score(question, answer) for question in questions]
-            maps = self._maps(recording, chosen, scores, batch.images)
-        context = self._context(batch, answer, recording)
-        return Explanations(
-            _explanation(chosen, evidence, score, question, answer, context | {"layer": layer})
-            for question, score, layers in zip(questions, scores, maps, strict=True)
-            for layer, evidence in layers.items()
+        explanations = []
+        with borrowed(self.model.module) as was_training:
+            with record(self.layers) as recording:
+                output = _run(self.model.module, batch)
+            answer = self._answer(output, batch)
+            scores = [
+                checked(question.score(answer), answer.batch, question.wording(answer, 0)) for question in questions
+            ]
+            shared = {
+                "model": self.model.name,
+                "input_size": answer.input_size,
+                "pictures": batch.pictures,
+                "prediction": _prediction(answer),
+                "notes": (*self.model.notes, *_run_notes(recording, was_training)),
+            }
+            for number, (question, score) in enumerate(zip(questions, scores, strict=True), 1):
+                wordings = tuple(question.wording(answer, image) for image in range(answer.batch))
+                evidence = _evidence(recording, chosen, score, batch.images, keep_graph=number < len(questions))
+                explanations += [
+                    _explanation(chosen, layer, maps, score, shared | {"targets": wordings})
+                    for layer, maps in evidence.items()
+                ]
+        return Explanations(explanations)
+
+    def _answer(self, output: Any, batch: Batch) -> Answer:
+        return Answer(
+            output,
+            batch=len(batch.images),
+            read_logits=read_logits,
+            class_names=self.model.class_names,
+            input_size=tuple(batch.images.shape[2:]),
+            model=self.model.name,
+            seen_part=partial(_seen_part, batch.pictures),
         )
-
-    def _maps(
-        self, recording: Recording, method: Method, scores: list[Scores], images: Images
-    ) -> list[dict[str, dict[str, Maps]]]:
-        """Make the evidence that the method names: for each question, by layer, by kind."""
-        activations = {name: recording[name].output.detach() for name in self.layers}
-        found = []
-        for number, score in enumerate(scores, 1):
-            evidence = {"activations": activations}
-            if "gradients" in method.needs:
-                evidence["gradients"] = recording.gradients(score, keep_graph=number < len(scores))
-            found.append(
-                {
-                    name: {kind: _wide(lay_out(evidence[kind][name], name, images)) for kind in method.needs}
-                    for name in self.layers
-                }
-            )
-        return found
-
-    def _context(self, batch: Batch, answer: Answer, recording: Recording) -> dict[str, Any]:
-        """Gather what all explanations of this call share."""
-        notes = list(self.model.notes)
-        if any(module.training for module in self.model.module.modules()):
-            notes.append("the model is in training mode; it was explained in evaluation mode and given back as it was")
-        notes += [
-            f"layer {name!r} ran {recording[name].calls} times; its last run is explained"
-            for name in self.layers
-            if recording[name].calls > 1
-        ]
-        return {
-            "model": self.model.name,
-            "input_size": tuple(batch.images.shape[2:]),
-            "pictures": batch.pictures,
-            "prediction": _prediction(answer),
-            "notes": tuple(notes),
-        }
 
     def __repr__(self) -> str:
         return f"<Explainer of {self.model.name} at {', '.join(self.layers)}>"
@@ -159,23 +129,29 @@ def _run(module: nn.Module, batch: Batch) -> Any:
         ) from error
 
 
-def _score(question: Target, answer: Answer) -> Scores:
-    return checked(question.score(answer), answer.batch, question.wording(answer, 0))
+def _evidence(
+    recording: Recording, method: Method, scores: Scores, images: Images, *, keep_graph: bool
+) -> dict[str, dict[str, Maps]]:
+    """Make the evidence that the method's parameters name, and no other: by layer, then by kind."""
+    found = {"activations": {name: recording[name].output.detach() for name in recording.names}}
+    if "gradients" in method.needs:
+        found["gradients"] = recording.gradients(scores, keep_graph=keep_graph)
+    return {
+        name: {kind: _wide(lay_out(found[kind][name], name, images)) for kind in method.needs}
+        for name in recording.names
+    }
 
 
 def _explanation(
-    method: Method, evidence: dict[str, Maps], scores: Scores, question: Target, answer: Answer, context: dict[str, Any]
+    method: Method, layer: str, evidence: dict[str, Maps], scores: Scores, shared: dict[str, Any]
 ) -> Explanation:
     """Apply the method, refuse what is not finite, and note what a person must know before trusting the map."""
-    layer = context["layer"]
     raw = method.function(**evidence)
-    if (
-        not raw.isfinite().all()
-    ):  # what is not finite in the evidence shows in the map: one small test in place of three large
+    finite = bool(raw.isfinite().all())  # what is not finite in the evidence shows in the map: one small test for three
+    if not finite:
         _refuse_not_finite({**evidence, f"{method.name} map": raw}, layer)
-    targets = tuple(question.wording(answer, image) for image in range(answer.batch))
-    notes = (*context["notes"], *_map_notes(raw, evidence, layer, targets))
-    return Explanation(raw, scores.detach(), method=method.name, targets=targets, **(context | {"notes": notes}))
+    notes = (*shared["notes"], *_map_notes(raw, evidence, layer, shared["targets"]))
+    return Explanation(raw, scores.detach(), layer=layer, method=method.name, **(shared | {"notes": notes}))
 
 
 def _refuse_not_finite(evidence: dict[str, Tensor], layer: str) -> NoReturn:
@@ -187,6 +163,15 @@ def _refuse_not_finite(evidence: dict[str, Tensor], layer: str) -> NoReturn:
                 "look for overflow (half precision?), division by zero or damaged weights in the model"
             )
     raise AssertionError("called for a map that is not finite")
+
+
+def _run_notes(recording: Recording, was_training: bool) -> list[str]:
+    training = "the model is in training mode; it was explained in evaluation mode and given back as it was"
+    runs = {name: recording[name].calls for name in recording.names}
+    often = [
+        f"layer {name!r} ran {calls} times; its last run is explained" for name, calls in runs.items() if calls > 1
+    ]
+    return [training, *often] if was_training else often
 
 
 def _map_notes(raw: RawMaps, evidence: dict[str, Maps], layer: str, targets: Sequence[str]) -> list[str]:

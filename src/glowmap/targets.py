@@ -215,6 +215,10 @@ class Custom:
         return getattr(self.function, "__name__", type(self.function).__name__)
 
 
+# One question, as people put it. A list or tuple of these asks several.
+TargetLike: TypeAlias = int | str | Target | Tensor | NDArray[Any] | Callable[[Any], Tensor] | None
+
+
 def as_target(question: Any) -> Target:
     """Read a question as people put it: None (the predicted class), an index, a name, labels of a batch, a target, a callable."""
     if question is None:
