@@ -185,6 +185,11 @@ def test_what_cannot_be_written_leaves_nothing(explained, tmp_path, monkeypatch)
     monkeypatch.setattr(Image.Image, "save", half)
     with pytest.raises(OutputError, match="disk full"):
         explained.save(old)
+    monkeypatch.undo()
+    before = old.stat().st_ino
+    explained.save(old)
+    assert old.stat().st_ino != before, "written over in place: a reader, or a power cut, sees half a file"
+    old.write_text("old")
     assert old.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["panel.png"]
 

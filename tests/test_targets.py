@@ -7,6 +7,8 @@ from torch import nn
 import glowmap
 from cases import Classifier, ColourSegmenter, Segmenter, images
 from glowmap.errors import TargetError
+from glowmap.images import Picture
+from glowmap.models.plain import ResizedAndNormalised
 from glowmap.targets import Each, Pixels
 
 
@@ -140,6 +142,51 @@ def test_a_mask_of_the_inputs_size_for_an_output_of_another():
     mask = torch.zeros(8, 8)
     mask[:2, 4:6] = 1  # exactly one cell of the output: mean of 4, 5, 12, 13
     assert explain(Quarter(), picture, Pixels(1, mask)).scores.tolist() == [8.5]
+
+
+@pytest.mark.parametrize(("size", "kept"), [(3, [1, 4, 7]), (4, [1, 3, 5, 7])])
+def test_a_mask_is_reduced_to_the_cells_centres(size, kept):
+    """Nearest neighbour by centres, (i + 1/2) 9 / size: anything else moves the mask to one side."""
+
+    class Reduced(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Identity()
+
+        def forward(self, picture):
+            return nn.functional.interpolate(self.layer(picture), (size, size))
+
+    for row in range(9):
+        mask = torch.zeros(9, 9)
+        mask[row] = 1
+        if row in kept:
+            assert explain(Reduced(), torch.ones(1, 2, 9, 9), Pixels(1, mask)).scores.tolist() == [size]
+        else:
+            with pytest.raises(TargetError, match="the mask is empty"):
+                explain(Reduced(), torch.ones(1, 2, 9, 9), Pixels(1, mask))
+
+
+def test_half_precision_sums_do_not_overflow():
+    picture = torch.full((1, 3, 300, 300), 2.0).half()
+    assert explain(ColourSegmenter().half(), picture, Pixels(2, torch.ones(300, 300))).scores.tolist() == [180_000.0]
+
+
+def test_a_mask_of_a_picture_of_which_the_model_sees_a_part():
+    """Preprocessing that cuts the middle out: so is the mask cut."""
+
+    class Middle(ResizedAndNormalised):
+        def __call__(self, picture):
+            tensor, _ = super().__call__(picture.crop((10, 5, 20, 15)))
+            return tensor, Picture(picture, (10.0, 5.0, 20.0, 15.0))
+
+    pixels = np.zeros((20, 30, 3), np.uint8)
+    pixels[..., 0] = 255
+    mask = np.zeros((20, 30))
+    mask[:7, :12] = 1  # of which the model sees 2 rows and 2 columns
+    model = glowmap.Model(ColourSegmenter(), "middle", Middle())
+    found = glowmap.explain(model, pixels, target=Pixels(2, mask), layer="layer")
+    assert found.scores.tolist() == [4.0]
+    assert found.overlay().size == (10, 10)
 
 
 def test_a_mask_of_the_pictures_own_size(tmp_path):

@@ -245,7 +245,7 @@ def _row(group: Sequence[Explanation], index: int, colormap: str, opacity: float
         low, high = explanation.scale(index)
         drawn = explanation.overlay(index, colormap=colormap, opacity=opacity)
         grid = " × ".join(map(str, explanation.grid))
-        bar = ColourBar(colormap, spelled(low), spelled(high))
+        bar = ColourBar(colormap, spelled(low) if low > high / 1000 else "0", spelled(high))
         tiles.append(Tile(drawn, explanation.layer, (f"grid {grid}",), bar))
     return tiles
 
@@ -256,7 +256,9 @@ def _prediction_tile(explanation: Explanation, index: int) -> list[Tile]:
         return []
     names = prediction.names
     if prediction.probabilities is not None:
-        return [ranking_tile(names, prediction.probabilities[index].cpu().numpy(), picture.size, "prediction")]
+        asked = names.index(explanation.targets[index]) if explanation.targets[index] in names else None
+        probabilities = prediction.probabilities[index].cpu().numpy()
+        return [ranking_tile(names, probabilities, picture.size, "prediction", asked=asked)]
     if prediction.labels is None or prediction.labels.ndim != 3:
         return []
     labels = prediction.labels[index].cpu().numpy()
