@@ -1,8 +1,7 @@
 """Show what Grad-CAM costs: Glowmap beside a bare forward pass and beside the plain recipe of hooks and ``backward()``.
 
-Run ``python benchmarks/cost.py --help``. All figures are of one run on one machine and nothing is asserted: times on a busy
-machine are what they are. The variants take turns round by round, so that noise hits them alike, and what is compared are
-the ratios within a round. Peak memory is measured in a fresh process for each case and variant.
+All figures are of one run on one machine, and nothing is asserted. The variants take turns round by round, so that noise
+hits them alike, and ratios are taken within a round. Peak memory is measured in a fresh process for each case and variant.
 """
 
 import ctypes
@@ -76,8 +75,7 @@ class Subject:
         return logits.sum()
 
 
-# Each variant prepares, off the clock, what the clock then runs.
-Action = Callable[[], Any]
+Action = Callable[[], Any]  # each variant prepares, off the clock, what the clock then runs
 
 
 def bare(subject: Subject) -> Action:
@@ -93,13 +91,12 @@ def glowmap_grad_cam(subject: Subject) -> Action:
 
 def recipe(subject: Subject) -> Action:
     """Follow the recipe that everyone starts from: two hooks, ``backward()`` through the whole model, weights included."""
-    layer = subject.model.get_submodule(subject.layer)
-    kept: dict[str, Tensor] = {}
+    layer, kept = subject.model.get_submodule(subject.layer), dict[str, Tensor]()
 
     def run() -> Tensor:
         hooks = [
             layer.register_forward_hook(lambda _module, _inputs, output: kept.update(activations=output)),
-            layer.register_full_backward_hook(lambda _module, _inputs, outputs: kept.update(gradients=outputs[0])),
+            layer.register_full_backward_hook(lambda _module, _inner, outer: kept.update(gradients=next(iter(outer)))),
         ]
         subject.model.zero_grad()
         torch.autograd.backward(subject.score(subject.model(subject.images)))  # score.backward(), with types
@@ -118,8 +115,7 @@ def head_backward(subject: Subject) -> Action:
     """Differentiate the head by the layer's output alone, its parameters frozen: the least that Grad-CAM must add."""
     model: Any = subject.model
     with torch.no_grad():
-        maps = model.backbone(subject.images)["out"]
-    maps.requires_grad_()
+        maps = model.backbone(subject.images)["out"].requires_grad_()
     # Frozen while the graph is built, and given back at once: the other variants need the model in its normal state.
     head = model.classifier.requires_grad_(False)
     logits = F.interpolate(head(maps), subject.images.shape[2:], mode="bilinear", align_corners=False)
@@ -168,10 +164,7 @@ def timed(subject: Subject, rounds: int) -> dict[str, list[float]]:
 
 
 def difference(subject: Subject) -> float:
-    """Tell how far Glowmap's heatmap and the recipe's lie apart: costs of different maps could not be compared.
-
-    Blank maps agree whatever was computed, so they count as infinitely far apart.
-    """
+    """Tell how far Glowmap's heatmap lies from the recipe's; blank ones agree whatever was computed, and count as inf."""
     ours, theirs = glowmap_grad_cam(subject)(), recipe(subject)()
     return float((ours - theirs).abs().max()) if ours.amax((1, 2)).min() > 0 else inf
 
@@ -182,30 +175,8 @@ def peaks_in_fresh_processes(case: str, variant: str, threads: int, repeats: int
     # allocator happens to hoard.
     lean = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, __file__, "peak", case, variant, "--threads", str(threads)]
-    runs = (subprocess.run(command, env=os.environ | lean, check=True, stdout=-1, text=True) for _ in range(repeats))
-    return [float(run.stdout) for run in runs if run.stdout]
-
-
-def peak(subject: Subject, variant: str) -> float:
-    """Measure by how many MB one run lifts the process above the loaded model, at its highest."""
-    images = subject.images
-    # A first run on small images, so that the libraries' own code, which must be loaded once, is not counted.
-    subject.ask(images[:, :, :64, :64])
-    VARIANTS[variant](subject)()
-    subject.model.zero_grad()
-    subject.ask(images)
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back to where the process stands
-    before = _megabytes("VmRSS")
-    VARIANTS[variant](subject)()
-    return _megabytes("VmHWM") - before
-
-
-def _megabytes(field: str) -> float:
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024 / 1e6
+    told = [subprocess.check_output(command, env=os.environ | lean, text=True) for _ in range(repeats)]
+    return [float(peak) for peak in told if peak]
 
 
 def costs(measured: Measured) -> str:
@@ -250,8 +221,8 @@ def _table(rows: list[tuple[str, str, str, str, str]]) -> str:
 def circumstances(threads: int) -> str:
     """Say on what the figures were measured, and by which command."""
     information = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.+)", information.read_text()) if information.exists() else None
-    processor = found[1] if found else platform.processor() or platform.machine()
+    models = re.findall(r"model name\s*: (.+)", information.read_text()) if information.exists() else []
+    processor = models[0] if models else platform.processor() or platform.machine()
     return (
         f"{datetime.date.today()}, glowmap {glowmap.__version__}, torch {torch.__version__}, {threads} thread(s) on "
         f"{processor} with {os.cpu_count()} cores: `{shlex.join(['python', 'benchmarks/cost.py', *sys.argv[1:]])}`"
@@ -265,10 +236,7 @@ forward and the backward pass of the head alone. Times are medians, ratios of ti
 round. Peak memory (on Linux) is what one run adds to the process that holds the loaded model. Weights are random;
 Glowmap's heatmaps differ from the recipe's by at most {difference:.1g}."""
 
-THREADS_HELP = (
-    "Threads of torch. With more than one on a shared machine, OpenMP's threads spin while they wait for one that has "
-    "lost its core to another process, and times mean nothing."
-)
+THREADS_HELP = "Threads of OpenMP. On a shared machine several wait for each other by spinning, and times mean nothing."
 Rounds = Annotated[int, typer.Option(min=3, help="Rounds for ResNet-50, 1 image; the slow cases get about a third.")]
 Threads = Annotated[int, typer.Option(min=1, help=THREADS_HELP)]
 Repeats = Annotated[int, typer.Option(min=0, help="Processes for each peak of memory (their median); 0 skips memory.")]
@@ -300,12 +268,30 @@ def main(
         write.write_text("\n\n".join(page) + "\n", encoding="utf-8")
 
 
-@app.command("peak", hidden=True)
-def peak_command(case: str, variant: str, threads: Threads = 1) -> None:
-    """Print the peak of one case and variant in MB, or nothing where the system does not tell."""
+@app.command(hidden=True)
+def peak(case: str, variant: str, threads: Threads = 1) -> None:
+    """Print by how many MB one run lifts this process above the loaded model; nothing where the system does not tell."""
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        return
     torch.set_num_threads(threads)
-    if os.access("/proc/self/clear_refs", os.W_OK):
-        print(peak(Subject(CASES[case]), variant))
+    subject = Subject(CASES[case])
+    images = subject.images
+    # A first run on small images, so that the libraries' own code, which must be loaded once, is not counted.
+    subject.ask(images[:, :, :64, :64])
+    VARIANTS[variant](subject)()
+    subject.model.zero_grad()
+    subject.ask(images)
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back to where the process stands
+    before = _megabytes("VmRSS")
+    VARIANTS[variant](subject)()
+    print(_megabytes("VmHWM") - before)
+
+
+def _megabytes(field: str) -> float:
+    (kilobytes,) = re.findall(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(kilobytes) * 1024 / 1e6
 
 
 if __name__ == "__main__":

@@ -177,16 +177,17 @@ def _run_notes(recording: Recording, was_training: bool) -> list[str]:
 def _map_notes(raw: RawMaps, evidence: dict[str, Maps], layer: str, targets: Sequence[str]) -> list[str]:
     """Say why a heatmap is blank, image by image."""
     notes = []
-    for image, wording in enumerate(targets):
-        where = f"image {image}, " if len(targets) > 1 else ""
-        if "gradients" in evidence and not evidence["gradients"][image].any():
-            reason = "the score's gradient is zero everywhere there, so this layer cannot move it; try an earlier layer"
-        elif raw[image].max() <= 0:
-            reason = "the raw map has no positive value, so its heatmap is blank: nothing there speaks for it; see .raw"
-        elif raw[image].min() == raw[image].max():
-            reason = "the raw map has the same value everywhere, so its heatmap is blank"
-        else:
+    lowest, highest = raw.flatten(1).amin(1).tolist(), raw.flatten(1).amax(1).tolist()
+    for image, (wording, low, high) in enumerate(zip(targets, lowest, highest, strict=True)):
+        if 0 < high != low:
             continue
+        if low == high == 0 and "gradients" in evidence and not evidence["gradients"][image].any():
+            reason = "the score's gradient is zero everywhere there, so this layer cannot move it; try an earlier layer"
+        elif high <= 0:
+            reason = "the raw map has no positive value, so its heatmap is blank: nothing there speaks for it; see .raw"
+        else:
+            reason = "the raw map has the same value everywhere, so its heatmap is blank"
+        where = f"image {image}, " if len(targets) > 1 else ""
         notes.append(f"{where}{wording} at {layer!r}: {reason}")
     return notes
 
