@@ -37,15 +37,13 @@ def test_keyword_inputs():
     assert found.raw.flatten().tolist() == [14.5, 19.0, 32.5, 37.0]
 
 
-def test_before_the_channels_are_summed():
-    """(-3.75, 3, 23.25, 30) and (15, 10.5, -3, -7.5), read off through a layer of one channel at a time."""
+@pytest.mark.parametrize(("silenced", "wanted"), [(1, [-3.75, 3.0, 23.25, 30.0]), (0, [15.0, 10.5, -3.0, -7.5])])
+def test_before_the_channels_are_summed(silenced, wanted):
+    """One channel's share of the map, read off by silencing the other far below its ReLU; the score's own stays open."""
     model = HandWorked()
-    single = glowmap.explain(model, PICTURE, target=lambda out: out[:, 0], layer="conv1").raw.flatten()
-    channels = torch.tensor([[-3.75, 3, 23.25, 30], [15, 10.5, -3, -7.5]])
-    assert single.tolist() == channels.sum(0).tolist()
-    model.conv1.bias.data[1] = -1000.0  # far below the ReLU: the second channel carries no gradient, so weighs nothing
-    alone = glowmap.explain(model, PICTURE, target=0, layer="conv1").raw.flatten()
-    assert alone.tolist() == channels[0].tolist()
+    model.conv1.bias.data[silenced] = -1000.0
+    model.fc1.bias.data.fill_(100.0)
+    assert glowmap.explain(model, PICTURE, target=0, layer="conv1").raw.flatten().tolist() == wanted
 
 
 def test_gradient_at_the_networks_own_input():
