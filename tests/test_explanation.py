@@ -215,3 +215,55 @@ def test_dense_predictions_are_labels():
     batch = images(1).abs()
     found = glowmap.explain(ColourSegmenter(), batch, target=[2], layer="layer")[0]
     assert torch.equal(found.prediction.labels, batch.flip(1).argmax(1))
+
+
+def test_a_map_finer_than_the_input_loses_no_cell():
+    raw = torch.zeros(1, 64, 64)
+    raw[0, 35, 20] = 1
+    heat = of(raw, (8, 8)).heatmap[0]
+    assert heat.argmax() == 4 * 8 + 2
+    assert heat.sum() == 1
+
+
+def test_a_nearly_flat_map_says_why_it_is_blank():
+    class Even(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Identity()
+
+        def forward(self, images):
+            return self.layer(images).mean((2, 3))
+
+    even = torch.full((1, 3, 4, 4), 0.3)
+    even[0, 0, 0, 0] += 3e-8
+    found = glowmap.explain(Even().eval(), even, target=0, layer="layer")
+    assert not found.heatmap.any()
+    assert "class 0 at 'layer': the raw map has the same value everywhere" in found.notes[0]
+
+
+def test_slices_are_smaller_batches(explained):
+    part = explained[0][1:]
+    assert (len(part), part.targets, part.pictures) == (1, explained[0].targets[1:], explained[0].pictures[1:])
+    assert torch.equal(part.raw, explained[0].raw[1:])
+    with pytest.raises(IndexError, match="there are 2 images, no 5"):
+        explained[0].overlay(5)
+
+
+def test_bfloat16_numbers_can_be_saved(tmp_path):
+    model = Classifier().eval().bfloat16()
+    found = glowmap.explain(model, images().bfloat16(), target=1, layer="features.3")
+    assert torch.equal(Explanation.load(found.save(tmp_path / "half.npz")).scores, found.scores)
+
+
+def test_a_link_stays_a_link_and_long_names_are_told(explained, tmp_path):
+    (tmp_path / "real.npz").write_text("old")
+    (tmp_path / "link.npz").symlink_to(tmp_path / "real.npz")
+    explained.save(tmp_path / "link.npz")
+    assert (tmp_path / "link.npz").is_symlink()
+    assert len(glowmap.Explanations.load(tmp_path / "real.npz")) == 4
+    assert explained.save(tmp_path / ("n" * 250 + ".npz")).exists()
+    with pytest.raises(OutputError, match="File name too long"):
+        explained.save(tmp_path / ("n" * 300 + ".png"))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "real.npz").read_bytes()[:500])
+    with pytest.raises(InputError, match="is no file of explanations"):
+        glowmap.Explanations.load(tmp_path / "cut.npz")

@@ -118,7 +118,7 @@ def test_other_things_that_are_no_picture(given, message):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("street.png", r"a bare ColourSegmenter takes its own input tensors .* glowmap.load\(module"),
+        ("street.png", r"without preprocessing a ColourSegmenter takes its own input tensors .* glowmap.load\(module"),
         (np.zeros((4, 4, 3), np.uint8), "not ndarray"),
         ([torch.zeros(3, 4, 4)], "a list of tensors is ambiguous"),
         (
@@ -154,3 +154,28 @@ def test_other_numbers_of_channels_are_shown_as_their_mean():
     tensor = torch.linspace(0, 1, 5)[None, :, None, None].expand(1, 5, 2, 2)
     found = glowmap.explain(model, tensor, target=glowmap.targets.Pixels(0, torch.ones(2, 2)), layer="0")
     assert np.asarray(found.pictures[0].image)[0, 0].tolist() == [128, 128, 128]
+
+
+def test_paths_that_no_file_can_have(tmp_path):
+    for path, message in {
+        tmp_path / ("n" * 300 + ".png"): "cannot be read .*File name too long",
+        "a\0b.png": "cannot be read",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            read_picture(path)
+
+
+def test_a_gigantic_file_is_not_read_to_find_out_what_it_is(tmp_path):
+    path = tmp_path / "sparse.png"
+    with path.open("wb") as stream:
+        stream.truncate(30 * 2**30)
+    with pytest.raises(InputError, match="sparse.png is no picture"):
+        read_picture(path)
+
+
+def test_pictures_that_break_only_when_they_are_looked_at(rgb):
+    for lazy in (Image.open(io.BytesIO(png(rgb)[:-30])), Image.open(io.BytesIO(png(rgb)))):
+        if lazy.fp is not None and len(lazy.fp.getvalue()) == len(png(rgb)):
+            lazy.close()
+        with pytest.raises(InputError, match="the given picture is damaged or cut short"):
+            read_picture(lazy)

@@ -1,3 +1,6 @@
+import threading
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -164,3 +167,112 @@ def test_a_layer_whose_gradient_is_zero_is_no_silent_zero_map():
     found = glowmap.explain(model, images(1, 8, 8), target=0, layer="conv")
     assert "class 0 at 'conv': the score's gradient is zero everywhere" in found.notes[0]
     assert not found.heatmap.any()
+
+
+def normalised(channels):
+    """A module whose output has its channels last, and is made of what works on the last axis."""
+    return nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, channels), nn.GELU())
+
+
+@pytest.mark.parametrize("channels", [14, 10, 16, 21, 96])
+def test_channels_last_where_the_channels_look_like_a_grid(channels):
+    """14 x 14 cells and 14 channels say nothing by their numbers; what the layer is made of does."""
+
+    class ChannelsLast(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patches = nn.Conv2d(3, channels, 16, 16)
+            self.last, self.after = normalised(channels), nn.Identity()
+            self.head = nn.Linear(channels, 3)
+
+        def forward(self, images):
+            maps = self.last(self.patches(images).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            return self.head(self.after(maps).mean((2, 3)))
+
+    model = ChannelsLast().eval()
+    for rows, columns in ((224, 224), (224, 320)):
+        batch = images(2, rows, columns)
+        wanted = glowmap.explain(model, batch, target=1, layer="after").raw
+        assert torch.equal(glowmap.explain(model, batch, target=1, layer="last").raw, wanted)
+        assert torch.equal(
+            glowmap.explain(model, batch, target=1, layer="patches").raw.isfinite().all(), torch.tensor(True)
+        )
+        assert wanted.shape == (2, rows // 16, columns // 16)
+
+
+def test_stock_models_with_channels_last():
+    torchvision = pytest.importorskip("torchvision")
+    model = torchvision.models.swin_v2_t(weights=None).eval()
+    found = glowmap.explain(model, images(1, 256, 256), target=3, layer=["features.1", "features.7", "features.0"])
+    assert [one.grid for one in found] == [(64, 64), (8, 8), (64, 64)]
+
+
+def test_channels_last_signals():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patches, self.last, self.head = nn.Conv1d(1, 16, 8, 8), normalised(16), nn.Linear(16, 2)
+
+        def forward(self, signal):
+            return self.head(self.last(self.patches(signal).transpose(1, 2)).mean(1))
+
+    assert glowmap.explain(Tokens().eval(), torch.randn(2, 1, 800), target=1, layer="last").grid == (100,)
+
+
+def test_the_same_tensor_past_the_layer_is_not_the_layers():
+    """Dropout in eval mode returns its input; what skips it must not count, alone or beside an earlier layer."""
+
+    class Skipping(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.drop, self.more = nn.Dropout(), nn.Conv2d(8, 8, 1)
+
+        def forward(self, images):
+            maps = self.features(images)
+            return self.head((maps + self.more(self.drop(maps)).relu()).mean((2, 3)))
+
+    model = Skipping().eval()
+    alone = glowmap.explain(model, images(), target=1, layer="drop")
+    beside = glowmap.explain(model, images(), target=1, layer=["features", "drop"])
+    assert torch.equal(beside[1].raw, alone.raw)
+    assert not torch.allclose(beside[0].raw, alone.raw)
+
+
+def test_a_layer_under_no_grad_with_a_way_around_is_noted():
+    class HalfFrozen(Classifier):
+        def forward(self, images):
+            with torch.no_grad():
+                maps = self.features(images)
+                twice = maps * 2
+            return self.head((maps + twice).mean((2, 3)))
+
+    (note,) = glowmap.explain(HalfFrozen().eval(), images(), target=1, layer="features").notes
+    assert "runs layer 'features' under torch.no_grad()" in note
+
+
+def test_another_thread_that_only_predicts_does_not_interfere():
+    class Slow(Classifier):
+        def forward(self, images):
+            answer = super().forward(images)
+            if threading.current_thread() is threading.main_thread():
+                other = threading.Thread(target=lambda: self(globals()["images"](3, 24, 24)))
+                other.start()
+                other.join()
+            return answer
+
+    model = Slow().eval()
+    found = glowmap.explain(model, images(), target=1, layer="features")
+    assert torch.equal(found.raw, glowmap.explain(model, images(), target=1, layer="features").raw)
+    assert found.notes == ()
+    assert found.grid == (4, 5)
+
+
+def test_a_scripted_layer_and_the_whole_model():
+    model = Classifier().eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scripting is deprecated, and still met
+        model.features = torch.jit.script(model.features)
+    with pytest.raises(LayerError, match="'features', a RecursiveScriptModule, takes no hooks"):
+        glowmap.explain(model, images(), target=1, layer="features")
+    with pytest.raises(LayerError, match="the layer given is the whole Classifier"):
+        glowmap.explain(model, images(), target=1, layer=model)

@@ -47,6 +47,11 @@ def test_tensors_go_to_a_loaded_model_as_they_are():
         ({"std": (1.0, 0.0, 1.0)}, InputError, "divides by zero"),
         ({"mean": (1.0, 2.0)}, InputError, r"mean=\(1.0, 2.0\) is not one number or three"),
         ({"mean": float("nan")}, InputError, "not one number"),
+        ({"size": 60000}, InputError, "the size 60000 has 60000 x 60000 pixels"),
+        ({"classes": {1: "dog", 5: "cat"}}, InputError, "class names are a list of str"),
+        ({"device": "cuda:77"}, ModelError, "cannot be moved to the device 'cuda:77'"),
+        ({"device": "meta"}, ModelError, "a meta device computes nothing"),
+        ({"device": "foo"}, ModelError, "cannot be moved to the device 'foo'"),
         ({"classes": "nowhere.txt"}, InputError, "class names in nowhere.txt cannot be read"),
         ({"weights": "random"}, ModelError, "decides its own weights"),
         ({"weights": "nowhere.pt"}, ModelError, "there is no weights file nowhere.pt"),
@@ -61,6 +66,9 @@ def test_class_names_from_a_file(tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("cat\n dog \n\ncar\n\n")
     assert glowmap.load(Classifier(), classes=names).class_names == ("cat", "dog", "", "car")
+    names.write_text("cat\ndog", encoding="utf-8-sig")
+    assert glowmap.load(Classifier(), classes=names).class_names == ("cat", "dog")
+    assert glowmap.load(Classifier(), classes={1: "dog", 0: "cat"}).class_names == ("cat", "dog")
 
 
 @pytest.mark.parametrize(("name", "layer"), [("resnet18", "layer4"), ("mobilenet_v3_small", "features")])
@@ -260,3 +268,52 @@ def test_nan_in_the_maps_is_named_with_its_place():
             target=lambda out: torch.nan_to_num(out)[:, 0] + out[:, 0].detach().nan_to_num(),
             layer="features.3",
         )
+
+
+def test_another_mean_keeps_the_presets_cut(street):
+    preset = glowmap.load("resnet18", weights="random")
+    model = glowmap.load("resnet18", weights="random", mean=0.5, std=(1.0, 2.0, 4.0))
+    batch, own = model.read(street), preset.read(street)
+    assert batch.pictures[0].seen == own.pictures[0].seen
+    colours = (
+        own.images * torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+        + torch.tensor([0.485, 0.456, 0.406])[:, None, None]
+    )
+    torch.testing.assert_close(batch.images, (colours - 0.5) / torch.tensor([1.0, 2.0, 4.0])[:, None, None])
+    assert preset.preprocess.mean == [0.485, 0.456, 0.406]
+
+
+def test_a_strip_that_would_fill_the_memory_is_refused():
+    with pytest.raises(InputError, match="resized for this model, has 15360000 x 256 pixels"):
+        glowmap.load("resnet18", weights="random").read(Image.new("RGB", (60000, 1)))
+
+
+def test_several_pictures_may_come_as_a_tuple(street):
+    assert len(glowmap.load(Classifier(), size=32).read((street, street)).images) == 2
+
+
+def test_a_file_of_ones_own_may_hold_dataclasses(tmp_path):
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom torch import nn\n"
+        "@dataclass\nclass Options:\n    width: int = 4\n"
+        "def tiny(): return nn.Conv2d(3, Options().width, 3)\n"
+    )
+    assert glowmap.load(f"{own}:tiny").module.out_channels == 4
+
+
+def test_detectors_that_pad_their_input_come_with_a_note():
+    from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+    class Detector(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.transform = GeneralizedRCNNTransform(32, 64, [0.0] * 3, [1.0] * 3)
+
+        def forward(self, images):
+            return super().forward(self.transform(list(images))[0].tensors)
+
+    found = glowmap.explain(Detector().eval(), images().abs(), target=1, layer="features")
+    assert "the map covers the padded canvas" in found.notes[0]
+    with pytest.raises(ModelError, match="no model 'fasterrcnn_resnet50_fpn' in torchvision"):
+        glowmap.load("fasterrcnn_resnet50_fpn", weights="random")

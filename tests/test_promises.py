@@ -5,6 +5,7 @@ import gc
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -303,3 +304,56 @@ def test_threads_that_share_a_model_take_turns(method):
     for found, wanted in zip(together, alone * 4, strict=True):
         assert torch.equal(found, wanted)
     assert_same(before, everything_of(model))
+
+
+@every_method
+def test_new_buffers_and_flags_set_while_the_model_runs_are_undone(method):
+    class Caching(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("cache", None)
+
+        def forward(self, images):
+            self.cache = torch.ones(2)
+            self.head.register_buffer("late", torch.ones(1))
+            self.features.train()
+            self.head.weight.requires_grad_(True)
+            return super().forward(images)
+
+    model = Caching().eval().requires_grad_(False)
+    before = everything_of(model)
+    glowmap.explain(model, images(), target=1, layer="features.3", method=method)
+    assert_same(before, everything_of(model))
+    assert model.cache is None
+
+
+@every_method
+def test_a_model_that_is_not_ready_is_refused_before_it_is_touched(method):
+    with torch.inference_mode():
+        built_inside = Classifier()
+    lazy = nn.Sequential(nn.LazyConv2d(4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    for model, layer, message in (
+        (built_inside, "features.3", r"built under torch.inference_mode\(\)"),
+        (lazy, "0", "parameter '0.weight' of Sequential has no shape yet; run the model once"),
+    ):
+        flags = [parameter.requires_grad for parameter in model.parameters()]
+        with pytest.raises(GlowmapError, match=message):
+            glowmap.explain(model, images(), target=1, layer=layer, method=method)
+        assert [parameter.requires_grad for parameter in model.parameters()] == flags
+
+
+@every_method
+def test_models_that_reuse_their_input_work_under_inference_mode(method):
+    class Reusing(Classifier):
+        def forward(self, images):
+            images.sub_(0.5)
+            return self.head((self.features(images) * images.mean()).mean((2, 3)))
+
+    model = Reusing().eval()
+    wanted = glowmap.explain(model, images(), target=1, layer="features.3", method=method)
+    with torch.inference_mode():
+        found = glowmap.explain(model, images(), target=1, layer="features.3", method=method)
+        loaded = glowmap.load(model, mean=0.0)
+        pictures = glowmap.explain(loaded, np.full((16, 20, 3), 0.5), target=1, layer="features.3", method=method)
+    assert torch.equal(found.raw, wanted.raw)
+    assert pictures.raw.isfinite().all()

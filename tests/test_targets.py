@@ -245,7 +245,10 @@ def test_names_must_be_known_and_unambiguous(classifier):
             Pixels("red", torch.ones(4, 7)),
             r"the mask has the shape \(4, 7\), but the output of ColourSegmenter is 1 x 4 x 6",
         ),
-        (Pixels("red", torch.ones(2, 4, 6)), r"shape \(2, 4, 6\)"),
+        (
+            Pixels("red", torch.ones(2, 4, 6)),
+            r"there are 2 masks of shape \(4, 6\), but the output of ColourSegmenter is 1 x 4 x 6",
+        ),
         (Pixels("red", np.array([["in"]])), "a mask is an array, a tensor or a picture of numbers"),
     ],
 )
@@ -277,3 +280,73 @@ def test_an_output_that_nobody_can_read():
     found = explain(Boxes().eval(), images(), lambda out: out["boxes"][:, 1])
     assert found.prediction is None
     assert found.raw.any()
+
+
+def test_a_tie_is_explained_as_the_class_that_is_named():
+    model = Classifier().eval()
+    model.head.weight.data[:] = model.head.weight.data[:1] * torch.tensor([0.5, 1.0, 1.0, 0.5])[:, None]
+    model.head.bias.data[:] = torch.tensor([0.0, 5.0, 5.0, 0.0])
+    model.head.weight.data[2] = model.head.weight.data[1].flip(0)
+    model.head.bias.data[2] += (model(images(1))[0, 1] - model(images(1))[0, 2]).item()
+    with torch.no_grad():
+        logits = model(images(1))
+    found = explain(model, images(1), None)
+    index = int(logits[0].argmax())
+    assert found.targets == (f"class {index}",)
+    assert torch.equal(found.raw, explain(model, images(1), index).raw)
+
+
+def test_a_target_that_writes_into_the_output_is_refused(classifier):
+    def doubling(output):
+        output *= 2
+        return output[:, 0]
+
+    with pytest.raises(TargetError, match="'doubling' writes into the model's output in place"):
+        explain(classifier, images(), [doubling, 0])
+
+
+def test_a_mask_for_each_picture_of_any_size():
+    model = glowmap.load(ColourSegmenter(), size=(8, 8))
+    pictures = [np.full((16, 16, 3), (255, 0, 0), np.uint8), np.full((4, 4, 3), (255, 0, 0), np.uint8)]
+    masks = [np.zeros((16, 16)), np.zeros((4, 4))]
+    masks[0][:4, :4] = 1  # 2 x 2 cells of the output
+    masks[1][0, 0] = 1  # likewise
+    found = glowmap.explain(model, pictures, target=Pixels(2, masks), layer="layer")
+    assert found.scores.tolist() == [4.0, 4.0]
+
+
+def test_names_for_each_image_as_an_array(classifier):
+    found = explain(classifier, images(), np.array(["dog", "bus"]), classes=["cat", "dog", "car", "bus"])
+    assert found.targets == ("dog", "bus")
+
+
+def test_labels_cost_their_number_and_not_its_square(monkeypatch):
+    """512 labels took seconds when each of them looked at all the others."""
+    model, reads = Classifier().eval(), []
+    as_target = glowmap.targets.as_target
+    monkeypatch.setattr("glowmap.targets.as_target", lambda question: reads.append(1) or as_target(question))
+    explain(model, images(64, 8, 8), torch.zeros(64, dtype=torch.long))
+    assert len(reads) <= 64 + 1
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (Pixels, r"Pixels is a kind of target, not one; make one: targets.Pixels\(...\)"),
+        (np.array([None]), "not an array of object"),
+    ],
+)
+def test_other_things_that_are_no_question(classifier, target, message):
+    with pytest.raises(TargetError, match=message):
+        explain(classifier, images(), target)
+
+
+def test_outputs_that_are_no_scores():
+    class Complex(Classifier):
+        def forward(self, images):
+            return torch.complex(super().forward(images), super().forward(images))
+
+    with pytest.raises(TargetError, match=r"the output of Complex is complex64 \(strided\), which are no class scores"):
+        explain(Complex().eval(), images(), 1)
+    found = explain(Complex().eval(), images(), lambda out: out.real[:, 1])
+    assert found.prediction is None

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from glowmap.errors import LayerError, ModelError, TargetError
 from glowmap.shapes import Scores
@@ -59,7 +60,8 @@ class Recording:
         # The model may run the layer under no_grad; its result is the place where our graph begins all the same.
         in_no_grad = not torch.is_grad_enabled()
         with torch.enable_grad():
-            kept = maps if maps.requires_grad else maps.detach().requires_grad_()
+            # A view of its own: the same tensor may also reach the score past the layer, over a skip connection.
+            kept = maps.view_as(maps) if maps.requires_grad else maps.detach().requires_grad_()
             passed_on = kept.clone()
         calls = self._seen[name].calls + 1 if name in self._seen else 1
         self._seen[name] = Seen(kept, calls, kept._version, in_no_grad)
@@ -102,13 +104,22 @@ def record(layers: Mapping[str, nn.Module]) -> Iterator[Recording]:
     recording = Recording(list(layers))
     with ExitStack() as hooked:
         for name, module in layers.items():
-            hooked.callback(module.register_forward_hook(_keeping(recording, name)).remove)
+            try:
+                handle = module.register_forward_hook(_keeping(recording, name))
+            except RuntimeError as error:
+                raise LayerError(
+                    f"layer {name!r}, a {type(module).__name__}, takes no hooks; bring the module from before scripting"
+                ) from error
+            hooked.callback(handle.remove)
         yield recording
 
 
 def _keeping(recording: Recording, name: str) -> Callable[[nn.Module, Any, Any], Any]:
+    owner = threading.get_ident()
+
     def keep(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-        return recording.keep(name, output)
+        # another thread that runs the same module meanwhile is none of our business
+        return recording.keep(name, output) if threading.get_ident() == owner else None
 
     return keep
 
@@ -119,44 +130,72 @@ def borrowed(model: nn.Module) -> Iterator[bool]:
 
     Yields whether any part of it was in training mode.
     """
+    _refuse_unready(model)
     with _TURNS.setdefault(model, threading.RLock()):  # before a look at its flags, which another borrower may have set
-        training = [module for module in model.modules() if module.training]
-        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        devices = {tensor.device.index for tensor in model.parameters() if tensor.is_cuda}
-        with torch.random.fork_rng(devices=sorted(devices)), _buffers_kept(model):
+        training = [(module, module.training) for module in model.modules()]
+        trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        devices = {parameter.device.index for parameter, _ in trainable if parameter.is_cuda}
+        with torch.random.fork_rng(devices=sorted(devices)):
             try:
                 # Flag by flag: Module.eval() may be overridden (to merge adapters, even to start training).
-                for module in training:
-                    module.training = False
-                for parameter in trainable:
-                    parameter.requires_grad_(False)
-                with torch.inference_mode(False), torch.enable_grad():
-                    yield bool(training)
+                _set_flags(
+                    [(module, False) for module, _ in training], [(parameter, False) for parameter, _ in trainable]
+                )
+                with _buffers_kept(model), torch.inference_mode(False), torch.enable_grad():
+                    yield any(was for _, was in training)
             finally:
-                for module in training:
-                    module.training = True
-                for parameter in trainable:
-                    parameter.requires_grad_(True)
+                _set_flags(training, trainable)
+
+
+def _set_flags(training: list[tuple[nn.Module, bool]], trainable: list[tuple[nn.Parameter, bool]]) -> None:
+    for module, flag in training:
+        if module.training != flag:
+            module.training = flag
+    for parameter, flag in trainable:
+        if parameter.requires_grad != flag:
+            parameter.requires_grad_(flag)
+
+
+def _refuse_unready(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise ModelError(
+                f"parameter {name!r} of {type(model).__name__} has no shape yet; run the model once before"
+            )
+        if parameter.is_inference():
+            raise ModelError(
+                f"{type(model).__name__} was built under torch.inference_mode(), so its parameter {name!r} can be part of no "
+                "gradient; build it outside"
+            )
 
 
 @contextmanager
 def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Undo what a forward pass writes into buffers (statistics, counters, caches), be it in place or by assignment."""
-    buffers = [
-        (module, name, buffer, buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False)
+    """Undo what a forward pass writes into buffers (statistics, counters, caches): in place, by assignment, or new ones."""
+    # A scripted module's buffers can be read and not replaced.
+    plain = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    owned = [(module, dict(module._buffers)) for module in plain]
+    buffers = {id(buffer): buffer for _, own in owned for buffer in own.values() if buffer is not None}
+    before = [
+        (buffer, buffer.detach().clone(), buffer._version)
+        for buffer in buffers.values()
+        if not (buffer.is_inference() or is_lazy(buffer))
     ]
-    versions = [None if buffer.is_inference() else buffer._version for _, _, buffer, _ in buffers]
     try:
         yield
     finally:
+        # Batch norm in training mode writes its statistics without a new version; values are compared only then, as that
+        # costs a GPU one wait for each buffer.
+        quiet = not any(module.training for module in model.modules())
         with torch.no_grad():
-            for (module, name, buffer, before), version in zip(buffers, versions, strict=True):
-                if version is not None and buffer._version != version:
-                    buffer.copy_(before)
-                if getattr(module, name) is not buffer:
-                    setattr(module, name, buffer)
+            for buffer, values, version in before:
+                if buffer._version != version or not (quiet or torch.equal(buffer, values)):
+                    buffer.copy_(values)
+        for module, own in owned:
+            now = module._buffers
+            if now.keys() != own.keys() or any(now[name] is not buffer for name, buffer in own.items()):
+                module._buffers.clear()
+                module._buffers.update(own)
 
 
 def tensors_in(output: Any) -> Iterator[Tensor]:

@@ -3,6 +3,7 @@
 Torch is imported inside the commands, so that ``glowmap --help`` answers at once.
 """
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -72,8 +73,8 @@ def explain(
     device: DeviceOption = None,
 ) -> None:
     """Show where in a picture the model finds the evidence for a class."""
-    out = out or Path(f"{picture.stem}-{'-'.join(target or ['answer'])}.png")
-    if out.exists() and picture.exists() and out.samefile(picture):
+    out = out or Path(re.sub(r"[^\w.-]+", "_", f"{picture.stem}-{'-'.join(target or ['answer'])}") + ".png")
+    if os.path.realpath(out) == os.path.realpath(picture):  # Path.resolve fails on names that are too long
         raise OutputError(f"{out} is the picture itself and would be overwritten; choose another --out")
     from glowmap.images import read_picture
     from glowmap.methods import METHODS

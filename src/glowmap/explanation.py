@@ -3,7 +3,9 @@
 import io
 import json
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +20,7 @@ from PIL import Image
 from glowmap.errors import InputError, OutputError
 from glowmap.images import Picture
 from glowmap.render import ColourBar, Tile, label_legend, overlay, paint_labels, panel, ranking_tile
-from glowmap.shapes import Heatmaps, Labels, Probabilities, RawMaps, Scores
+from glowmap.shapes import Flags, Heatmaps, Labels, Probabilities, RawMaps, Scores
 
 # Bilinear weights of one cell sum to 1 only up to rounding; a span below this share of the values is no heat but noise.
 _FLAT = 1e-6
@@ -33,11 +35,10 @@ class Prediction:
     labels: Labels | None = None
     probabilities: Probabilities | None = None
 
-    def of(self, image: int) -> "Prediction":
-        """Take one image out."""
-        one = slice(image, image + 1)
-        labels = None if self.labels is None else self.labels[one]
-        return Prediction(self.names, labels, None if self.probabilities is None else self.probabilities[one])
+    def of(self, images: slice) -> "Prediction":
+        """Take some images out."""
+        labels = None if self.labels is None else self.labels[images]
+        return Prediction(self.names, labels, None if self.probabilities is None else self.probabilities[images])
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +67,12 @@ class Explanation:
 
     @cached_property
     def _positive(self) -> Heatmaps:
-        mode = _RESIZE[self.raw.ndim - 1]
-        return F.interpolate(self.raw.relu()[:, None], self.input_size, mode=mode, align_corners=False)[:, 0]
+        positive = self.raw.relu()[:, None]
+        if any(cells > pixels for cells, pixels in zip(self.grid, self.input_size, strict=True)):
+            return F.interpolate(positive, self.input_size, mode="area")[
+                :, 0
+            ]  # finer than the input: bilinear skips cells
+        return F.interpolate(positive, self.input_size, mode=_RESIZE[len(self.grid)], align_corners=False)[:, 0]
 
     def scale(self, index: int = 0) -> tuple[float, float]:
         """Tell which values of the rectified map the heatmap's 0 and 1 stand for, so that maps can be compared."""
@@ -105,19 +110,16 @@ class Explanation:
     def __len__(self) -> int:
         return len(self.raw)
 
-    def __getitem__(self, index: int) -> "Explanation":
-        """Take one image out, as an explanation of a batch of one."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"there are {len(self)} images, no {index}")
-        index %= len(self)
-        one = slice(index, index + 1)
+    def __getitem__(self, index: int | slice) -> "Explanation":
+        """Take one image out as an explanation of a batch of one, or several as a smaller batch."""
+        one = index if isinstance(index, slice) else self._only(index)
         return replace(
             self,
             raw=self.raw[one],
             scores=self.scores[one],
             targets=self.targets[one],
             pictures=self.pictures[one],
-            prediction=None if self.prediction is None else self.prediction.of(index),
+            prediction=None if self.prediction is None else self.prediction.of(one),
         )
 
     def __iter__(self) -> Iterator["Explanation"]:
@@ -136,7 +138,13 @@ class Explanation:
             raise OutputError(
                 f"the input has {len(self.input_size)} spatial axes and cannot be drawn as a picture; use .heatmap or .raw"
             )
-        return self.pictures[index].as_seen()
+        (picture,) = self.pictures[self._only(index)]
+        return picture.as_seen()
+
+    def _only(self, index: int) -> slice:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"there are {len(self)} images, no {index}")
+        return slice(index % len(self), index % len(self) + 1)
 
     def _heat(self, index: int) -> NDArray[Any]:
         return self.heatmap[index].cpu().numpy()
@@ -192,9 +200,9 @@ class Explanations(Sequence[Explanation]):
     def load(path: str | Path) -> "Explanations":
         """Read back what ``save("....npz")`` wrote. Raises InputError for a file that is missing or something else."""
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
                 return _unpacked(dict(arrays))
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except Exception as error:  # zipfile, zlib, json and numpy each have their own
             raise InputError(
                 f"{path} is no file of explanations ({error}); give one that save('....npz') wrote"
             ) from error
@@ -222,10 +230,15 @@ def min_max(maps: Heatmaps) -> Heatmaps:
     """Stretch each map of a batch to [0, 1] by itself; a flat one becomes zero, whatever its value."""
     flat = maps.flatten(1)
     low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
-    span = high - low
-    is_flat = span <= _FLAT * flat.abs().amax(1, keepdim=True)
-    stretched = ((flat - low) / span.masked_fill(is_flat, 1.0)).masked_fill(is_flat, 0.0)
+    blank = is_flat(maps)[:, None]
+    stretched = ((flat - low) / (high - low).masked_fill(blank, 1.0)).masked_fill(blank, 0.0)
     return stretched.reshape(maps.shape)
+
+
+def is_flat(maps: Heatmaps) -> Flags:
+    """Tell which maps of a batch have the same value everywhere, but for rounding."""
+    flat = maps.flatten(1)
+    return flat.amax(1) - flat.amin(1) <= _FLAT * flat.abs().amax(1)
 
 
 def spelled(number: float) -> str:
@@ -314,15 +327,19 @@ def _unpacked(arrays: dict[str, NDArray[Any]]) -> Explanations:
 
 def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> Path:
     """Write beside the path and rename, so that an interrupted or failed write leaves no half of a file."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    place = Path(os.path.realpath(path))  # what a link points to is replaced, not the link
+    part = place.with_name(f".glowmap-{os.getpid()}-{threading.get_ident()}.part")
     try:
         with part.open("xb") as stream:
             write(stream)
-        part.replace(path)
-    except OSError as error:
+        part.replace(place)
+    except BaseException as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        if not isinstance(error, OSError | ValueError):
+            raise
+        reason = getattr(error, "strerror", None) or error
         raise OutputError(
-            f"{path} cannot be written ({error.strerror or error}); choose a folder that exists and is writable"
+            f"{path} cannot be written ({reason}); choose a folder that exists and is writable, or .png"
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
     return path

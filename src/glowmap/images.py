@@ -1,6 +1,9 @@
 """Pictures in: paths, bytes, PIL pictures and arrays become RGB pictures; what cannot be explained is refused here."""
 
 import io
+import os
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,7 +17,7 @@ from torch import Tensor
 from glowmap.errors import InputError
 from glowmap.shapes import Images
 
-PictureLike: TypeAlias = str | Path | bytes | Image.Image | NDArray[Any]
+PictureLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 
 # 8192 x 8192. Larger pictures cost gigabytes of activations; Pillow's own guard against bombs begins at 179 million.
 MAX_PIXELS = 2**26
@@ -67,12 +70,12 @@ def read_picture(picture: Any) -> Image.Image:
     if isinstance(picture, np.ndarray):
         return _from_array(picture)
     if isinstance(picture, Image.Image):
-        return _to_rgb(picture, "the given picture")
+        return _decoded(lambda: picture, "the given picture")
     if isinstance(picture, bytes | bytearray):
-        return _decode(io.BytesIO(picture), f"the {len(picture)} bytes given")
+        return _decoded(lambda: Image.open(io.BytesIO(picture)), f"what the {len(picture)} bytes given hold")
     if isinstance(picture, str) and picture.startswith(("http://", "https://")):
         raise InputError(f"{picture} is an address, and nothing is downloaded here; save the picture and give its path")
-    if isinstance(picture, str | Path):
+    if isinstance(picture, str | os.PathLike):
         return _from_file(Path(picture))
     raise InputError(
         f"a picture is a path, bytes, a PIL picture or an array, not {type(picture).__name__}; convert it to one of these"
@@ -80,43 +83,50 @@ def read_picture(picture: Any) -> Image.Image:
 
 
 def _from_file(path: Path) -> Image.Image:
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; give one picture in it")
     try:
-        content = path.read_bytes()
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; give one picture in it")
+        with path.open("rb") as stream:
+            if not stream.read(1):
+                raise InputError(f"{path} is an empty file; give a picture")
+            stream.seek(0)
+            return _decoded(lambda: Image.open(stream), str(path))
     except FileNotFoundError:
         raise InputError(f"there is no file {path}; check the path (the working folder is {Path.cwd()})") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
-    if not content:
-        raise InputError(f"{path} is an empty file; give a picture")
-    return _decode(io.BytesIO(content), str(path))
+    except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL
+        raise InputError(
+            f"{path} cannot be read ({getattr(error, 'strerror', None) or error}); check the path"
+        ) from error
 
 
-def _decode(stream: io.BytesIO, name: str) -> Image.Image:
+def _decoded(open_picture: Callable[[], Image.Image], name: str) -> Image.Image:
+    """Open, decode and convert a picture; whatever Pillow's many plugins raise for a broken one becomes an InputError."""
     try:
-        opened = Image.open(stream)
-        _refuse_gigantic(opened.size, name)  # known from the header, before a byte of pixels is decoded
-        opened.load()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower, and no warning
+            opened = open_picture()
+            refuse_gigantic(opened.size, name)  # known from the header, before a byte of pixels is decoded
+            return _to_rgb(opened, name)
+    except InputError:
+        raise
     except UnidentifiedImageError:
         raise InputError(f"{name} is no picture that Pillow can read; give a PNG, JPEG, WebP, TIFF, ...") from None
     except Image.DecompressionBombError:
         raise InputError(f"{name} is gigantic; {_TOO_LARGE}") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's plugins raise for broken files
+    except Exception as error:
         raise InputError(f"{name} is damaged or cut short ({error}); save the picture again") from error
-    return _to_rgb(opened, name)
 
 
 _TOO_LARGE = f"more than {MAX_PIXELS} pixels do not fit a network; cut or reduce it first"
 
 
-def _refuse_gigantic(size: tuple[int, int], name: str) -> None:
+def refuse_gigantic(size: tuple[int, int], name: str) -> None:
+    """Raise InputError for more pixels (columns x rows) than a network can take."""
     if size[0] * size[1] > MAX_PIXELS:
         raise InputError(f"{name} has {size[0]} x {size[1]} pixels; {_TOO_LARGE}")
 
 
 def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
-    _refuse_gigantic(picture.size, name)
     if 0 in picture.size:
         raise InputError(f"{name} has no pixels ({picture.width} x {picture.height}); give a picture")
     upright = ImageOps.exif_transpose(picture)
@@ -157,7 +167,7 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
         array = array.astype(np.uint8) * 255
     elif array.dtype != np.uint8:
         raise InputError(f"an array of {array.dtype} has no known range; give uint8, or floats in [0, 1]")
-    return _to_rgb(Image.fromarray(array[..., 0] if colours == 1 and array.ndim == 3 else array), "the array")
+    return _decoded(lambda: Image.fromarray(array[..., 0] if colours == 1 and array.ndim == 3 else array), "the array")
 
 
 def as_batch(images: Any, expected: str) -> Batch:
@@ -166,7 +176,7 @@ def as_batch(images: Any, expected: str) -> Batch:
     The image tensor is the first floating tensor of three axes or more. Raises InputError for NaN, for no image tensor, and
     for pictures, which a bare module cannot take (``expected`` says what can).
     """
-    if isinstance(images, list) and images and all(isinstance(image, Tensor) for image in images):
+    if isinstance(images, list) and any(isinstance(image, Tensor) for image in images):
         raise InputError(
             "a list of tensors is ambiguous; torch.stack(...) a batch, or give a tuple of the model's arguments"
         )

@@ -36,8 +36,10 @@ def _find(model: nn.Module, layer: Any) -> tuple[str, nn.Module]:
     modules = dict(model.named_modules(remove_duplicate=False))
     if isinstance(layer, nn.Module):
         for name, module in modules.items():
-            if module is layer:
+            if module is layer and name:
                 return name, module
+        if layer is model:
+            raise LayerError(f"the layer given is the whole {type(model).__name__}; name a module inside it")
         raise LayerError(
             f"the given {type(layer).__name__} is no part of this {type(model).__name__}; "
             "take the layer from the model that is explained"
@@ -49,11 +51,11 @@ def _find(model: nn.Module, layer: Any) -> tuple[str, nn.Module]:
     return layer, modules[layer]
 
 
-def lay_out(tensor: Tensor, name: str, images: Tensor) -> Maps:
+def lay_out(tensor: Tensor, name: str, module: nn.Module, images: Tensor) -> Maps:
     """Read a layer's output as batch x channel x space, where space has the axes of the images.
 
-    Channels-last output (batch x rows x columns x channel) is recognised by its strides and moved. Raises LayerError where
-    there is nothing to lay out: another batch axis, tokens, a grid of one cell.
+    Channels-last output (batch x rows x columns x channel) is recognised by its strides, or by what the layer is made of where
+    both readings fit, and moved. Raises LayerError where there is nothing to lay out: another batch axis, tokens, one cell.
     """
     shape, pixels = tensor.shape, images.shape[2:]
     spelled = " x ".join(map(str, shape))
@@ -67,8 +69,7 @@ def lay_out(tensor: Tensor, name: str, images: Tensor) -> Maps:
             f"the output of layer {name!r} ({spelled}) has {shape[0]} rows for {images.shape[0]} images; "
             "name a layer that keeps one row an image"
         )
-    channels_last = not _even_strides(shape[2:], pixels) and _even_strides(shape[1:-1], pixels)
-    maps = tensor.movedim(-1, 1) if channels_last else tensor
+    maps = tensor.movedim(-1, 1) if _channels_last(shape, pixels, module) else tensor
     if maps[0, 0].numel() < 2:
         raise LayerError(
             f"the output of layer {name!r} ({spelled}) has no spatial axes left, only one cell; "
@@ -77,10 +78,21 @@ def lay_out(tensor: Tensor, name: str, images: Tensor) -> Maps:
     return maps
 
 
-def _even_strides(grid: Sequence[int], pixels: Sequence[int]) -> bool:
-    """Tell whether all axes shrank by about the same factor, as a picture's rows and columns do in a network."""
+def _channels_last(shape: Sequence[int], pixels: Sequence[int], module: nn.Module) -> bool:
+    first, last = _unevenness(shape[2:], pixels), _unevenness(shape[1:-1], pixels)
+    if first > _SAME_STRIDE or last > _SAME_STRIDE:
+        return last <= _SAME_STRIDE  # one reading fits; where none does, channels come first as nearly everywhere
+    # Subclasses are left out: a LayerNorm2d keeps its channels first.
+    kinds = {type(part) for part in module.modules()}
+    works_on_last = bool(kinds & {nn.LayerNorm, nn.Linear})
+    works_on_first = any(word in kind.__name__ for kind in kinds for word in ("Conv", "Pool", "BatchNorm", "GroupNorm"))
+    return works_on_last if works_on_last != works_on_first else last < first
+
+
+def _unevenness(grid: Sequence[int], pixels: Sequence[int]) -> float:
+    """Compare the axes' strides: 1 where all shrank by the same factor, as a picture's rows and columns do in a network."""
     strides = [pixel / cell for pixel, cell in zip(pixels, grid, strict=True)]
-    return max(strides) <= _SAME_STRIDE * min(strides)
+    return max(strides) / min(strides)
 
 
 @dataclass(frozen=True)
@@ -108,7 +120,7 @@ def _noting(rows: list[Surveyed], name: str, images: Tensor) -> Callable[[nn.Mod
     def note(module: nn.Module, _inputs: Any, output: Any) -> None:
         with suppress(LayerError):  # what has no grid is what the list leaves out
             if isinstance(output, Tensor):
-                maps = lay_out(output, name, images)
+                maps = lay_out(output, name, module, images)
                 rows.append(Surveyed(name, type(module).__name__, maps.shape[1], tuple(maps.shape[2:])))
 
     return note

@@ -7,15 +7,15 @@ from typing import Any, NoReturn, overload
 import torch
 from torch import Tensor, nn
 
-from glowmap.capture import Recording, borrowed, record
+from glowmap.capture import Recording, borrowed, record, tensors_in
 from glowmap.errors import GlowmapError, MethodError, ModelError, TargetError
-from glowmap.explanation import Explanation, Explanations, Prediction
+from glowmap.explanation import Explanation, Explanations, Prediction, is_flat
 from glowmap.images import Batch, Picture
 from glowmap.layers import LayerName, Surveyed, find_layers, lay_out, surveyed
 from glowmap.methods import METHODS, Method
 from glowmap.models import Model, as_model, read_logits
 from glowmap.shapes import Images, Maps, RawMaps, Scores
-from glowmap.targets import Answer, TargetLike, as_questions, checked
+from glowmap.targets import Answer, Target, TargetLike, as_questions, checked
 
 
 @overload
@@ -59,25 +59,25 @@ class Explainer:
         """Explain images, and give a sequence also for one question at one layer."""
         chosen = _method(method)
         questions = as_questions(target)
-        batch = self.model.read(images)
+        with torch.inference_mode(False):  # whose tensors autograd may not save
+            batch = self.model.read(images)
         explanations = []
         with borrowed(self.model.module) as was_training:
             with record(self.layers) as recording:
                 output = _run(self.model.module, batch)
             answer = self._answer(output, batch)
-            scores = [
-                checked(question.score(answer), answer.batch, question.wording(answer, 0)) for question in questions
-            ]
+            prediction = _prediction(answer)  # before a target has its hands on the output
+            scores = [_score(question, answer) for question in questions]
             shared = {
                 "model": self.model.name,
                 "input_size": answer.input_size,
                 "pictures": batch.pictures,
-                "prediction": _prediction(answer),
+                "prediction": prediction,
                 "notes": (*self.model.notes, *_run_notes(recording, was_training)),
             }
             for number, (question, score) in enumerate(zip(questions, scores, strict=True), 1):
                 wordings = tuple(question.wording(answer, image) for image in range(answer.batch))
-                evidence = _evidence(recording, chosen, score, batch.images, keep_graph=number < len(questions))
+                evidence = self._evidence(recording, chosen, score, batch.images, keep_graph=number < len(questions))
                 explanations += [
                     _explanation(chosen, layer, maps, score, shared | {"targets": wordings})
                     for layer, maps in evidence.items()
@@ -94,6 +94,18 @@ class Explainer:
             model=self.model.name,
             seen_part=partial(_seen_part, batch.pictures),
         )
+
+    def _evidence(
+        self, recording: Recording, method: Method, scores: Scores, images: Images, *, keep_graph: bool
+    ) -> dict[str, dict[str, Maps]]:
+        """Make the evidence that the method's parameters name, and no other: by layer, then by kind."""
+        found = {"activations": {name: recording[name].output.detach() for name in self.layers}}
+        if "gradients" in method.needs:
+            found["gradients"] = recording.gradients(scores, keep_graph=keep_graph)
+        return {
+            name: {kind: _wide(lay_out(found[kind][name], name, module, images)) for kind in method.needs}
+            for name, module in self.layers.items()
+        }
 
     def __repr__(self) -> str:
         return f"<Explainer of {self.model.name} at {', '.join(self.layers)}>"
@@ -129,17 +141,18 @@ def _run(module: nn.Module, batch: Batch) -> Any:
         ) from error
 
 
-def _evidence(
-    recording: Recording, method: Method, scores: Scores, images: Images, *, keep_graph: bool
-) -> dict[str, dict[str, Maps]]:
-    """Make the evidence that the method's parameters name, and no other: by layer, then by kind."""
-    found = {"activations": {name: recording[name].output.detach() for name in recording.names}}
-    if "gradients" in method.needs:
-        found["gradients"] = recording.gradients(scores, keep_graph=keep_graph)
-    return {
-        name: {kind: _wide(lay_out(found[kind][name], name, images)) for kind in method.needs}
-        for name in recording.names
-    }
+def _score(question: Target, answer: Answer) -> Scores:
+    """Ask the target, hold it to its contract, and refuse one that wrote into the output, which the next would read."""
+    outputs = list(tensors_in(answer.raw))
+    versions = [output._version for output in outputs]
+    asked = question.score(answer)
+    wording = question.wording(answer, 0)
+    scores = checked(asked, answer.batch, wording)
+    if [output._version for output in outputs] != versions:
+        raise TargetError(
+            f"the target {wording!r} writes into the model's output in place; write output * 2, not output *= 2"
+        )
+    return scores
 
 
 def _explanation(
@@ -151,7 +164,7 @@ def _explanation(
     if not finite:
         _refuse_not_finite({**evidence, f"{method.name} map": raw}, layer)
     notes = (*shared["notes"], *_map_notes(raw, evidence, layer, shared["targets"]))
-    return Explanation(raw, scores.detach(), layer=layer, method=method.name, **(shared | {"notes": notes}))
+    return Explanation(raw, _wide(scores.detach()), layer=layer, method=method.name, **(shared | {"notes": notes}))
 
 
 def _refuse_not_finite(evidence: dict[str, Tensor], layer: str) -> NoReturn:
@@ -168,22 +181,28 @@ def _refuse_not_finite(evidence: dict[str, Tensor], layer: str) -> NoReturn:
 def _run_notes(recording: Recording, was_training: bool) -> list[str]:
     training = "the model is in training mode; it was explained in evaluation mode and given back as it was"
     runs = {name: recording[name].calls for name in recording.names}
-    often = [
+    notes = [training] if was_training else []
+    notes += [
         f"layer {name!r} ran {calls} times; its last run is explained" for name, calls in runs.items() if calls > 1
     ]
-    return [training, *often] if was_training else often
+    return notes + [
+        f"the model runs layer {name!r} under torch.no_grad(); what it computes from it there is missing in the gradients"
+        for name in recording.names
+        if recording[name].in_no_grad
+    ]
 
 
 def _map_notes(raw: RawMaps, evidence: dict[str, Maps], layer: str, targets: Sequence[str]) -> list[str]:
     """Say why a heatmap is blank, image by image."""
     notes = []
-    lowest, highest = raw.flatten(1).amin(1).tolist(), raw.flatten(1).amax(1).tolist()
-    for image, (wording, low, high) in enumerate(zip(targets, lowest, highest, strict=True)):
-        if 0 < high != low:
+    positive = raw.relu()
+    blank, highest = is_flat(positive).tolist(), positive.flatten(1).amax(1).tolist()
+    for image, (wording, nothing_shows, high) in enumerate(zip(targets, blank, highest, strict=True)):
+        if not nothing_shows:
             continue
-        if low == high == 0 and "gradients" in evidence and not evidence["gradients"][image].any():
+        if "gradients" in evidence and not evidence["gradients"][image].any():
             reason = "the score's gradient is zero everywhere there, so this layer cannot move it; try an earlier layer"
-        elif high <= 0:
+        elif high == 0:
             reason = "the raw map has no positive value, so its heatmap is blank: nothing there speaks for it; see .raw"
         else:
             reason = "the raw map has the same value everywhere, so its heatmap is blank"
@@ -192,9 +211,9 @@ def _map_notes(raw: RawMaps, evidence: dict[str, Maps], layer: str, targets: Seq
     return notes
 
 
-def _wide(maps: Maps) -> Maps:
+def _wide(values: Tensor) -> Tensor:
     """Leave half precision, whose sums over channels overflow and cancel; double precision stays."""
-    return maps if maps.dtype == torch.float64 else maps.float()
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def _prediction(answer: Answer) -> Prediction | None:

@@ -16,3 +16,4 @@ Labels = Int[Tensor, "batch *pixels"]  # a class index for every pixel
 Logits = Float[Tensor, "batch category *pixels"]  # no pixels for a classifier
 Probabilities = Float[Tensor, "batch category"]
 PixelSets = Bool[Tensor, "batch *pixels"]
+Flags = Bool[Tensor, "batch"]

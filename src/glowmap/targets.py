@@ -20,7 +20,7 @@ from glowmap.errors import TargetError
 from glowmap.shapes import Labels, Logits, PixelSets, Scores
 from glowmap.shelf import near_names
 
-Mask: TypeAlias = NDArray[Any] | Tensor | Image.Image
+Mask: TypeAlias = NDArray[Any] | Tensor | Image.Image | Sequence[Any]
 FitsMask = Callable[[Tensor, int], Tensor | None]  # (mask of a picture, which picture) -> the part that the model saw
 
 
@@ -41,6 +41,12 @@ class Answer:
     def logits(self) -> Logits:
         """The class scores, batch x category (x rows x columns for a dense model)."""
         logits = self.read_logits(self.raw)
+        if not logits.is_floating_point() or logits.layout != torch.strided:
+            kind = f"{str(logits.dtype).removeprefix('torch.')} ({str(logits.layout).removeprefix('torch.')})"
+            raise TargetError(
+                f"the output of {self.model} is {kind}, which are no class scores; "
+                "pass target=a callable from the output to one floating score per image"
+            )
         if logits.ndim < 2 or len(logits) != self.batch:
             raise TargetError(
                 f"the output of {self.model} has the shape {tuple(logits.shape)}, which is not {self.batch} images x classes; "
@@ -69,6 +75,8 @@ class Answer:
         """Find a class by index or name (case matters only where it must); unknown or ambiguous is a TargetError."""
         count = self.logits.shape[1]
         if not isinstance(category, str):
+            if not isinstance(category, int | np.integer) or isinstance(category, bool):
+                raise TargetError(f"a class is an index or a name, not {category!r}")
             if not 0 <= category < count:
                 raise TargetError(f"no class {category}: {self.model} has {count}, from 0 to {count - 1}")
             return int(category)
@@ -122,7 +130,7 @@ class Predicted:
                 f"{answer.model} predicts a class at every pixel, so there is no one class to explain; "
                 f"pass target=..., for example one that it predicts here: {_present(answer)}"
             )
-        return answer.logits.amax(1)
+        return answer.logits.gather(1, answer.logits.argmax(1, keepdim=True))[:, 0]  # amax would share a tie's gradient
 
     def wording(self, answer: Answer, image: int) -> str:
         return answer.name(int(answer.logits[image].argmax()))
@@ -166,7 +174,10 @@ class Pixels:
                 f"ask for a class that is there ({_present(answer, empty[0])}), or give a mask: targets.Pixels(class, mask)"
             )
         if empty:
-            raise TargetError(f"the mask is empty{_in_images(empty, inside)}; mark at least one pixel")
+            raise TargetError(
+                f"the mask is empty{_in_images(empty, inside)}; mark at least one pixel, inside the part of the picture that "
+                f"the model sees and large enough for a cell of its output ({' x '.join(map(str, inside.shape[1:]))})"
+            )
         return inside
 
 
@@ -176,12 +187,16 @@ class Each:
 
     questions: Sequence[Any]
 
+    @cached_property
+    def _all(self) -> list[Target]:
+        return [as_target(question) for question in self.questions]
+
     def _targets(self, answer: Answer) -> list[Target]:
         if len(self.questions) != answer.batch:
             raise TargetError(
                 f"{len(self.questions)} targets for {answer.batch} images; give one target for each image"
             )
-        return [as_target(question) for question in self.questions]
+        return self._all
 
     def score(self, answer: Answer) -> Scores:
         return torch.stack([self._score(answer, target, i) for i, target in enumerate(self._targets(answer))])
@@ -223,6 +238,10 @@ def as_target(question: Any) -> Target:
     """Read a question as people put it: None (the predicted class), an index, a name, labels of a batch, a target, a callable."""
     if question is None:
         return Predicted()
+    if isinstance(question, type):
+        raise TargetError(
+            f"{question.__name__} is a kind of target, not one; make one: targets.{question.__name__}(...)"
+        )
     if isinstance(question, Target):
         return question
     if isinstance(question, bool):
@@ -271,6 +290,10 @@ def checked(scores: Any, batch: int, wording: str) -> Scores:
 
 
 def _labels(labels: Tensor | NDArray[Any]) -> Category | Each:
+    if isinstance(labels, np.ndarray) and labels.dtype.kind == "U" and labels.ndim == 1:
+        return Each(tuple(map(str, labels)))
+    if isinstance(labels, np.ndarray) and labels.dtype.kind not in "iuf":
+        raise TargetError(f"the classes of a batch are one axis of integers or names, not an array of {labels.dtype}")
     indices = torch.as_tensor(labels)
     if indices.ndim == 0 and not indices.is_floating_point() and indices.dtype != torch.bool:
         return Category(int(indices))
@@ -293,20 +316,21 @@ def _only(answer: Answer, image: int) -> Answer:
 def _fitted(mask: Mask, answer: Answer) -> PixelSets:
     """Bring a mask to the output's size: as it is, or by nearest neighbour from the input's or the picture's size."""
     logits = answer.logits
-    given = _as_booleans(mask).to(logits.device)
     size = tuple(logits.shape[2:])
-    if given.ndim == len(size) + 1 and given.shape[0] == len(logits):
-        masks = list(given)
-    elif given.ndim == len(size):
-        masks = [given] * len(logits)
-    else:
-        masks = []
+    several = isinstance(mask, list | tuple)  # then of any sizes, one for each picture
+    each: list[Any] = list(mask) if isinstance(mask, list | tuple) else [mask]
+    given = [_as_booleans(one).to(logits.device) for one in each]
+    if not several and given[0].ndim == len(size) + 1:
+        given, several = list(given[0]), True
+    masks = [] if several and len(given) != len(logits) else given if several else given * len(logits)
     fitted = [_fit_one(part, answer, i, size) for i, part in enumerate(masks)]
     whole = [part for part in fitted if part is not None]
     if not fitted or len(whole) < len(fitted):
         spelled = " x ".join(map(str, size))
+        shapes = ", ".join(dict.fromkeys(str(tuple(one.shape)) for one in given))
+        came = f"the mask has the shape {shapes}" if not several else f"there are {len(given)} masks of shape {shapes}"
         raise TargetError(
-            f"the mask has the shape {tuple(given.shape)}, but the output of {answer.model} is {len(logits)} x {spelled}; "
+            f"{came}, but the output of {answer.model} is {len(logits)} x {spelled}; "
             f"give {spelled} (the output), {' x '.join(map(str, answer.input_size))} (the input) or the picture's own size, "
             "or one such mask for each image"
         )
@@ -319,7 +343,7 @@ def _as_booleans(mask: Mask) -> Tensor:
     values = np.asarray(mask)
     if values.dtype.kind not in "biuf":
         raise TargetError(f"a mask is an array, a tensor or a picture of numbers, not {type(mask).__name__}")
-    return torch.from_numpy(values != 0)
+    return torch.from_numpy(np.asarray(values != 0))
 
 
 def _fit_one(mask: Tensor, answer: Answer, image: int, size: tuple[int, ...]) -> Tensor | None:

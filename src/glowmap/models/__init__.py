@@ -1,6 +1,6 @@
 """Families of models, and :func:`load`: from a name, a file or a module to a model that takes pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ def load(
     size: Size | None = None,
     mean: Colours | None = None,
     std: Colours | None = None,
-    classes: Sequence[str] | str | Path | None = None,
+    classes: Sequence[str] | Mapping[int, str] | str | Path | None = None,
     device: str | torch.device | None = None,
     seed: int = 0,
 ) -> Model:
@@ -32,22 +32,22 @@ def load(
 
     ``weights`` are ``"default"`` (the library's trained ones, downloaded once; a module's or factory's as they are),
     ``"random"`` (drawn from ``seed``), or a checkpoint's path. ``size`` (rows and columns, or a number for a square),
-    ``mean`` and ``std`` (of RGB in [0, 1]) replace the model's own preprocessing; where it has none they default to
-    the picture's size, 0 and 1. ``classes`` are the class names in the model's order, or a file with one a line.
+    ``mean`` and ``std`` (of RGB in [0, 1]) replace those of the model's own preprocessing; where it has none they default to
+    the picture's size, 0 and 1. ``classes`` are the class names in the model's order, a dict from index to name, or a file
+    with one a line.
 
     Raises ModelError for what cannot be found, built or loaded, MissingExtra for a library that is not installed.
     """
     built = _from_name(model, weights, seed) if isinstance(model, str) else _from_module(model, weights)
-    if size is not None or mean is not None or std is not None or built.preprocess is None:
-        own = built.preprocess or ResizedAndNormalised()
-        built = built.changed(
-            preprocess=ResizedAndNormalised(size, own.mean if mean is None else mean, own.std if std is None else std)
-        )
+    own = built.preprocess or ResizedAndNormalised()
+    if size is not None:
+        own = ResizedAndNormalised(size, own.mean, own.std)
+    if mean is not None or std is not None:
+        own = own.normalised(mean, std)
+    built = built.changed(preprocess=own)
     if classes is not None:
         built = built.changed(class_names=_class_names(classes))
-    if device is not None:
-        built.module.to(device)
-    return built
+    return built if device is None else _on_device(built, device)
 
 
 def as_model(model: Any) -> Model:
@@ -59,7 +59,7 @@ def as_model(model: Any) -> Model:
             f"a model is a torch.nn.Module or what glowmap.load(...) returns, not {type(model).__name__}; "
             "for a name write glowmap.load(name)"
         )
-    return Model(model, type(model).__name__)
+    return Model(model, type(model).__name__, notes=torchvision.cautions(model))
 
 
 def _from_name(name: str, weights: str | Path, seed: int) -> Model:
@@ -70,21 +70,40 @@ def _from_name(name: str, weights: str | Path, seed: int) -> Model:
     return FAMILIES["torchvision"].build(name, weights, seed)
 
 
-def _from_module(module: nn.Module, weights: str | Path, name: str = "") -> Model:
+def _from_module(module: Any, weights: str | Path, name: str = "") -> Model:
     model = as_model(module)
     if str(weights) == "random":
         raise ModelError(f"{name or model.name} decides its own weights; 'random' is for models by a library's name")
     if str(weights) != "default":
-        load_weights(module, Path(weights))
+        load_weights(model.module, Path(weights))
     return model.changed(name=name or model.name)
 
 
-def _class_names(classes: Sequence[str] | str | Path) -> tuple[str, ...]:
-    if not isinstance(classes, str | Path):
-        return tuple(classes)
+def _on_device(model: Model, device: str | torch.device) -> Model:
     try:
-        lines = Path(classes).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        if torch.device(device).type == "meta":
+            raise RuntimeError("a meta device computes nothing")
+        model.module.to(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        fact = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"{model.name} cannot be moved to the device {str(device)!r} ({fact}); give cpu, or one that is here"
+        ) from error
+    return model
+
+
+def _class_names(classes: Any) -> tuple[str, ...]:
+    if isinstance(classes, Mapping) and sorted(classes) == list(range(len(classes))):
+        classes = [classes[index] for index in range(len(classes))]
+    if isinstance(classes, list | tuple) and all(isinstance(name, str) for name in classes):
+        return tuple(classes)
+    if not isinstance(classes, str | Path):
+        raise InputError(
+            f"class names are a list of str, a dict from 0, 1, ... to str, or a file, not {type(classes).__name__}"
+        )
+    try:
+        lines = Path(classes).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
         raise InputError(
             f"the class names in {classes} cannot be read ({error}); give a text file with one name a line"
         ) from None

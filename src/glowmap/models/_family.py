@@ -20,6 +20,10 @@ Colours: TypeAlias = float | Sequence[float]
 class Preprocess(Protocol):
     """How a picture becomes the model's input (colour x rows x columns), and which part of the picture goes in."""
 
+    def normalised(self, mean: Colours | None, std: Colours | None) -> "Preprocess":
+        """Copy with another mean or standard deviation; None keeps the own one."""
+        ...
+
     @property
     def mean(self) -> Colours:
         """What is subtracted from the colours in [0, 1]."""
@@ -50,7 +54,8 @@ class Model:
 
         Raises InputError for what is neither, and for pictures that come out of preprocessing at different sizes.
         """
-        if isinstance(images, Tensor | tuple | dict) or self.preprocess is None:
+        several = images if isinstance(images, list | tuple) else (images,)
+        if self.preprocess is None or isinstance(images, dict) or any(isinstance(image, Tensor) for image in several):
             return as_batch(images, self._expected())
         return self._batch(images)
 
@@ -71,8 +76,9 @@ class Model:
 
     def _expected(self) -> str:
         return (
-            f"a bare {type(self.module).__name__} takes its own input tensors (a tensor, a tuple of arguments or a dict of "
-            "keywords); for pictures say how they become tensors: glowmap.load(module, size=..., mean=..., std=...)"
+            f"without preprocessing a {type(self.module).__name__} takes its own input tensors "
+            "(a tensor, a tuple of arguments or a dict of keywords); "
+            "for pictures say how they become tensors: glowmap.load(module, size=..., mean=..., std=...)"
         )
 
     def changed(self, **fields: Any) -> "Model":

@@ -3,7 +3,7 @@
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from glowmap.errors import InputError, ModelError, TargetError
-from glowmap.images import Picture, whole
+from glowmap.images import Picture, refuse_gigantic, whole
 from glowmap.models._family import Colours
 from glowmap.shelf import near_names
 
@@ -48,8 +48,11 @@ class ResizedAndNormalised:
     std: Colours = 1.0
 
     def __post_init__(self) -> None:
-        if self.size is not None and min(self._rows_columns()) < 1:
-            raise InputError(f"a size of {self.size} has no pixels; give rows and columns of at least 1")
+        if self.size is not None:
+            rows, columns = self._rows_columns()
+            if min(rows, columns) < 1:
+                raise InputError(f"a size of {self.size} has no pixels; give rows and columns of at least 1")
+            refuse_gigantic((columns, rows), f"the size {self.size}")
         _colours(self.mean, "mean")
         if (_colours(self.std, "std") == 0).any():
             raise InputError(f"std={self.std} divides by zero; give the standard deviation of the training pictures")
@@ -61,13 +64,22 @@ class ResizedAndNormalised:
         pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255
         return (pixels - _colours(self.mean, "mean")) / _colours(self.std, "std"), whole(picture)
 
+    def normalised(self, mean: Colours | None, std: Colours | None) -> "ResizedAndNormalised":
+        """Copy with another mean or standard deviation; None keeps the own one."""
+        return replace(self, mean=self.mean if mean is None else mean, std=self.std if std is None else std)
+
     def _rows_columns(self) -> tuple[int, int]:
-        assert self.size is not None
-        return (self.size, self.size) if isinstance(self.size, int) else self.size
+        size = (self.size, self.size) if isinstance(self.size, int) else self.size
+        if not isinstance(size, tuple | list) or [type(side) for side in size] != [int, int]:
+            raise InputError(f"a size of {self.size!r} is not understood; give a number, or (rows, columns)")
+        return size[0], size[1]
 
 
 def _colours(values: Colours, what: str) -> Tensor:
-    colours = torch.as_tensor(values, dtype=torch.float32).reshape(-1)
+    try:
+        colours = torch.as_tensor(values, dtype=torch.float32).reshape(-1)
+    except (TypeError, ValueError, RuntimeError):
+        colours = torch.empty(0)
     if len(colours) not in (1, 3) or not colours.isfinite().all():
         raise InputError(
             f"{what}={values} is not one number or three; give one for all colours, or one each for R, G and B"
@@ -96,10 +108,11 @@ def from_file(reference: str) -> nn.Module:
 
 def _imported(path: Path) -> Any:
     """Import a file under its own name, with its folder on the path so that it can import its neighbours."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"glowmap_own_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ModelError(f"{path} is no Python file; a model of your own is FILE.py:factory")
     namespace = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = namespace  # where dataclasses and pickle look for the classes in it
     sys.path.insert(0, str(path.parent.resolve()))
     try:
         _called(lambda: spec.loader.exec_module(namespace), f"importing {path}")  # type: ignore[union-attr]

@@ -1,5 +1,6 @@
-"""torchvision's classification, segmentation and detection models by name, with their own preprocessing and class names."""
+"""torchvision's classification and segmentation models by name, with their own preprocessing and class names."""
 
+import copy
 import inspect
 import warnings
 from collections.abc import Sequence
@@ -7,21 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from glowmap.errors import MissingExtra, ModelError
-from glowmap.images import Picture, whole
+from glowmap.images import Picture, refuse_gigantic, whole
 from glowmap.models._family import FAMILIES, Colours, Family, Model
-from glowmap.models.plain import load_weights, read_weights
+from glowmap.models.plain import ResizedAndNormalised, load_weights, read_weights
 from glowmap.shelf import near_names
 
 
 def names() -> Sequence[str]:
     """List what torchvision can build; MissingExtra where it is not installed."""
     models = _torchvision().models
-    shelves = (models, models.segmentation, models.detection)
+    shelves = (models, models.segmentation)
     return [name for shelf in shelves for name in models.list_models(module=shelf)]
 
 
@@ -47,6 +49,16 @@ def build(name: str, weights: str | Path, seed: int) -> Model:
         module = _bare(name, seed, auxiliary=any(key.startswith("aux_classifier") for key in read_weights(path)))
         load_weights(module, path)
     return Model(module.eval(), name, Preset(default.transforms()), tuple(default.meta["categories"]), notes)
+
+
+def cautions(module: nn.Module) -> tuple[str, ...]:
+    """Say what to mind about torchvision's detectors, which lay a batch out anew inside."""
+    if not any(type(part).__name__ == "GeneralizedRCNNTransform" for part in module.modules()):
+        return ()
+    return (
+        "this detector resizes and pads its input inside, and the map covers the padded canvas: "
+        "away from the top left corner the heat lies up to a few per cent off",
+    )
 
 
 def _torchvision() -> Any:
@@ -92,7 +104,15 @@ class Preset:
     transform: Any
 
     def __call__(self, picture: Image.Image) -> tuple[Tensor, Picture]:
+        self._refuse_stretched(picture)
         return self.transform(picture), self._seen(picture)
+
+    def normalised(self, mean: Colours | None, std: Colours | None) -> "Preset":
+        """Copy with another mean or standard deviation; None keeps the own one."""
+        own = ResizedAndNormalised(None, self.mean, self.std).normalised(mean, std)
+        transform = copy.copy(self.transform)
+        transform.mean, transform.std = ([float(c) for c in np.broadcast_to(v, 3)] for v in (own.mean, own.std))
+        return Preset(transform)
 
     @property
     def mean(self) -> Colours:
@@ -101,6 +121,15 @@ class Preset:
     @property
     def std(self) -> Colours:
         return getattr(self.transform, "std", 1.0)
+
+    def _refuse_stretched(self, picture: Image.Image) -> None:
+        """Raise InputError for a narrow strip that, enlarged until its shorter side fits, fits no memory."""
+        if getattr(self.transform, "resize_size", None):
+            shorter, longer = sorted(picture.size)
+            enlarged = longer * self.transform.resize_size[0] // shorter
+            refuse_gigantic(
+                (enlarged, self.transform.resize_size[0]), f"the picture of {picture.size}, resized for this model,"
+            )
 
     def _seen(self, picture: Image.Image) -> Picture:
         """Undo "shorter side to resize_size, then the centre's crop_size" in the picture's own pixels."""
