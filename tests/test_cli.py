@@ -148,6 +148,8 @@ def test_methods_lists_the_shelf(run, monkeypatch):
         ({"--mean": "1,2"}, "--mean '1,2' cannot be read"),
         ({"--std": "0"}, "std=0.0 divides by zero|std=\\[0.0\\] divides by zero"),
         ({"--out": "out.xyz"}, "out.xyz ends in .xyz"),
+        ({"--colormap": "jett"}, "no colormap 'jett'; near names: jet"),
+        ({"--device": "cuda:77"}, "cannot be moved to the device 'cuda:77'"),
         ({"--out": "nowhere/out.png"}, "nowhere/out.png cannot be written"),
         ({"--out": "street.png"}, "street.png is the picture itself and would be overwritten"),
     ],

@@ -169,9 +169,9 @@ def test_reading_what_is_no_file_of_explanations(explained, tmp_path):
 
 
 def test_what_cannot_be_written_leaves_nothing(explained, tmp_path, monkeypatch):
-    with pytest.raises(OutputError, match="ends in .xyz, which says no format; end it in .png"):
+    with pytest.raises(OutputError, match="ends in .xyz, which is no format for a panel; end it in .png"):
         explained.save(tmp_path / "panel.xyz")
-    with pytest.raises(OutputError, match="ends in nothing"):
+    with pytest.raises(OutputError, match="panel has no ending"):
         explained.save(tmp_path / "panel")
     with pytest.raises(OutputError, match="cannot be written .*; choose a folder that exists"):
         explained.save(tmp_path / "nowhere" / "panel.png")
@@ -267,3 +267,35 @@ def test_a_link_stays_a_link_and_long_names_are_told(explained, tmp_path):
     (tmp_path / "cut.npz").write_bytes((tmp_path / "real.npz").read_bytes()[:500])
     with pytest.raises(InputError, match="is no file of explanations"):
         glowmap.Explanations.load(tmp_path / "cut.npz")
+
+
+def test_rows_say_in_what_they_differ(monkeypatch):
+    """Two methods, or two questions, in one panel: each row must be told from the other."""
+    drawn = []
+    monkeypatch.setattr("glowmap.explanation.panel", lambda rows, **_: drawn.append(rows) or Image.new("RGB", (9, 9)))
+    model = glowmap.load(Classifier().eval(), mean=0.5, classes=["lynx, catamount", "dog", "car", "bus"])
+    picture = np.random.default_rng(0).random((16, 20, 3))
+    one, other = (
+        glowmap.explain(model, picture, target="catamount", layer="features.3", method=method)
+        for method in ("grad_cam", "layer_cam")
+    )
+    glowmap.Explanations([one, other]).panel()
+    assert [row[-1].heading for row in drawn[0]] == ["features.3 · grad_cam", "features.3 · layer_cam"]
+    glowmap.explain(model, picture, target=["dog", "lynx"], layer="features.3").panel()
+    assert [row[0].heading for row in drawn[1]] == ["dog", "lynx"]
+    assert [row[-1].heading for row in drawn[1]] == ["features.3", "features.3"]
+
+
+def test_a_panel_for_print_is_drawn_larger(explained, tmp_path):
+    small, large = explained[0].panel(), explained[0].panel(scale=2)
+    assert large.width == 2 * small.width
+    with Image.open(explained[0].save(tmp_path / "large.png", scale=2, colormap="gray", opacity=0.3)) as saved:
+        assert saved.size == large.size
+
+
+def test_reprs_fit_a_line():
+    model = glowmap.load(Classifier().eval(), mean=0.5, classes=["a", "b", "c", "d"])
+    found = glowmap.explain(model, images(), target=[1], layer="features.3")
+    assert repr(model) == "<Model Classifier: Classifier, 4 classes>"
+    assert repr(found[0].prediction) == "<Prediction of 4 classes an image>"
+    assert repr(found).startswith("<Explanations:\n  <Explanation of 'b'")

@@ -119,7 +119,7 @@ def test_other_things_that_are_no_picture(given, message):
     ("given", "message"),
     [
         ("street.png", r"without preprocessing a ColourSegmenter takes its own input tensors .* glowmap.load\(module"),
-        (np.zeros((4, 4, 3), np.uint8), "not ndarray"),
+        (np.zeros((4, 4, 3), np.uint8), "a ndarray came, but without preprocessing"),
         ([torch.zeros(3, 4, 4)], "a list of tensors is ambiguous"),
         (
             torch.zeros(1, 3, 4, 4, dtype=torch.uint8),
@@ -127,7 +127,7 @@ def test_other_things_that_are_no_picture(given, message):
         ),
         (torch.zeros(0, 3, 4, 4), "the input is empty"),
         (torch.tensor([0.0, torch.nan])[:, None, None, None].expand(2, 3, 4, 4), "NaN or infinity in image 1;"),
-        ((), "not tuple"),
+        ((), "a tuple came"),
     ],
 )
 def test_what_a_bare_module_does_not_take(given, message):

@@ -53,6 +53,8 @@ def test_tensors_go_to_a_loaded_model_as_they_are():
         ({"device": "meta"}, ModelError, "a meta device computes nothing"),
         ({"device": "foo"}, ModelError, "cannot be moved to the device 'foo'"),
         ({"classes": "nowhere.txt"}, InputError, "class names in nowhere.txt cannot be read"),
+        ({"mean": 127.5}, InputError, "mean=127.5 is not of colours in"),
+        ({"weights": None}, ModelError, "weights are 'default', 'random' or a checkpoint's path, not None"),
         ({"weights": "random"}, ModelError, "decides its own weights"),
         ({"weights": "nowhere.pt"}, ModelError, "there is no weights file nowhere.pt"),
     ],
@@ -139,8 +141,9 @@ def test_checkpoints_of_both_kinds(tmp_path):
     trained = Classifier()
     torch.save(trained.state_dict(), tmp_path / "plain.pt")
     torch.save({"state_dict": trained.state_dict(), "epoch": 3}, tmp_path / "wrapped.pth")
+    torch.save({f"module.{key}": value for key, value in trained.state_dict().items()}, tmp_path / "parallel.pt")
     save_file(trained.state_dict(), tmp_path / "safe.safetensors")
-    for name in ("plain.pt", "wrapped.pth", "safe.safetensors"):
+    for name in ("plain.pt", "wrapped.pth", "parallel.pt", "safe.safetensors"):
         model = Classifier()
         glowmap.load(model, weights=tmp_path / name)
         assert torch.equal(model.head.weight, trained.head.weight), name
@@ -156,9 +159,11 @@ def test_checkpoints_that_are_refused(tmp_path):
     torch.save([1, 2], tmp_path / "list.pt")
     torch.save({"other.weight": torch.ones(2), "head.weight": torch.ones(4, 8)}, tmp_path / "other.pt")
     torch.save(Classifier(classes=7).state_dict(), tmp_path / "classes.pt")
-    (tmp_path / "broken.pt").write_bytes(b"hello")
+    (tmp_path / "broken.pt").write_bytes(b"\x80hello")
+    (tmp_path / "text.pt").write_text("hello")
     (tmp_path / "broken.safetensors").write_bytes(b"hello")
     for name, message in {
+        "text.pt": "text.pt is no checkpoint",
         "code.pt": "holds more than tensors, which could run a stranger's code",
         "list.pt": "is no state dict",
         "other.pt": r"tensors are missing \(.*\), 1 are not its own \(other.weight\)",
@@ -317,3 +322,12 @@ def test_detectors_that_pad_their_input_come_with_a_note():
     assert "the map covers the padded canvas" in found.notes[0]
     with pytest.raises(ModelError, match="no model 'fasterrcnn_resnet50_fpn' in torchvision"):
         glowmap.load("fasterrcnn_resnet50_fpn", weights="random")
+
+
+def test_pictures_without_mean_and_std_are_noted(street):
+    whole = glowmap.targets.Category(1)
+    (note,) = glowmap.explain(glowmap.load(Classifier().eval()), street, target=whole, layer="features").notes
+    assert "no mean and std were given" in note
+    assert (
+        glowmap.explain(glowmap.load(Classifier().eval(), mean=0.5), street, target=whole, layer="features").notes == ()
+    )

@@ -350,3 +350,12 @@ def test_outputs_that_are_no_scores():
         explain(Complex().eval(), images(), 1)
     found = explain(Complex().eval(), images(), lambda out: out.real[:, 1])
     assert found.prediction is None
+
+
+def test_a_synonym_is_a_name(classifier):
+    names = ["lynx, catamount", "tabby, tabby cat", "car", "Tinca, car"]
+    assert explain(classifier, images(), "catamount", classes=names).targets[0] == "lynx, catamount"
+    assert explain(classifier, images(), "Tabby Cat", classes=names).targets[0] == "tabby, tabby cat"
+    assert explain(classifier, images(), "car", classes=names).targets[0] == "car"
+    with pytest.raises(TargetError, match="no class 'tabbi' in Classifier; near names: tabby"):
+        explain(classifier, images(), "tabbi", classes=names)

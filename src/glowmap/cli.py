@@ -37,8 +37,15 @@ WeightsOption = Annotated[
 ]
 SizeOption = Annotated[
     str | None,
-    typer.Option(help="Resize to this before the model: 224, or ROWSxCOLUMNS. A model's own preset otherwise."),
+    typer.Option(
+        help="Resize (squash) the picture to this: 224, or ROWSxCOLUMNS. A model's own preset otherwise, else its own size."
+    ),
 ]
+ColormapOption = Annotated[str, typer.Option(help="Colours of the heat: glow, jet, gray.")]
+OpacityOption = Annotated[float, typer.Option(min=0.0, max=1.0, help="How much the hottest place covers the picture.")]
+ScaleOption = Annotated[int | None, typer.Option(min=1, max=8, help="Draw the panel so many times larger, for print.")]
+MeanOption = Annotated[str | None, typer.Option(help="Subtracted from RGB in [0, 1]: one number, or R,G,B.")]
+StdOption = Annotated[str | None, typer.Option(help="RGB is divided by this: one number, or R,G,B.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU where there is one.")]
 
 
@@ -61,32 +68,45 @@ def explain(
     method: Annotated[str, typer.Option(help="How to weigh the evidence (`glowmap methods`).")] = "grad_cam",
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Where to write: .png, .jpg, .pdf for the panel, .npz for the numbers."),
+        typer.Option(
+            "--out",
+            "-o",
+            help="Where to write: .png, .jpg, .pdf, ... for the panel, .npz for the numbers. PICTURE-TARGET.png otherwise.",
+        ),
     ] = None,
     weights: WeightsOption = "default",
     size: SizeOption = None,
-    mean: Annotated[str | None, typer.Option(help="Subtracted from RGB in [0, 1]: one number, or R,G,B.")] = None,
-    std: Annotated[str | None, typer.Option(help="RGB is divided by this: one number, or R,G,B.")] = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
     classes: Annotated[
         Path | None, typer.Option(help="A text file with one class name a line, in the model's order.")
     ] = None,
     device: DeviceOption = None,
+    colormap: ColormapOption = "glow",
+    opacity: OpacityOption = 0.65,
+    scale: ScaleOption = None,
 ) -> None:
     """Show where in a picture the model finds the evidence for a class."""
     out = out or Path(re.sub(r"[^\w.-]+", "_", f"{picture.stem}-{'-'.join(target or ['answer'])}") + ".png")
     if os.path.realpath(out) == os.path.realpath(picture):  # Path.resolve fails on names that are too long
         raise OutputError(f"{out} is the picture itself and would be overwritten; choose another --out")
+    from glowmap.explanation import file_kind
     from glowmap.images import read_picture
     from glowmap.methods import METHODS
+    from glowmap.render import COLORMAPS
     from glowmap.road import Explainer
 
-    METHODS[method]  # a misspelt method, picture or colour is told before weights are loaded, not after
+    (
+        METHODS[method],
+        COLORMAPS[colormap],
+        file_kind(out),
+    )  # what is misspelt is told before weights are loaded, not after
     pixels = read_picture(picture)
     loaded = _loaded(model, weights, size=size, mean=mean, std=std, classes=classes, device=device)
     questions = [_class(name, loaded) for name in target] if target else [None]
     with console.status("explaining"):
         explanations = Explainer(loaded, layer=layer).all(pixels, target=questions, method=method)
-        written = explanations.save(out)
+        written = explanations.save(out, colormap=colormap, opacity=opacity, scale=scale)
     _tell(explanations, written)
 
 
@@ -109,16 +129,18 @@ def layers(
     table = Table("layer", "kind", "channels", "grid", box=None, header_style="bold", pad_edge=False)
     for row in survey(loaded, grey, depth=depth):
         table.add_row(escape(row.name), escape(row.kind), str(row.channels), " x ".join(map(str, row.grid)))
-    console.print(f"[bold]{escape(loaded.name)}[/]", highlight=False)
+    pixels = " x ".join(map(str, loaded.read(grey).images.shape[2:]))
+    console.print(f"[bold]{escape(loaded.name)}[/], for an input of {pixels} (rows x columns)", highlight=False)
     console.print(table)
 
 
 @app.command()
 def methods() -> None:
-    """List the methods: price, needs, when to use, paper."""
+    """List the methods: what each costs, what it does and when to use it, and its paper."""
     from glowmap.methods import METHODS
 
-    table = Table("method", "price", "what it does", "paper", header_style="bold", box=None, pad_edge=False)
+    table = Table("method", "price", "what it does", header_style="bold", box=None, pad_edge=False)
+    table.add_column("paper", overflow="fold")
     for name, method in METHODS.items():
         table.add_row(name, method.price, escape(method.summary), escape(method.paper))
     console.print(table, soft_wrap=False)

@@ -24,6 +24,7 @@ from glowmap.shapes import Flags, Heatmaps, Labels, Probabilities, RawMaps, Scor
 
 # Bilinear weights of one cell sum to 1 only up to rounding; a span below this share of the values is no heat but noise.
 _FLAT = 1e-6
+OPACITY = 0.65  # of the hottest place: what lies there must still be seen
 _RESIZE = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
@@ -34,6 +35,11 @@ class Prediction:
     names: tuple[str, ...]
     labels: Labels | None = None
     probabilities: Probabilities | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"<Prediction of {len(self.names)} classes {'at every pixel' if self.labels is not None else 'an image'}>"
+        )
 
     def of(self, images: slice) -> "Prediction":
         """Take some images out."""
@@ -83,20 +89,22 @@ class Explanation:
         """The layer's rows and columns."""
         return tuple(self.raw.shape[1:])
 
-    def overlay(self, index: int = 0, *, colormap: str = "glow", opacity: float = 0.75) -> Image.Image:
+    def overlay(self, index: int = 0, *, colormap: str = "glow", opacity: float = OPACITY) -> Image.Image:
         """Lay one image's heat over the part of its picture that the model saw, at the picture's own resolution.
 
         Raises OutputError where there is no picture: for signals and volumes.
         """
         return overlay(self._picture(index), self._heat(index), colormap=colormap, opacity=opacity)
 
-    def panel(self, *, colormap: str = "glow", opacity: float = 0.75) -> Image.Image:
-        """Draw picture, prediction and overlay side by side, a row for each image."""
-        return Explanations([self]).panel(colormap=colormap, opacity=opacity)
+    def panel(self, *, colormap: str = "glow", opacity: float = OPACITY, scale: int = 1) -> Image.Image:
+        """Draw picture, prediction and overlay side by side, a row for each image; ``scale=2`` draws twice as large."""
+        return Explanations([self]).panel(colormap=colormap, opacity=opacity, scale=scale)
 
-    def save(self, path: str | Path) -> Path:
+    def save(
+        self, path: str | Path, *, colormap: str = "glow", opacity: float = OPACITY, scale: int | None = None
+    ) -> Path:
         """Write the panel (.png, .jpg, .webp, .tiff, .pdf) or the numbers (.npz, see :meth:`load`); all or nothing."""
-        return Explanations([self]).save(path)
+        return Explanations([self]).save(path, colormap=colormap, opacity=opacity, scale=scale)
 
     @staticmethod
     def load(path: str | Path) -> "Explanation":
@@ -143,7 +151,9 @@ class Explanation:
 
     def _only(self, index: int) -> slice:
         if not -len(self) <= index < len(self):
-            raise IndexError(f"there are {len(self)} images, no {index}")
+            raise IndexError(
+                f"there {'are' if len(self) > 1 else 'is'} {len(self)} image{'s' * (len(self) > 1)}, no {index}"
+            )
         return slice(index % len(self), index % len(self) + 1)
 
     def _heat(self, index: int) -> NDArray[Any]:
@@ -163,38 +173,41 @@ class Explanations(Sequence[Explanation]):
         return len(self._all)
 
     def __repr__(self) -> str:
-        return "\n".join(map(repr, self._all)) or "<no explanations>"
+        return "<Explanations:\n  " + "\n  ".join(map(repr, self._all)) + ">" if self else "<no explanations>"
 
     @property
     def notes(self) -> tuple[str, ...]:
         """The notes of all, each once."""
         return tuple(dict.fromkeys(note for explanation in self for note in explanation.notes))
 
-    def panel(self, *, colormap: str = "glow", opacity: float = 0.75) -> Image.Image:
+    def panel(self, *, colormap: str = "glow", opacity: float = OPACITY, scale: int = 1) -> Image.Image:
         """Draw picture, prediction and one overlay a layer side by side, a row for each image and question."""
         if not self:
             raise OutputError("there are no explanations to draw; ask for at least one layer")
-        rows = [
-            _row(group, index, colormap, opacity) for group in self._by_question() for index in range(len(group[0]))
-        ]
-        first = self[0]
-        methods = ", ".join(dict.fromkeys(explanation.method for explanation in self))
-        asked = ", ".join(dict.fromkeys(wording for explanation in self for wording in explanation.targets))
-        return panel(rows, title=f"{asked} · {methods} · {first.model}", footer=self.notes)
+        groups = [(group, index) for group in self._by_question() for index in range(len(group[0]))]
+        methods = list(dict.fromkeys(explanation.method for explanation in self))
+        asked = list(dict.fromkeys(_short(wording) for explanation in self for wording in explanation.targets))
+        rows = [_row(group, index, colormap, opacity, self._differing(len(asked), methods)) for group, index in groups]
+        title = ", ".join(asked) if len(asked) <= 3 else f"{len(asked)} classes"
+        return panel(rows, title=f"{title} · {', '.join(methods)} · {self[0].model}", footer=self.notes, scale=scale)
 
-    def save(self, path: str | Path) -> Path:
-        """Write the panel (.png, .jpg, .webp, .tiff, .pdf) or the numbers (.npz); the file appears whole or not at all."""
-        path = Path(path)
-        formats = {ending: kind for ending, kind in Image.registered_extensions().items() if kind in Image.SAVE}
-        if path.suffix.lower() == ".npz":
+    def _differing(self, asked: int, methods: Sequence[str]) -> frozenset[str]:
+        """Say what differs from row to row and so must stand in its headings."""
+        return frozenset({"target"} if asked > 1 else ()) | frozenset({"method"} if len(methods) > 1 else ())
+
+    def save(
+        self, path: str | Path, *, colormap: str = "glow", opacity: float = OPACITY, scale: int | None = None
+    ) -> Path:
+        """Write the panel (.png, .jpg, .webp, .tiff, .pdf) or the numbers (.npz); the file appears whole or not at all.
+
+        The panel is drawn at ``scale`` (by default 2 in a PDF, which is for print, else 1).
+        """
+        path, kind = Path(path), file_kind(path)
+        if kind == "NPZ":
             arrays = _packed(self)
             return _write(path, lambda stream: np.savez_compressed(stream, allow_pickle=False, **arrays))
-        if path.suffix.lower() not in formats:
-            raise OutputError(
-                f"{path} ends in {path.suffix or 'nothing'}, which says no format; end it in .png, .pdf or .npz"
-            )
-        drawn = self.panel()
-        return _write(path, lambda stream: drawn.save(stream, format=formats[path.suffix.lower()], dpi=(200, 200)))
+        drawn = self.panel(colormap=colormap, opacity=opacity, scale=scale or (2 if kind == "PDF" else 1))
+        return _write(path, lambda stream: drawn.save(stream, format=kind, dpi=(200, 200), quality=95))
 
     @staticmethod
     def load(path: str | Path) -> "Explanations":
@@ -204,7 +217,7 @@ class Explanations(Sequence[Explanation]):
                 return _unpacked(dict(arrays))
         except Exception as error:  # zipfile, zlib, json and numpy each have their own
             raise InputError(
-                f"{path} is no file of explanations ({error}); give one that save('....npz') wrote"
+                f"{path} is no file of explanations ({type(error).__name__}); give one that save('....npz') wrote"
             ) from error
 
     def _by_question(self) -> list[list[Explanation]]:
@@ -250,16 +263,42 @@ def _same_question(one: Explanation, other: Explanation) -> bool:
     return (one.method, one.targets) == (other.method, other.targets) and torch.equal(one.scores, other.scores)
 
 
-def _row(group: Sequence[Explanation], index: int, colormap: str, opacity: float) -> list[Tile]:
+def file_kind(path: str | Path) -> str:
+    """Tell by its ending what would be written to a path: NPZ, or one of Pillow's formats. OutputError for any other."""
+    ending = Path(path).suffix.lower()
+    formats = {ending: kind for ending, kind in Image.registered_extensions().items() if kind in Image.SAVE}
+    if ending == ".npz":
+        return "NPZ"
+    if ending not in formats:
+        raise OutputError(
+            f"{path} {f'ends in {ending}, which is no format for a panel' if ending else 'has no ending'}; "
+            "end it in .png, .jpg, .webp, .tiff or .pdf for the panel, .npz for the numbers"
+        )
+    return formats[ending]
+
+
+def _short(name: str) -> str:
+    """Keep the first of a class's synonyms, as lists of ImageNet's classes have them."""
+    return name.partition(",")[0]
+
+
+def _row(
+    group: Sequence[Explanation], index: int, colormap: str, opacity: float, differing: frozenset[str]
+) -> list[Tile]:
     first = group[0]
-    asked = f"{first.targets[index]}, score {spelled(float(first.scores[index]))}"
-    tiles = [Tile(first._picture(index), "picture", (asked,)), *_prediction_tile(first, index)]
+    wording, score = first.targets[index], spelled(float(first.scores[index]))
+    picture = first._picture(index)
+    cut = () if picture is first.pictures[index].image else ("the part that the model saw",)
+    heading = _short(wording) if "target" in differing else "picture"
+    tiles = [Tile(picture, heading, (f"{wording}, score {score}", *cut)), *_prediction_tile(first, index)]
     for explanation in group:
         low, high = explanation.scale(index)
         drawn = explanation.overlay(index, colormap=colormap, opacity=opacity)
-        grid = " × ".join(map(str, explanation.grid))
+        heading = explanation.layer + (f" · {explanation.method}" if "method" in differing else "")
+        grid = f"grid {' × '.join(map(str, explanation.grid))}"
+        blank = () if explanation.heatmap[index].any() else ("blank: see the notes below",)
         bar = ColourBar(colormap, spelled(low) if low > high / 1000 else "0", spelled(high))
-        tiles.append(Tile(drawn, explanation.layer, (f"grid {grid}",), bar))
+        tiles.append(Tile(drawn, heading, (grid, *blank), bar))
     return tiles
 
 

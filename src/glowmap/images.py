@@ -185,7 +185,7 @@ def as_batch(images: Any, expected: str) -> Batch:
     tensors = [value for value in (*arguments, *keywords.values()) if isinstance(value, Tensor)]
     maps = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.ndim >= 3]
     if not tensors:
-        raise InputError(f"{expected}, not {type(images).__name__}")
+        raise InputError(f"a {type(images).__name__} came, but {expected}")
     if not maps:
         shapes = ", ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in tensors)
         raise InputError(

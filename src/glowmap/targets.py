@@ -76,7 +76,9 @@ class Answer:
         count = self.logits.shape[1]
         if not isinstance(category, str):
             if not isinstance(category, int | np.integer) or isinstance(category, bool):
-                raise TargetError(f"a class is an index or a name, not {category!r}")
+                raise TargetError(
+                    f"a class is an index or a name, not {type(category).__name__}; Pixels takes the class first"
+                )
             if not 0 <= category < count:
                 raise TargetError(f"no class {category}: {self.model} has {count}, from 0 to {count - 1}")
             return int(category)
@@ -85,15 +87,22 @@ class Answer:
                 f"class {category!r} was asked for by name, but the class names of {self.model} are unknown; "
                 f"give the index (0 to {count - 1}), or the names: glowmap.load(model, classes=...)"
             )
-        for spell in (str, str.casefold):
-            found = [i for i, name in enumerate(self.class_names) if spell(name) == spell(category)]
+        wanted = category.casefold()
+        for fits in (category.__eq__, lambda name: name.casefold() == wanted, lambda name: wanted in _synonyms(name)):
+            found = [i for i, name in enumerate(self.class_names) if fits(name)]
             if len(found) == 1:
                 return found[0]
             if found:
                 raise TargetError(
                     f"the name {category!r} stands for the classes {found}; give the index of the one you mean"
                 )
-        raise TargetError(f"no class {category!r} in {self.model}; {near_names(category, self.class_names)}")
+        synonyms = [part.strip() for name in self.class_names for part in name.split(",")]
+        raise TargetError(f"no class {category!r} in {self.model}; {near_names(category, synonyms)}")
+
+
+def _synonyms(name: str) -> list[str]:
+    """Split a name as lists of ImageNet's classes have them: "lynx, catamount"."""
+    return [synonym.strip().casefold() for synonym in name.split(",")]
 
 
 @runtime_checkable

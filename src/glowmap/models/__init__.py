@@ -20,7 +20,7 @@ from glowmap.models.plain import read_logits as read_logits
 def load(
     model: str | nn.Module,
     *,
-    weights: str | Path = "default",
+    weights: Any = "default",
     size: Size | None = None,
     mean: Colours | None = None,
     std: Colours | None = None,
@@ -38,8 +38,12 @@ def load(
 
     Raises ModelError for what cannot be found, built or loaded, MissingExtra for a library that is not installed.
     """
+    if not isinstance(weights, str | Path):
+        raise ModelError(f"weights are 'default', 'random' or a checkpoint's path, not {weights!r}")
     built = _from_name(model, weights, seed) if isinstance(model, str) else _from_module(model, weights)
     own = built.preprocess or ResizedAndNormalised()
+    if built.preprocess is None and mean is None and std is None:
+        built = built.changed(notes=(*built.notes, "no mean and std were given: the model gets RGB in [0, 1] as it is"))
     if size is not None:
         own = ResizedAndNormalised(size, own.mean, own.std)
     if mean is not None or std is not None:
@@ -57,7 +61,7 @@ def as_model(model: Any) -> Model:
     if not isinstance(model, nn.Module):
         raise ModelError(
             f"a model is a torch.nn.Module or what glowmap.load(...) returns, not {type(model).__name__}; "
-            "for a name write glowmap.load(name)"
+            "for a name write glowmap.load(name), for a class or a factory call it first"
         )
     return Model(model, type(model).__name__, notes=torchvision.cautions(model))
 
@@ -83,6 +87,7 @@ def _on_device(model: Model, device: str | torch.device) -> Model:
     try:
         if torch.device(device).type == "meta":
             raise RuntimeError("a meta device computes nothing")
+        torch.empty(0, device=device)  # a module without parameters would go anywhere
         model.module.to(device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         fact = (str(error).strip().splitlines() or [type(error).__name__])[0]

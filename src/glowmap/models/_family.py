@@ -49,6 +49,10 @@ class Model:
     class_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        classes = "unknown classes" if self.class_names is None else f"{len(self.class_names)} classes"
+        return f"<Model {self.name}: {type(self.module).__name__}, {classes}>"
+
     def read(self, images: Any) -> Batch:
         """Turn pictures, or the module's own input tensors, into one batch on the module's device.
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,7 +54,8 @@ class ResizedAndNormalised:
             if min(rows, columns) < 1:
                 raise InputError(f"a size of {self.size} has no pixels; give rows and columns of at least 1")
             refuse_gigantic((columns, rows), f"the size {self.size}")
-        _colours(self.mean, "mean")
+        if (_colours(self.mean, "mean").abs() > 1).any():
+            raise InputError(f"mean={self.mean} is not of colours in [0, 1]; divide it by 255, and std too")
         if (_colours(self.std, "std") == 0).any():
             raise InputError(f"std={self.std} divides by zero; give the standard deviation of the training pictures")
 
@@ -133,7 +135,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
 
     Raises ModelError for a missing or damaged file, for one that would run code, and for keys that do not fit.
     """
-    state = read_weights(path)
+    state = _without_prefix(read_weights(path), set(module.state_dict()))
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
@@ -148,10 +150,20 @@ def load_weights(module: nn.Module, path: Path) -> None:
         ) from error
 
 
+def _without_prefix(state: dict[str, Tensor], own: set[str]) -> dict[str, Tensor]:
+    """Take off the prefix that a wrapper (DataParallel, a training loop's class) gave to every key, where that fits."""
+    for prefix in ("module.", "model.", "_orig_mod."):
+        if {prefix + name for name in own} == set(state):
+            return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read a checkpoint without running anything that is in it."""
     if not path.is_file():
         raise ModelError(f"there is no weights file {path}; give default, random or a checkpoint's path")
+    if path.suffix != ".safetensors" and not zipfile.is_zipfile(path) and path.read_bytes()[:1] != b"\x80":  # a pickle
+        raise ModelError(f"{path} is no checkpoint; give what torch.save or safetensors wrote")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
