@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from glowmap.errors import LayerError, ModelError, TargetError
+from glowmap.errors import LayerError, ModelError, TargetError, told
 from glowmap.shapes import Scores
 
 # Hooks belong to a module, not to a thread: two threads that explain one model take turns.
@@ -80,7 +80,7 @@ class Recording:
                 scores, outputs, torch.ones_like(scores), retain_graph=keep_graph, allow_unused=True
             )
         except RuntimeError as error:
-            raise ModelError(f"the backward pass to {_listed(self.names)} raised {_told(error)}") from error
+            raise ModelError(f"the backward pass to {_listed(self.names)} raised {told(error)}") from error
         for name, gradient in zip(self.names, gradients, strict=True):
             if gradient is None:
                 raise LayerError(f"the score does not depend on layer {name!r}; {self._why_cut()}")
@@ -254,8 +254,3 @@ def shape_of(tensor: Tensor) -> str:
 
 def _listed(names: list[str]) -> str:
     return f"layer{'s' * (len(names) > 1)} {', '.join(map(repr, names))}"
-
-
-def _told(error: BaseException) -> str:
-    first_line = (str(error).strip().splitlines() or ["no message"])[0]
-    return f"{type(error).__name__}: {first_line}"

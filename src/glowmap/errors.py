@@ -46,3 +46,9 @@ class MissingExtra(GlowmapError):  # noqa: N818 - the name says what happened
 
     def __init__(self, library: str, extra: str, purpose: str) -> None:
         super().__init__(f'{purpose} needs {library}, which is not installed; pip install "glowmap[{extra}]"')
+
+
+def told(error: BaseException) -> str:
+    """Retell somebody else's error in one line: its type and the first line of its message."""
+    first_line = (str(error).strip().splitlines() or ["no message"])[0]
+    return f"{type(error).__name__}: {first_line}"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from glowmap.capture import Recording, borrowed, record, tensors_in
-from glowmap.errors import GlowmapError, MethodError, ModelError, TargetError
+from glowmap.errors import GlowmapError, MethodError, ModelError, TargetError, told
 from glowmap.explanation import Explanation, Explanations, Prediction, is_flat
 from glowmap.images import Batch, Picture
 from glowmap.layers import LayerName, Surveyed, find_layers, lay_out, surveyed
@@ -133,9 +133,8 @@ def _run(module: nn.Module, batch: Batch) -> Any:
     except GlowmapError:
         raise
     except Exception as error:
-        message = (str(error).strip().splitlines() or ["no message"])[0]
         raise ModelError(
-            f"{type(module).__name__} raised {type(error).__name__}: {message}; "
+            f"{type(module).__name__} raised {told(error)}; "
             f"check that it takes an input of {' x '.join(map(str, batch.images.shape))} "
             f"({str(batch.images.dtype).removeprefix('torch.')} on {batch.images.device})"
         ) from error

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from glowmap.errors import TargetError
+from glowmap.errors import TargetError, told
 from glowmap.shapes import Labels, Logits, PixelSets, Scores
 from glowmap.shelf import near_names
 
@@ -231,7 +231,7 @@ class Custom:
             return self.function(answer.raw)
         except Exception as error:
             raise TargetError(
-                f"the target {self.wording(answer, 0)!r} raised {type(error).__name__}: {error}; "
+                f"the target {self.wording(answer, 0)!r} raised {told(error)}; "
                 f"it is called with the raw output of {answer.model}, here {type(answer.raw).__name__}"
             ) from error
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from glowmap.errors import InputError, ModelError
+from glowmap.errors import InputError, ModelError, told
 from glowmap.models import torchvision as torchvision
 from glowmap.models._family import FAMILIES as FAMILIES
 from glowmap.models._family import Colours as Colours
@@ -90,9 +90,8 @@ def _on_device(model: Model, device: str | torch.device) -> Model:
         torch.empty(0, device=device)  # a module without parameters would go anywhere
         model.module.to(device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        fact = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"{model.name} cannot be moved to the device {str(device)!r} ({fact}); give cpu, or one that is here"
+            f"{model.name} cannot be moved to the device {str(device)!r} ({told(error)}); give cpu, or one that is here"
         ) from error
     return model
 

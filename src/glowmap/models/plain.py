@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from glowmap.errors import InputError, ModelError, TargetError
+from glowmap.errors import InputError, ModelError, TargetError, told
 from glowmap.images import Picture, refuse_gigantic, whole
 from glowmap.models._family import Colours
 from glowmap.shelf import near_names
@@ -127,7 +127,7 @@ def _called(function: Callable[[], Any], what: str) -> Any:
     try:
         return function()
     except Exception as error:
-        raise ModelError(f"{what} raised {type(error).__name__}: {error}; try it in Python by itself") from error
+        raise ModelError(f"{what} raised {told(error)}; try it in Python by itself") from error
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
