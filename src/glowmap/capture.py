@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from glowmap.errors import LayerError, ModelError, TargetError, told
-from glowmap.shapes import Scores
+from glowmap.shapes import Scores, crossed
 
 # Hooks belong to a module, not to a thread: two threads that explain one model take turns.
 _TURNS: "weakref.WeakKeyDictionary[nn.Module, threading.RLock]" = weakref.WeakKeyDictionary()
@@ -214,12 +214,12 @@ def _maps_in(output: Any, name: str) -> Tensor:
     """Find the one tensor in a layer's output that can be maps: floating point, with at least one axis after the channels."""
     maps = [tensor for tensor in tensors_in(output) if tensor.ndim >= 3 and tensor.is_floating_point()]
     if not maps:
-        shapes = ", ".join(shape_of(tensor) for tensor in tensors_in(output)) or type(output).__name__
+        shapes = ", ".join(crossed(tensor.shape) for tensor in tensors_in(output)) or type(output).__name__
         raise LayerError(
             f"the output of layer {name!r} ({shapes}) has no spatial axes; name a layer before pooling and flattening"
         )
     if len(maps) > 1:
-        shapes = ", ".join(shape_of(tensor) for tensor in maps)
+        shapes = ", ".join(crossed(tensor.shape) for tensor in maps)
         raise LayerError(
             f"layer {name!r} returns {len(maps)} maps ({shapes}); name a module inside it that returns one"
         )
@@ -245,11 +245,6 @@ def _replaced(output: Any, old: Tensor, new: Tensor) -> Any:
     if isinstance(output, list | tuple):
         return type(output)(_replaced(value, old, new) for value in output)
     return output
-
-
-def shape_of(tensor: Tensor) -> str:
-    """Spell a shape as people do: ``1 x 2048 x 7 x 7``."""
-    return " x ".join(map(str, tensor.shape)) or "a single number"
 
 
 def _listed(names: list[str]) -> str:

@@ -96,11 +96,10 @@ def explain(
     from glowmap.render import COLORMAPS
     from glowmap.road import Explainer
 
-    (
-        METHODS[method],
-        COLORMAPS[colormap],
-        file_kind(out),
-    )  # what is misspelt is told before weights are loaded, not after
+    # what is misspelt is told before weights are loaded, not after
+    METHODS[method]
+    COLORMAPS[colormap]
+    file_kind(out)
     pixels = read_picture(picture)
     loaded = _loaded(model, weights, size=size, mean=mean, std=std, classes=classes, device=device)
     questions = [_class(name, loaded) for name in target] if target else [None]
@@ -121,16 +120,17 @@ def layers(
     import numpy as np
 
     from glowmap.road import survey
+    from glowmap.shapes import crossed
 
     loaded = _loaded(model, "default" if ".py:" in model and weights == "random" else weights, size=size)
-    grey = np.full(
-        (224, 224, 3), 128, dtype=np.uint8
-    )  # only shapes are read; a preset brings it to the model's own size
+    # Only shapes are read: any picture does, and a preset brings it to the model's own size.
+    images = loaded.read(np.full((224, 224, 3), 128, dtype=np.uint8)).images
     table = Table("layer", "kind", "channels", "grid", box=None, header_style="bold", pad_edge=False)
-    for row in survey(loaded, grey, depth=depth):
-        table.add_row(escape(row.name), escape(row.kind), str(row.channels), " x ".join(map(str, row.grid)))
-    pixels = " x ".join(map(str, loaded.read(grey).images.shape[2:]))
-    console.print(f"[bold]{escape(loaded.name)}[/], for an input of {pixels} (rows x columns)", highlight=False)
+    for row in survey(loaded, images, depth=depth):
+        table.add_row(escape(row.name), escape(row.kind), str(row.channels), crossed(row.grid))
+    console.print(
+        f"[bold]{escape(loaded.name)}[/], for an input of {crossed(images.shape[2:])} (rows x columns)", highlight=False
+    )
     console.print(table)
 
 
@@ -225,9 +225,10 @@ def _class(text: str, model: "Model") -> int | str:
 
 def _tell(explanations: "Explanations", written: Path) -> None:
     from glowmap.explanation import spelled
+    from glowmap.shapes import crossed
 
     for explanation in explanations:
-        grid = " x ".join(map(str, explanation.grid))
+        grid = crossed(explanation.grid)
         low, high = explanation.scale()
         console.print(
             f"{escape(explanation.targets[0])}: {explanation.method} at [bold]{escape(explanation.layer)}[/] ({grid}), "

@@ -20,7 +20,7 @@ from PIL import Image
 from glowmap.errors import InputError, OutputError
 from glowmap.images import Picture
 from glowmap.render import ColourBar, Tile, label_legend, overlay, paint_labels, panel, ranking_tile
-from glowmap.shapes import Flags, Heatmaps, Labels, Probabilities, RawMaps, Scores
+from glowmap.shapes import Flags, Heatmaps, Labels, Probabilities, RawMaps, Scores, crossed
 
 # Bilinear weights of one cell sum to 1 only up to rounding; a span below this share of the values is no heat but noise.
 _FLAT = 1e-6
@@ -75,9 +75,8 @@ class Explanation:
     def _positive(self) -> Heatmaps:
         positive = self.raw.relu()[:, None]
         if any(cells > pixels for cells, pixels in zip(self.grid, self.input_size, strict=True)):
-            return F.interpolate(positive, self.input_size, mode="area")[
-                :, 0
-            ]  # finer than the input: bilinear skips cells
+            # finer than the input, where bilinear steps over cells
+            return F.interpolate(positive, self.input_size, mode="area")[:, 0]
         return F.interpolate(positive, self.input_size, mode=_RESIZE[len(self.grid)], align_corners=False)[:, 0]
 
     def scale(self, index: int = 0) -> tuple[float, float]:
@@ -94,7 +93,7 @@ class Explanation:
 
         Raises OutputError where there is no picture: for signals and volumes.
         """
-        return overlay(self._picture(index), self._heat(index), colormap=colormap, opacity=opacity)
+        return overlay(self._picture(index), self.heatmap[index].cpu().numpy(), colormap=colormap, opacity=opacity)
 
     def panel(self, *, colormap: str = "glow", opacity: float = OPACITY, scale: int = 1) -> Image.Image:
         """Draw picture, prediction and overlay side by side, a row for each image; ``scale=2`` draws twice as large."""
@@ -135,7 +134,7 @@ class Explanation:
 
     def __repr__(self) -> str:
         asked = ", ".join(dict.fromkeys(self.targets))
-        grid = " x ".join(map(str, self.grid))
+        grid = crossed(self.grid)
         return f"<Explanation of {asked!r} by {self.method} at {self.layer} ({grid}), {len(self)} image{'s' * (len(self) > 1)}>"
 
     def _repr_png_(self) -> bytes | None:
@@ -155,9 +154,6 @@ class Explanation:
                 f"there {'are' if len(self) > 1 else 'is'} {len(self)} image{'s' * (len(self) > 1)}, no {index}"
             )
         return slice(index % len(self), index % len(self) + 1)
-
-    def _heat(self, index: int) -> NDArray[Any]:
-        return self.heatmap[index].cpu().numpy()
 
 
 class Explanations(Sequence[Explanation]):
@@ -187,13 +183,11 @@ class Explanations(Sequence[Explanation]):
         groups = [(group, index) for group in self._by_question() for index in range(len(group[0]))]
         methods = list(dict.fromkeys(explanation.method for explanation in self))
         asked = list(dict.fromkeys(_short(wording) for explanation in self for wording in explanation.targets))
-        rows = [_row(group, index, colormap, opacity, self._differing(len(asked), methods)) for group, index in groups]
+        # what differs from row to row must stand in the headings
+        differing = {"target": len(asked) > 1, "method": len(methods) > 1}
+        rows = [_row(group, index, colormap, opacity, differing) for group, index in groups]
         title = ", ".join(asked) if len(asked) <= 3 else f"{len(asked)} classes"
         return panel(rows, title=f"{title} · {', '.join(methods)} · {self[0].model}", footer=self.notes, scale=scale)
-
-    def _differing(self, asked: int, methods: Sequence[str]) -> frozenset[str]:
-        """Say what differs from row to row and so must stand in its headings."""
-        return frozenset({"target"} if asked > 1 else ()) | frozenset({"method"} if len(methods) > 1 else ())
 
     def save(
         self, path: str | Path, *, colormap: str = "glow", opacity: float = OPACITY, scale: int | None = None
@@ -283,18 +277,18 @@ def _short(name: str) -> str:
 
 
 def _row(
-    group: Sequence[Explanation], index: int, colormap: str, opacity: float, differing: frozenset[str]
+    group: Sequence[Explanation], index: int, colormap: str, opacity: float, differing: dict[str, bool]
 ) -> list[Tile]:
     first = group[0]
     wording, score = first.targets[index], spelled(float(first.scores[index]))
     picture = first._picture(index)
     cut = () if picture is first.pictures[index].image else ("the part that the model saw",)
-    heading = _short(wording) if "target" in differing else "picture"
+    heading = _short(wording) if differing["target"] else "picture"
     tiles = [Tile(picture, heading, (f"{wording}, score {score}", *cut)), *_prediction_tile(first, index)]
     for explanation in group:
         low, high = explanation.scale(index)
         drawn = explanation.overlay(index, colormap=colormap, opacity=opacity)
-        heading = explanation.layer + (f" · {explanation.method}" if "method" in differing else "")
+        heading = explanation.layer + (f" · {explanation.method}" if differing["method"] else "")
         grid = f"grid {' × '.join(map(str, explanation.grid))}"
         blank = () if explanation.heatmap[index].any() else ("blank: see the notes below",)
         bar = ColourBar(colormap, spelled(low) if low > high / 1000 else "0", spelled(high))

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from glowmap.errors import InputError
-from glowmap.shapes import Images
+from glowmap.shapes import Images, crossed
 
 PictureLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 
@@ -141,7 +141,7 @@ def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
 
 def _from_array(array: NDArray[Any]) -> Image.Image:
     """Take rows x columns (x 1, 3 or 4 colours) of uint8, or of floats in [0, 1]."""
-    shape = " x ".join(map(str, array.shape))
+    shape = crossed(array.shape)
     colours = array.shape[2] if array.ndim == 3 else 1
     if array.ndim not in (2, 3) or colours not in (1, 3, 4):
         hint = (

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from glowmap.errors import LayerError
-from glowmap.shapes import Maps
+from glowmap.shapes import Maps, crossed
 from glowmap.shelf import near_names
 
 LayerName = str | nn.Module
@@ -58,11 +58,11 @@ def lay_out(tensor: Tensor, name: str, module: nn.Module, images: Tensor) -> Map
     both readings fit, and moved. Raises LayerError where there is nothing to lay out: another batch axis, tokens, one cell.
     """
     shape, pixels = tensor.shape, images.shape[2:]
-    spelled = " x ".join(map(str, shape))
+    spelled = crossed(shape)
     if len(shape) != images.ndim:
         raise LayerError(
             f"the output of layer {name!r} ({spelled}) does not have the {len(pixels)} spatial axes of the input "
-            f"({' x '.join(map(str, images.shape))}); name a layer whose output is batch x channel x rows x columns"
+            f"({crossed(images.shape)}); name a layer whose output is batch x channel x rows x columns"
         )
     if shape[0] != images.shape[0]:
         raise LayerError(

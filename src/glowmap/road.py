@@ -14,7 +14,7 @@ from glowmap.images import Batch, Picture
 from glowmap.layers import LayerName, Surveyed, find_layers, lay_out, surveyed
 from glowmap.methods import METHODS, Method
 from glowmap.models import Model, as_model, read_logits
-from glowmap.shapes import Images, Maps, RawMaps, Scores
+from glowmap.shapes import Images, Maps, RawMaps, Scores, crossed
 from glowmap.targets import Answer, Target, TargetLike, as_questions, checked
 
 
@@ -135,7 +135,7 @@ def _run(module: nn.Module, batch: Batch) -> Any:
     except Exception as error:
         raise ModelError(
             f"{type(module).__name__} raised {told(error)}; "
-            f"check that it takes an input of {' x '.join(map(str, batch.images.shape))} "
+            f"check that it takes an input of {crossed(batch.images.shape)} "
             f"({str(batch.images.dtype).removeprefix('torch.')} on {batch.images.device})"
         ) from error
 

@@ -4,6 +4,8 @@
 those of the model's input. Tests check these names at run time; in use they cost nothing.
 """
 
+from collections.abc import Iterable
+
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -17,3 +19,8 @@ Logits = Float[Tensor, "batch category *pixels"]  # no pixels for a classifier
 Probabilities = Float[Tensor, "batch category"]
 PixelSets = Bool[Tensor, "batch *pixels"]
 Flags = Bool[Tensor, "batch"]
+
+
+def crossed(sizes: Iterable[int]) -> str:
+    """Spell a shape as people do: ``1 x 2048 x 7 x 7``."""
+    return " x ".join(map(str, sizes)) or "a single number"

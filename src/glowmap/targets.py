@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from glowmap.errors import TargetError, told
-from glowmap.shapes import Labels, Logits, PixelSets, Scores
+from glowmap.shapes import Labels, Logits, PixelSets, Scores, crossed
 from glowmap.shelf import near_names
 
 Mask: TypeAlias = NDArray[Any] | Tensor | Image.Image | Sequence[Any]
@@ -162,7 +162,7 @@ class Pixels:
         if logits.ndim < 3:
             raise TargetError(
                 f"pixels were asked for, but {answer.model} gives one answer per image "
-                f"({' x '.join(map(str, logits.shape))}); pass the class alone as target"
+                f"({crossed(logits.shape)}); pass the class alone as target"
             )
         inside = self._inside(answer, index)
         summands = (
@@ -185,7 +185,7 @@ class Pixels:
         if empty:
             raise TargetError(
                 f"the mask is empty{_in_images(empty, inside)}; mark at least one pixel, inside the part of the picture that "
-                f"the model sees and large enough for a cell of its output ({' x '.join(map(str, inside.shape[1:]))})"
+                f"the model sees and large enough for a cell of its output ({crossed(inside.shape[1:])})"
             )
         return inside
 
@@ -335,12 +335,12 @@ def _fitted(mask: Mask, answer: Answer) -> PixelSets:
     fitted = [_fit_one(part, answer, i, size) for i, part in enumerate(masks)]
     whole = [part for part in fitted if part is not None]
     if not fitted or len(whole) < len(fitted):
-        spelled = " x ".join(map(str, size))
+        spelled = crossed(size)
         shapes = ", ".join(dict.fromkeys(str(tuple(one.shape)) for one in given))
         came = f"the mask has the shape {shapes}" if not several else f"there are {len(given)} masks of shape {shapes}"
         raise TargetError(
             f"{came}, but the output of {answer.model} is {len(logits)} x {spelled}; "
-            f"give {spelled} (the output), {' x '.join(map(str, answer.input_size))} (the input) or the picture's own size, "
+            f"give {spelled} (the output), {crossed(answer.input_size)} (the input) or the picture's own size, "
             "or one such mask for each image"
         )
     return torch.stack(whole)
