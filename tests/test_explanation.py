@@ -14,6 +14,7 @@ import glowmap
 from cases import Classifier, ColourSegmenter, Segmenter, images
 from glowmap.errors import InputError, OutputError
 from glowmap.explanation import Explanation, min_max
+from glowmap.images import Picture
 
 
 def of(raw, size=(8, 8), **fields):
@@ -63,6 +64,40 @@ def test_heatmaps_fill_zero_to_one_at_any_scale(raw, scale):
     for one in heat:
         assert one.min() == 0
         assert one.max() in (0, 1)
+
+
+def test_the_share_of_the_heat_inside_a_mask():
+    raw = [[[3.0, -5.0], [1.0, 4.0]], [[0.0, 0.0], [2.0, -1.0]], [[-1.0, 0.0], [0.0, 0.0]]]
+    maps = of(raw, (6, 6))
+    assert maps.share(np.array([[1, 0], [0, 1]])) == pytest.approx([7 / 8, 0, 0])  # the blank one has no heat to share
+    each = [[[1, 0], [0, 0]], [[0, 0], [1, 0]], [[1, 1], [1, 1]]]
+    assert maps.share(np.array(each)) == maps.share([torch.tensor(one) for one in each]) == pytest.approx([3 / 8, 1, 0])
+    # at a finer mask's resolution the heat is what the heatmap shows, before min-max
+    left = torch.zeros(12, 12)
+    left[:, :6] = 255
+    fine = F.interpolate(torch.tensor(raw)[:1, None].relu(), (12, 12), mode="bilinear")[0, 0]
+    assert maps.share(left)[0] == pytest.approx(float(fine[:, :6].sum() / fine.sum()))
+
+
+def test_a_mask_of_the_pictures_size_is_cut_to_what_the_model_saw():
+    picture = Picture(Image.new("RGB", (4, 2)), (2.0, 0.0, 4.0, 2.0))  # the right half
+    maps = of([[[1.0, 2.0], [3.0, 4.0]]], (2, 2), pictures=(picture,))
+    mask = np.array([[1, 1, 0, 1], [1, 1, 0, 0]])
+    assert maps.share(mask) == pytest.approx([2 / 10])
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.ones(4), "a mask of 4 came for 2 images of 8 x 8; give one of the picture's size, or one for each image"),
+        (np.ones((3, 4, 4)), "3 masks came for 2 images of 8 x 8"),
+        ([np.ones((4, 4))], "1 masks came for 2 images"),
+        (np.ones((0, 4)), "a mask of 0 x 4 came"),
+    ],
+)
+def test_a_mask_that_fits_no_image_is_an_error(mask, message):
+    with pytest.raises(InputError, match=message):
+        of(torch.rand(2, 3, 3)).share(mask)
 
 
 def test_min_max_ignores_what_is_rounding():

@@ -91,6 +91,29 @@ def test_a_callable_gets_the_raw_output(classifier):
     assert found.targets[0] == "second_rather_than_first"
 
 
+def test_none_is_the_class_that_a_dense_model_predicts_at_most_pixels(three_colours):
+    picture = three_colours.clone()
+    picture[:, :, 0, 0] = torch.tensor([0.0, 4.0, 0.0])  # one pixel of red becomes green: 10 green, 8 red, 6 blue
+    batch = torch.cat(
+        [picture, picture.flip(1), torch.ones_like(picture) * torch.tensor([0.0, 0.0, 7.0]).reshape(3, 1, 1)]
+    )
+    found = explain(ColourSegmenter(), batch, None)
+    assert found.targets == ("class 1 (predicted pixels)", "class 1 (predicted pixels)", "class 0 (predicted pixels)")
+    # 9 pixels of 3 and one of 4; flipped, colours 0 and 2 change places and green stays; 24 pixels of 7
+    torch.testing.assert_close(found.scores, torch.tensor([31.0, 31.0, 168.0]))
+    whole = explain(ColourSegmenter(), batch, torch.tensor([1, 1, 0]))
+    assert torch.equal(found.raw, whole.raw)
+
+
+def test_a_background_is_no_answer_unless_there_is_nothing_else(three_colours):
+    picture = torch.zeros(2, 3, 4, 6)
+    picture[:, 2], picture[0, 0, 0, :2] = 1.0, 9.0  # blue, but for two red pixels in the first picture
+    named = {"classes": ["Background", "green", "red"], "mean": 0.0, "std": 1.0}
+    found = explain(ColourSegmenter(), picture, None, **named)
+    assert found.targets == ("red (predicted pixels)", "Background (predicted pixels)")
+    torch.testing.assert_close(found.scores, torch.tensor([18.0, 24.0]))
+
+
 def test_a_dense_models_class_is_its_predicted_pixels(three_colours):
     found = explain(ColourSegmenter(), three_colours, 2)  # red: 3 rows x 3 columns of 2.0
     assert found.scores.tolist() == [18.0]
@@ -238,7 +261,6 @@ def test_names_must_be_known_and_unambiguous(classifier):
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        (None, r"no one class to explain; .* green 37.5%, red 37.5%, blue 25.0%"),
         ("white", "no class 'white'"),
         (Pixels("red", torch.zeros(4, 6)), "the mask is empty; mark at least one pixel"),
         (

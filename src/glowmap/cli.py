@@ -90,7 +90,7 @@ def explain(
     out = out or Path(re.sub(r"[^\w.-]+", "_", f"{picture.stem}-{'-'.join(target or ['answer'])}") + ".png")
     if os.path.realpath(out) == os.path.realpath(picture):  # Path.resolve fails on names that are too long
         raise OutputError(f"{out} is the picture itself and would be overwritten; choose another --out")
-    from glowmap.explanation import file_kind
+    from glowmap.files import file_kind
     from glowmap.images import read_picture
     from glowmap.methods import METHODS
     from glowmap.render import COLORMAPS

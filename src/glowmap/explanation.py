@@ -2,25 +2,26 @@
 
 import io
 import json
-import os
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from glowmap.errors import InputError, OutputError
+from glowmap.files import file_kind, write_whole
 from glowmap.images import Picture
+from glowmap.metrics import energy_share
 from glowmap.render import ColourBar, Tile, label_legend, overlay, paint_labels, panel, ranking_tile
 from glowmap.shapes import Flags, Heatmaps, Labels, Probabilities, RawMaps, Scores, crossed
+from glowmap.targets import background_class, read_masks
 
 # Bilinear weights of one cell sum to 1 only up to rounding; a span below this share of the values is no heat but noise.
 _FLAT = 1e-6
@@ -73,15 +74,33 @@ class Explanation:
 
     @cached_property
     def _positive(self) -> Heatmaps:
-        positive = self.raw.relu()[:, None]
-        if any(cells > pixels for cells, pixels in zip(self.grid, self.input_size, strict=True)):
-            # finer than the input, where bilinear steps over cells
-            return F.interpolate(positive, self.input_size, mode="area")[:, 0]
-        return F.interpolate(positive, self.input_size, mode=_RESIZE[len(self.grid)], align_corners=False)[:, 0]
+        return _resized(self.raw.relu(), self.input_size)
 
     def scale(self, index: int = 0) -> tuple[float, float]:
         """Tell which values of the rectified map the heatmap's 0 and 1 stand for, so that maps can be compared."""
         return float(self._positive[index].min()), float(self._positive[index].max())
+
+    def share(self, mask: Any) -> list[float]:
+        """Tell which share of the heat lies inside a mask, image by image (see :func:`glowmap.metrics.energy_share`).
+
+        ``mask`` is rows x columns, or one for each image; non-zero is inside. It has the picture's own size, or covers the
+        part that the model saw at any resolution, to which the rectified raw map is resized. Raises InputError for others.
+        """
+        axes = len(self.grid)
+        masks, several = read_masks(mask, axes=axes)
+        wrong = [crossed(one.shape) for one in masks if one.ndim != axes or not one.numel()]
+        if wrong or (several and len(masks) != len(self)):
+            came = f"a mask of {wrong[0]}" if wrong else f"{len(masks)} masks"
+            raise InputError(
+                f"{came} came for {len(self)} image{'s' * (len(self) > 1)} of {crossed(self.input_size)}; "
+                "give one of the picture's size, or one for each image"
+            )
+        return [self._share(index, one) for index, one in enumerate(masks if several else masks * len(self))]
+
+    def _share(self, index: int, mask: Tensor) -> float:
+        seen = self.pictures[index].part_of(mask) if self.pictures else None
+        inside = (mask if seen is None else seen).to(self.raw.device)[None]
+        return float(energy_share(_resized(self.raw[index : index + 1].relu(), tuple(inside.shape[1:])), inside))
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -199,9 +218,9 @@ class Explanations(Sequence[Explanation]):
         path, kind = Path(path), file_kind(path)
         if kind == "NPZ":
             arrays = _packed(self)
-            return _write(path, lambda stream: np.savez_compressed(stream, allow_pickle=False, **arrays))
+            return write_whole(path, lambda stream: np.savez_compressed(stream, allow_pickle=False, **arrays))
         drawn = self.panel(colormap=colormap, opacity=opacity, scale=scale or (2 if kind == "PDF" else 1))
-        return _write(path, lambda stream: drawn.save(stream, format=kind, dpi=(200, 200), quality=95))
+        return write_whole(path, lambda stream: drawn.save(stream, format=kind, dpi=(200, 200), quality=95))
 
     @staticmethod
     def load(path: str | Path) -> "Explanations":
@@ -233,6 +252,13 @@ class Explanations(Sequence[Explanation]):
         return stream.getvalue()
 
 
+def _resized(maps: RawMaps, size: tuple[int, ...]) -> Heatmaps:
+    if any(cells > pixels for cells, pixels in zip(maps.shape[1:], size, strict=True)):
+        # finer than what is wanted, where bilinear steps over cells
+        return F.interpolate(maps[:, None], size, mode="area")[:, 0]
+    return F.interpolate(maps[:, None], size, mode=_RESIZE[len(size)], align_corners=False)[:, 0]
+
+
 def min_max(maps: Heatmaps) -> Heatmaps:
     """Stretch each map of a batch to [0, 1] by itself; a flat one becomes zero, whatever its value."""
     flat = maps.flatten(1)
@@ -257,20 +283,6 @@ def _same_question(one: Explanation, other: Explanation) -> bool:
     return (one.method, one.targets) == (other.method, other.targets) and torch.equal(one.scores, other.scores)
 
 
-def file_kind(path: str | Path) -> str:
-    """Tell by its ending what would be written to a path: NPZ, or one of Pillow's formats. OutputError for any other."""
-    ending = Path(path).suffix.lower()
-    formats = {ending: kind for ending, kind in Image.registered_extensions().items() if kind in Image.SAVE}
-    if ending == ".npz":
-        return "NPZ"
-    if ending not in formats:
-        raise OutputError(
-            f"{path} {f'ends in {ending}, which is no format for a panel' if ending else 'has no ending'}; "
-            "end it in .png, .jpg, .webp, .tiff or .pdf for the panel, .npz for the numbers"
-        )
-    return formats[ending]
-
-
 def _short(name: str) -> str:
     """Keep the first of a class's synonyms, as lists of ImageNet's classes have them."""
     return name.partition(",")[0]
@@ -280,23 +292,36 @@ def _row(
     group: Sequence[Explanation], index: int, colormap: str, opacity: float, differing: dict[str, bool]
 ) -> list[Tile]:
     first = group[0]
-    wording, score = first.targets[index], spelled(float(first.scores[index]))
-    picture = first._picture(index)
-    cut = () if picture is first.pictures[index].image else ("the part that the model saw",)
-    heading = _short(wording) if differing["target"] else "picture"
-    tiles = [Tile(picture, heading, (f"{wording}, score {score}", *cut)), *_prediction_tile(first, index)]
+    heading = _short(first.targets[index]) if differing["target"] else "picture"
+    tiles = [picture_tile(first, index, heading), *prediction_tile(first, index)]
     for explanation in group:
-        low, high = explanation.scale(index)
-        drawn = explanation.overlay(index, colormap=colormap, opacity=opacity)
         heading = explanation.layer + (f" · {explanation.method}" if differing["method"] else "")
-        grid = f"grid {' × '.join(map(str, explanation.grid))}"
-        blank = () if explanation.heatmap[index].any() else ("blank: see the notes below",)
-        bar = ColourBar(colormap, spelled(low) if low > high / 1000 else "0", spelled(high))
-        tiles.append(Tile(drawn, heading, (grid, *blank), bar))
+        tiles.append(heat_tile(explanation, index, heading, colormap=colormap, opacity=opacity))
     return tiles
 
 
-def _prediction_tile(explanation: Explanation, index: int) -> list[Tile]:
+def picture_tile(explanation: Explanation, index: int, heading: str) -> Tile:
+    """Show one image as the model saw it, with the question and its score."""
+    picture = explanation._picture(index)
+    cut = () if picture is explanation.pictures[index].image else ("the part that the model saw",)
+    score = spelled(float(explanation.scores[index]))
+    return Tile(picture, heading, (f"{explanation.targets[index]}, score {score}", *cut))
+
+
+def heat_tile(
+    explanation: Explanation, index: int, heading: str, *, colormap: str = "glow", opacity: float = OPACITY
+) -> Tile:
+    """Show one image's overlay, with the layer's grid and what the ends of the colour bar stand for."""
+    low, high = explanation.scale(index)
+    drawn = explanation.overlay(index, colormap=colormap, opacity=opacity)
+    grid = f"grid {' × '.join(map(str, explanation.grid))}"
+    blank = () if explanation.heatmap[index].any() else ("blank: see the notes below",)
+    bar = ColourBar(colormap, spelled(low) if low > high / 1000 else "0", spelled(high))
+    return Tile(drawn, heading, (grid, *blank), bar)
+
+
+def prediction_tile(explanation: Explanation, index: int, heading: str = "prediction") -> list[Tile]:
+    """Show what the model said of one image, where its output could be read."""
     prediction, picture = explanation.prediction, explanation._picture(index)
     if prediction is None:
         return []
@@ -304,13 +329,13 @@ def _prediction_tile(explanation: Explanation, index: int) -> list[Tile]:
     if prediction.probabilities is not None:
         asked = names.index(explanation.targets[index]) if explanation.targets[index] in names else None
         probabilities = prediction.probabilities[index].cpu().numpy()
-        return [ranking_tile(names, probabilities, picture.size, "prediction", asked=asked)]
+        return [ranking_tile(names, probabilities, picture.size, heading, asked=asked)]
     if prediction.labels is None or prediction.labels.ndim != 3:
         return []
     labels = prediction.labels[index].cpu().numpy()
-    background = 0 if names[0].strip("_").casefold() in ("background", "unlabelled", "unlabeled", "void") else None
+    background = background_class(names)
     painted = paint_labels(picture, labels, names, background=background)
-    return [Tile(painted, "prediction", legend=label_legend(labels, names, background=background))]
+    return [Tile(painted, heading, legend=label_legend(labels, names, background=background))]
 
 
 def _packed(explanations: Sequence[Explanation]) -> dict[str, NDArray[Any]]:
@@ -356,23 +381,3 @@ def _unpacked(arrays: dict[str, NDArray[Any]]) -> Explanations:
         prediction = Prediction(names, **said) if said else None
         explanations.append(Explanation(raw, scores, pictures=pictures, prediction=prediction, **texts))
     return Explanations(explanations)
-
-
-def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> Path:
-    """Write beside the path and rename, so that an interrupted or failed write leaves no half of a file."""
-    place = Path(os.path.realpath(path))  # what a link points to is replaced, not the link
-    part = place.with_name(f".glowmap-{os.getpid()}-{threading.get_ident()}.part")
-    try:
-        with part.open("xb") as stream:
-            write(stream)
-        part.replace(place)
-    except BaseException as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        if not isinstance(error, OSError | ValueError):
-            raise
-        reason = getattr(error, "strerror", None) or error
-        raise OutputError(
-            f"{path} cannot be written ({reason}); choose a folder that exists and is writable, or .png"
-        ) from error
-    return path

@@ -40,6 +40,13 @@ class Picture:
         left, top, right, bottom = (round(edge) for edge in self.seen)
         return left, top, max(right, left + 1), max(bottom, top + 1)
 
+    def part_of(self, mask: Tensor) -> Tensor | None:
+        """Cut a mask of the picture's own size down to what the model saw; None for a mask of another size."""
+        if tuple(mask.shape) != (self.image.height, self.image.width):
+            return None
+        left, top, right, bottom = self.box
+        return mask[top:bottom, left:right]
+
 
 @dataclass(frozen=True)
 class Batch:

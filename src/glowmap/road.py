@@ -34,8 +34,9 @@ def explain(
     ``model`` is any module (then ``images`` are its input tensors: a tensor, a tuple of arguments, a dict of keywords) or what
     ``glowmap.load`` returned (then also paths, PIL pictures, arrays, bytes, or a list of them). ``target`` is a class by index
     or name, ``targets.Pixels``, a callable from the raw output to one score per image, a tensor with a class index for each
-    image, or None for a classifier's own answer. ``layer`` is a dotted name or a module of the model. A list of targets or of
-    layers gives :class:`Explanations`, question by question and layer by layer, from one forward pass.
+    image, or None for the model's own answer: the likeliest class, or the one predicted at most pixels. ``layer`` is a dotted
+    name or a module of the model, or None where the model says which. A list of targets or of layers gives
+    :class:`Explanations`, question by question and layer by layer, from one forward pass.
 
     Raises an error of the tree in ``glowmap.errors`` for whatever cannot be explained.
     """
@@ -47,7 +48,7 @@ class Explainer:
 
     def __init__(self, model: nn.Module | Model, *, layer: LayerName | Sequence[LayerName] | None = None) -> None:
         self.model = as_model(model)
-        self.layers = find_layers(self.model.module, layer)
+        self.layers = find_layers(self.model.module, self.model.layer if layer is None else layer)
         self._one_layer = not isinstance(layer, list | tuple)
 
     def __call__(self, images: Any, *, target: Any = None, method: str = "grad_cam") -> Explanation | Explanations:
@@ -230,8 +231,4 @@ def _prediction(answer: Answer) -> Prediction | None:
 
 
 def _seen_part(pictures: Sequence[Picture], mask: Tensor, image: int) -> Tensor | None:
-    """Cut a mask of a picture's own size down to what the model saw of it; None for any other size."""
-    if not pictures or (mask.shape[1], mask.shape[0]) != pictures[image].image.size:
-        return None
-    left, top, right, bottom = pictures[image].box
-    return mask[top:bottom, left:right]
+    return pictures[image].part_of(mask) if pictures else None

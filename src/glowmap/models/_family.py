@@ -15,6 +15,8 @@ from glowmap.shelf import Shelf
 
 Colours: TypeAlias = float | Sequence[float]
 
+RANDOM = "the weights are random: the map shows how the network is wired, not anything it has learned"
+
 
 @runtime_checkable
 class Preprocess(Protocol):
@@ -40,7 +42,8 @@ class Model:
     """A module with what one must know to ask it about pictures.
 
     ``preprocess`` turns a picture into the module's input; without it the model takes ready-made tensors alone.
-    ``class_names`` are in the order of the module's outputs; ``notes`` go with every explanation.
+    ``class_names`` are in the order of the module's outputs; ``notes`` go with every explanation. ``layer`` is the one to
+    explain where nobody names another.
     """
 
     module: nn.Module
@@ -48,6 +51,7 @@ class Model:
     preprocess: Preprocess | None = None
     class_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    layer: str | None = None
 
     def __repr__(self) -> str:
         classes = "unknown classes" if self.class_names is None else f"{len(self.class_names)} classes"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from glowmap.errors import MissingExtra, ModelError
 from glowmap.images import Picture, refuse_gigantic, whole
-from glowmap.models._family import FAMILIES, Colours, Family, Model
+from glowmap.models._family import FAMILIES, RANDOM, Colours, Family, Model
 from glowmap.models.plain import ResizedAndNormalised, load_weights, read_weights
 from glowmap.shelf import near_names
 
@@ -43,7 +43,7 @@ def build(name: str, weights: str | Path, seed: int) -> Model:
         module = _downloaded(name, default)
     elif str(weights) == "random":
         module = _bare(name, seed, auxiliary=False)
-        notes = ("the weights are random: the map shows how the network is wired, not anything it has learned",)
+        notes = (RANDOM,)
     else:
         path = Path(weights)
         module = _bare(name, seed, auxiliary=any(key.startswith("aux_classifier") for key in read_weights(path)))

@@ -1,0 +1,19 @@
+"""What to explain: from what a model answered to one score per image.
+
+A target is a class (:class:`Category`), a set of pixels (:class:`Pixels`), one question for each image (:class:`Each`),
+or any callable from the model's raw output to one score per image. A list of targets asks several questions.
+"""
+
+from glowmap.targets._answer import Answer as Answer
+from glowmap.targets._answer import background_class as background_class
+from glowmap.targets._target import Target as Target
+from glowmap.targets._target import checked as checked
+from glowmap.targets.asking import Custom as Custom
+from glowmap.targets.asking import Each as Each
+from glowmap.targets.asking import TargetLike as TargetLike
+from glowmap.targets.asking import as_questions as as_questions
+from glowmap.targets.asking import as_target as as_target
+from glowmap.targets.classes import Category as Category
+from glowmap.targets.classes import Predicted as Predicted
+from glowmap.targets.pixels import Pixels as Pixels
+from glowmap.targets.pixels import read_masks as read_masks

@@ -1,0 +1,126 @@
+"""Questions as people put them: indices, names, labels of a batch, callables, and lists of these."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from glowmap.errors import TargetError, told
+from glowmap.shapes import Scores
+from glowmap.targets._answer import Answer
+from glowmap.targets._target import Target, checked
+from glowmap.targets.classes import Category, Predicted
+
+
+@dataclass(frozen=True)
+class Each:
+    """One question for each image of the batch, in its order."""
+
+    questions: Sequence[Any]
+
+    @cached_property
+    def _all(self) -> list[Target]:
+        return [as_target(question) for question in self.questions]
+
+    def _targets(self, answer: Answer) -> list[Target]:
+        if len(self.questions) != answer.batch:
+            raise TargetError(
+                f"{len(self.questions)} targets for {answer.batch} images; give one target for each image"
+            )
+        return self._all
+
+    def score(self, answer: Answer) -> Scores:
+        return torch.stack([self._score(answer, target, i) for i, target in enumerate(self._targets(answer))])
+
+    def _score(self, answer: Answer, target: Target, image: int) -> Tensor:
+        if isinstance(target, Custom):  # what it reads is its own affair, so it gets all and its image is picked after
+            return checked(target.score(answer), answer.batch, target.wording(answer, image))[image]
+        return target.score(_only(answer, image))[0]
+
+    def wording(self, answer: Answer, image: int) -> str:
+        target = self._targets(answer)[image]
+        return target.wording(answer if isinstance(target, Custom) else _only(answer, image), 0)
+
+
+@dataclass(frozen=True)
+class Custom:
+    """A callable of the user's own, from the model's raw output to one score per image."""
+
+    function: Callable[[Any], Tensor]
+
+    def score(self, answer: Answer) -> Any:  # held to the contract by checked()
+        try:
+            return self.function(answer.raw)
+        except Exception as error:
+            raise TargetError(
+                f"the target {self.wording(answer, 0)!r} raised {told(error)}; "
+                f"it is called with the raw output of {answer.model}, here {type(answer.raw).__name__}"
+            ) from error
+
+    def wording(self, answer: Answer, image: int) -> str:
+        return getattr(self.function, "__name__", type(self.function).__name__)
+
+
+# One question, as people put it. A list or tuple of these asks several.
+TargetLike: TypeAlias = int | str | Target | Tensor | NDArray[Any] | Callable[[Any], Tensor] | None
+
+
+def as_target(question: Any) -> Target:
+    """Read a question as people put it: None (the predicted class), an index, a name, labels of a batch, a target, a callable."""
+    if question is None:
+        return Predicted()
+    if isinstance(question, type):
+        raise TargetError(
+            f"{question.__name__} is a kind of target, not one; make one: targets.{question.__name__}(...)"
+        )
+    if isinstance(question, Target):
+        return question
+    if isinstance(question, bool):
+        raise TargetError(f"a target is a class, a set of pixels or a callable, not {question!r}")
+    if isinstance(question, int | np.integer | str):
+        return Category(question if isinstance(question, str) else int(question))
+    if isinstance(question, Tensor | np.ndarray):
+        return _labels(question)
+    if callable(question):
+        return Custom(question)
+    raise TargetError(
+        f"a target is a class index or name, a targets.Pixels, a callable, or a list of those, not {type(question).__name__}"
+    )
+
+
+def as_questions(target: Any) -> list[Target]:
+    """Split a target into its questions: a list or tuple asks several."""
+    if isinstance(target, list | tuple):
+        if not target:
+            raise TargetError("an empty list of targets; give at least one, or None for the predicted class")
+        return [as_target(question) for question in target]
+    return [as_target(target)]
+
+
+def _labels(labels: Tensor | NDArray[Any]) -> Category | Each:
+    if isinstance(labels, np.ndarray) and labels.dtype.kind == "U" and labels.ndim == 1:
+        return Each(tuple(map(str, labels)))
+    if isinstance(labels, np.ndarray) and labels.dtype.kind not in "iuf":
+        raise TargetError(f"the classes of a batch are one axis of integers or names, not an array of {labels.dtype}")
+    indices = torch.as_tensor(labels)
+    if indices.ndim == 0 and not indices.is_floating_point() and indices.dtype != torch.bool:
+        return Category(int(indices))
+    if indices.ndim != 1 or indices.is_floating_point() or indices.dtype == torch.bool:
+        raise TargetError(
+            f"the class indices of a batch are one integer axis, not {indices.dtype} of shape {tuple(indices.shape)}; "
+            "for a set of pixels pass targets.Pixels(class, mask)"
+        )
+    return Each(tuple(indices.tolist()))
+
+
+def _only(answer: Answer, image: int) -> Answer:
+    """Cut the answer down to one image, for a question that is put to this image alone."""
+    logits = answer.logits[image : image + 1]
+    seen_part = answer.seen_part
+    part = None if seen_part is None else (lambda mask, _index: seen_part(mask, image))
+    return Answer(logits, 1, lambda raw: raw, answer.class_names, answer.input_size, answer.model, part)
