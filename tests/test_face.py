@@ -99,8 +99,8 @@ def test_near_names(name, names, ending):
 
 def test_a_method_that_asks_for_unknown_evidence_fails_at_import():
     method = importlib.import_module("glowmap.methods._method").method
-    with pytest.raises(TypeError, match="asks for 'grads'; a method may ask for activations, gradients"):
-        method(paper="none")(lambda activations, grads: None)
+    with pytest.raises(TypeError, match="asks for 'grads'; a method may ask for activations, class_weights, "):
+        method(paper="none", use="never")(lambda activations, grads: None)
 
 
 def test_public_functions_have_a_docstring_and_no_file_is_too_long():

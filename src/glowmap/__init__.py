@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from glowmap.models import Model as Model
     from glowmap.models import load as load
     from glowmap.road import Explainer as Explainer
+    from glowmap.road import compare as compare
     from glowmap.road import explain as explain
 
 # Where each name lives. They are imported when first asked for, so that the command line's help need not wait for torch.
@@ -25,13 +26,25 @@ _HOMES = {
     "Explanations": "glowmap.explanation",
     "METHODS": "glowmap.methods",
     "Model": "glowmap.models",
+    "compare": "glowmap.road",
     "errors": "glowmap.errors",
     "explain": "glowmap.road",
     "load": "glowmap.models",
     "targets": "glowmap.targets",
 }
 
-__all__ = ["METHODS", "Explainer", "Explanation", "Explanations", "Model", "errors", "explain", "load", "targets"]
+__all__ = [
+    "METHODS",
+    "Explainer",
+    "Explanation",
+    "Explanations",
+    "Model",
+    "compare",
+    "errors",
+    "explain",
+    "load",
+    "targets",
+]
 
 
 def __getattr__(name: str) -> Any:

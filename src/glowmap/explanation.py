@@ -1,7 +1,6 @@
 """The answer: raw maps, heatmaps and scores, drawn, saved and shown in a notebook."""
 
 import io
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,16 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from glowmap.errors import InputError, OutputError
 from glowmap.files import file_kind, write_whole
 from glowmap.images import Picture
+from glowmap.methods.smoothing import fused
 from glowmap.metrics import energy_share
-from glowmap.render import ColourBar, Tile, label_legend, overlay, paint_labels, panel, ranking_tile
+from glowmap.render import ColourBar, Tile, follow_edges, label_legend, overlay, paint_labels, panel, ranking_tile
 from glowmap.shapes import Flags, Heatmaps, Labels, Probabilities, RawMaps, Scores, crossed
+from glowmap.stored import pack, unpack
 from glowmap.targets import background_class, read_masks
 
 # Bilinear weights of one cell sum to 1 only up to rounding; a span below this share of the values is no heat but noise.
@@ -107,12 +107,19 @@ class Explanation:
         """The layer's rows and columns."""
         return tuple(self.raw.shape[1:])
 
-    def overlay(self, index: int = 0, *, colormap: str = "glow", opacity: float = OPACITY) -> Image.Image:
+    def overlay(
+        self, index: int = 0, *, colormap: str = "glow", opacity: float = OPACITY, edges: bool = False
+    ) -> Image.Image:
         """Lay one image's heat over the part of its picture that the model saw, at the picture's own resolution.
 
+        ``edges`` brings the heat's borders to the picture's own edges (a guided filter), which looks finer and says no more.
         Raises OutputError where there is no picture: for signals and volumes.
         """
-        return overlay(self._picture(index), self.heatmap[index].cpu().numpy(), colormap=colormap, opacity=opacity)
+        picture, heat = self._picture(index), self.heatmap[index].cpu().numpy()
+        if edges:
+            coarse = min(a / b for a, b in zip(heat.shape, self.grid, strict=True))
+            heat = follow_edges(heat, picture, max(1, round(coarse * picture.height / heat.shape[0] / 2)))
+        return overlay(picture, heat, colormap=colormap, opacity=opacity)
 
     def panel(self, *, colormap: str = "glow", opacity: float = OPACITY, scale: int = 1) -> Image.Image:
         """Draw picture, prediction and overlay side by side, a row for each image; ``scale=2`` draws twice as large."""
@@ -217,7 +224,7 @@ class Explanations(Sequence[Explanation]):
         """
         path, kind = Path(path), file_kind(path)
         if kind == "NPZ":
-            arrays = _packed(self)
+            arrays = pack(self)
             return write_whole(path, lambda stream: np.savez_compressed(stream, allow_pickle=False, **arrays))
         drawn = self.panel(colormap=colormap, opacity=opacity, scale=scale or (2 if kind == "PDF" else 1))
         return write_whole(path, lambda stream: drawn.save(stream, format=kind, dpi=(200, 200), quality=95))
@@ -227,11 +234,21 @@ class Explanations(Sequence[Explanation]):
         """Read back what ``save("....npz")`` wrote. Raises InputError for a file that is missing or something else."""
         try:
             with Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-                return _unpacked(dict(arrays))
+                fields = unpack(dict(arrays))
+                for one in fields:
+                    one["prediction"] = one["prediction"] and Prediction(**one["prediction"])
+                return Explanations(Explanation(**one) for one in fields)
         except Exception as error:  # zipfile, zlib, json and numpy each have their own
             raise InputError(
                 f"{path} is no file of explanations ({type(error).__name__}); give one that save('....npz') wrote"
             ) from error
+
+    def fused(self, how: str = "product") -> "Explanations":
+        """Fuse the layers of each question and method into one map, at the input's resolution, by product, mean or max.
+
+        Each layer's heatmap counts from 0 to 1. The product is RefineCAM: what all layers agree on, as sharp as the finest.
+        """
+        return Explanations(_fused(group, how) for group in self._by_question())
 
     def _by_question(self) -> list[list[Explanation]]:
         """Group what stands in one row: the same question at several layers."""
@@ -257,6 +274,18 @@ def _resized(maps: RawMaps, size: tuple[int, ...]) -> Heatmaps:
         # finer than what is wanted, where bilinear steps over cells
         return F.interpolate(maps[:, None], size, mode="area")[:, 0]
     return F.interpolate(maps[:, None], size, mode=_RESIZE[len(size)], align_corners=False)[:, 0]
+
+
+def _fused(group: Sequence[Explanation], how: str) -> Explanation:
+    first = group[0]
+    notes = dict.fromkeys(note for explanation in group for note in explanation.notes)
+    return replace(
+        first,
+        raw=fused([explanation.heatmap for explanation in group], how),
+        layer=", ".join(explanation.layer for explanation in group),
+        method=f"{first.method}, {how} of layers" if len(group) > 1 else first.method,
+        notes=tuple(notes),
+    )
 
 
 def min_max(maps: Heatmaps) -> Heatmaps:
@@ -336,48 +365,3 @@ def prediction_tile(explanation: Explanation, index: int, heading: str = "predic
     background = background_class(names)
     painted = paint_labels(picture, labels, names, background=background)
     return [Tile(painted, heading, legend=label_legend(labels, names, background=background))]
-
-
-def _packed(explanations: Sequence[Explanation]) -> dict[str, NDArray[Any]]:
-    """Lay explanations out as arrays and one text of JSON; a picture that several share is stored once."""
-    arrays: dict[str, NDArray[Any]] = {}
-    pictures: dict[int, int] = {}
-    described = []
-    for i, explanation in enumerate(explanations):
-        for picture in explanation.pictures:
-            if id(picture) not in pictures:
-                pictures[id(picture)] = len(pictures)
-                arrays[f"picture/{pictures[id(picture)]}"] = np.asarray(picture.image)
-        said = explanation.prediction or Prediction(())
-        tensors = {"raw": explanation.raw, "scores": explanation.scores} | {k: getattr(said, k) for k in _SAID}
-        arrays |= {f"{i}/{name}": tensor.cpu().numpy() for name, tensor in tensors.items() if tensor is not None}
-        described.append(
-            {field: getattr(explanation, field) for field in _TEXTS}
-            | {
-                "pictures": [(pictures[id(picture)], picture.seen) for picture in explanation.pictures],
-                "names": said.names,
-            }
-        )
-    return arrays | {"explanations": np.array(json.dumps(described))}
-
-
-_TEXTS = ("layer", "method", "model", "targets", "input_size", "notes")
-_SAID = ("labels", "probabilities")
-
-
-def _unpacked(arrays: dict[str, NDArray[Any]]) -> Explanations:
-    explanations = []
-    for i, described in enumerate(json.loads(str(arrays["explanations"]))):
-        said = {name: torch.from_numpy(arrays[f"{i}/{name}"]) for name in _SAID if f"{i}/{name}" in arrays}
-        names = tuple(described.pop("names"))
-        raw, scores = (torch.from_numpy(arrays[f"{i}/{name}"]) for name in ("raw", "scores"))
-        pictures = tuple(
-            Picture(Image.fromarray(arrays[f"picture/{number}"]), tuple(seen))
-            for number, seen in described.pop("pictures")
-        )
-        texts: dict[str, Any] = {
-            field: tuple(value) if isinstance(value, list) else value for field, value in described.items()
-        }
-        prediction = Prediction(names, **said) if said else None
-        explanations.append(Explanation(raw, scores, pictures=pictures, prediction=prediction, **texts))
-    return Explanations(explanations)

@@ -57,6 +57,13 @@ class Batch:
     images: Images
     pictures: tuple[Picture, ...]
 
+    def changed(self, change: Callable[[Images], Images]) -> "Batch":
+        """Copy with other images, and whatever else the model takes as it was."""
+        new = change(self.images)
+        arguments = tuple(new if value is self.images else value for value in self.arguments)
+        keywords = {name: new if value is self.images else value for name, value in self.keywords.items()}
+        return Batch(arguments, keywords, new, self.pictures)
+
 
 def read_pictures(pictures: Any) -> list[Image.Image]:
     """Read one picture or several (``PictureLike``); an array of four axes is a batch. InputError for what is none."""

@@ -78,6 +78,12 @@ def lay_out(tensor: Tensor, name: str, module: nn.Module, images: Tensor) -> Map
     return maps
 
 
+def laid_back(maps: Maps, tensor: Tensor, module: nn.Module, images: Tensor) -> Tensor:
+    """Lay maps out as the layer's own output is, given that output: the way back from :func:`lay_out`."""
+    own = maps.movedim(1, -1) if _channels_last(tensor.shape, images.shape[2:], module) else maps
+    return own.to(tensor.dtype)
+
+
 def _channels_last(shape: Sequence[int], pixels: Sequence[int], module: nn.Module) -> bool:
     first, last = _unevenness(shape[2:], pixels), _unevenness(shape[1:-1], pixels)
     if first > _SAME_STRIDE or last > _SAME_STRIDE:

@@ -1,33 +1,65 @@
-"""The road: model + images -> layer -> capture -> score -> method -> explanation."""
+"""The road: model + images -> layer -> capture -> score -> evidence -> method -> explanation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NoReturn, overload
+from typing import Any, NoReturn, TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
 
-from glowmap.capture import Recording, borrowed, record, tensors_in
-from glowmap.errors import GlowmapError, MethodError, ModelError, TargetError, told
+from glowmap.capture import borrowed, record, remember, tensors_in
+from glowmap.errors import MethodError, ModelError, TargetError
+from glowmap.evidence import Evidence, Run, called, wide
 from glowmap.explanation import Explanation, Explanations, Prediction, is_flat
 from glowmap.images import Batch, Picture
-from glowmap.layers import LayerName, Surveyed, find_layers, lay_out, surveyed
+from glowmap.layers import LayerName, Surveyed, find_layers, surveyed
 from glowmap.methods import METHODS, Method
+from glowmap.methods.smoothing import SMOOTHING, Variant, resized_like, variants
+from glowmap.metrics import energy_share
 from glowmap.models import Model, as_model, read_logits
-from glowmap.shapes import Images, Maps, RawMaps, Scores, crossed
-from glowmap.targets import Answer, Target, TargetLike, as_questions, checked
+from glowmap.progress import tracked
+from glowmap.shapes import Flags, RawMaps, Scores
+from glowmap.targets import Answer, Each, Target, TargetLike, as_questions, checked, settled
+
+MethodLike: TypeAlias = str | Method
+
+_MUCH = 0.1  # of the heat on places that the score does not depend on, from which on a note says so
+INPUT = "input"  # in the place of a layer's name, for methods whose maps lie on the input itself
 
 
 @overload
 def explain(
-    model: nn.Module | Model, images: Any, *, target: TargetLike = None, layer: LayerName, method: str = "grad_cam"
+    model: nn.Module | Model,
+    images: Any,
+    *,
+    target: TargetLike = None,
+    layer: LayerName | None = None,
+    method: MethodLike = "grad_cam",
+    smooth: str | Sequence[str] = (),
+    seed: int = 0,
 ) -> Explanation: ...
 @overload
 def explain(
-    model: nn.Module | Model, images: Any, *, target: Any = None, layer: Any = None, method: str = "grad_cam"
+    model: nn.Module | Model,
+    images: Any,
+    *,
+    target: Any = None,
+    layer: Any = None,
+    method: Any = "grad_cam",
+    smooth: Any = (),
+    seed: int = 0,
 ) -> Any: ...
 def explain(
-    model: nn.Module | Model, images: Any, *, target: Any = None, layer: Any = None, method: str = "grad_cam"
+    model: nn.Module | Model,
+    images: Any,
+    *,
+    target: Any = None,
+    layer: Any = None,
+    method: Any = "grad_cam",
+    smooth: Any = (),
+    seed: int = 0,
 ) -> Any:
     """Show where a layer holds the evidence for a score, for one picture or a batch.
 
@@ -35,12 +67,42 @@ def explain(
     ``glowmap.load`` returned (then also paths, PIL pictures, arrays, bytes, or a list of them). ``target`` is a class by index
     or name, ``targets.Pixels``, a callable from the raw output to one score per image, a tensor with a class index for each
     image, or None for the model's own answer: the likeliest class, or the one predicted at most pixels. ``layer`` is a dotted
-    name or a module of the model, or None where the model says which. A list of targets or of layers gives
-    :class:`Explanations`, question by question and layer by layer, from one forward pass.
+    name or a module of the model, or None where the model says which. ``method`` is a name of ``METHODS``, or one of them with
+    its knobs set: ``METHODS["rise"].tuned(masks=2000)``. A list of targets, of methods or of layers gives
+    :class:`Explanations`, question by question, method by method and layer by layer, from one forward pass.
+
+    ``smooth`` averages the maps of changed images: "flips", "scales", "noise" (drawn from ``seed``), or several of them.
 
     Raises an error of the tree in ``glowmap.errors`` for whatever cannot be explained.
     """
-    return Explainer(model, layer=layer)(images, target=target, method=method)
+    return Explainer(model, layer=layer)(images, target=target, method=method, smooth=smooth, seed=seed)
+
+
+def compare(
+    model: nn.Module | Model,
+    images: Any,
+    target: Any = None,
+    *,
+    methods: Sequence[MethodLike] | None = None,
+    layers: LayerName | Sequence[LayerName] | None = None,
+) -> Explanations:
+    """Put one question by several methods at several layers, from one forward pass and as few backward passes as there can be.
+
+    ``methods`` are by default all that take no more than that: one forward pass, and one backward pass of the head. The
+    answer's ``panel()`` has a row a method and a column a layer. Raises as :func:`explain` does.
+    """
+    if methods is None:
+        methods = [name for name, method in METHODS.items() if {*method.needs} <= {"activations", "gradients"}]
+    return Explainer(model, layer=layers).all(images, target=target, method=list(methods))
+
+
+@dataclass(frozen=True)
+class Found:
+    """A method's map, and for one that weighs gradients what they say of it, an image each."""
+
+    raw: RawMaps
+    dead: Flags | None = None  # the score's gradient is zero in every cell
+    unused: Scores | None = None  # the share of the heat on cells where it is
 
 
 class Explainer:
@@ -48,68 +110,128 @@ class Explainer:
 
     def __init__(self, model: nn.Module | Model, *, layer: LayerName | Sequence[LayerName] | None = None) -> None:
         self.model = as_model(model)
-        self.layers = find_layers(self.model.module, self.model.layer if layer is None else layer)
+        self._wanted = self.model.layer if layer is None else layer
         self._one_layer = not isinstance(layer, list | tuple)
+        self._layers: dict[str, nn.Module] | None = None
+        if self._wanted is not None:
+            self._layers = find_layers(self.model.module, self._wanted)
 
-    def __call__(self, images: Any, *, target: Any = None, method: str = "grad_cam") -> Explanation | Explanations:
+    @property
+    def layers(self) -> dict[str, nn.Module]:
+        """The layers that are explained, by name. LayerError where none was given and the model names none."""
+        if self._layers is None:
+            self._layers = find_layers(self.model.module, self._wanted)
+        return self._layers
+
+    def __call__(
+        self, images: Any, *, target: Any = None, method: Any = "grad_cam", smooth: Any = (), seed: int = 0
+    ) -> Explanation | Explanations:
         """Explain images, as :func:`explain` does."""
-        explanations = self.all(images, target=target, method=method)
-        return explanations if isinstance(target, list | tuple) or not self._one_layer else explanations[0]
+        explanations = self.all(images, target=target, method=method, smooth=smooth, seed=seed)
+        several = isinstance(target, list | tuple) or isinstance(method, list | tuple) or not self._one_layer
+        return explanations if several else explanations[0]
 
-    def all(self, images: Any, *, target: Any = None, method: str = "grad_cam") -> Explanations:
-        """Explain images, and give a sequence also for one question at one layer."""
-        chosen = _method(method)
+    def all(
+        self, images: Any, *, target: Any = None, method: Any = "grad_cam", smooth: Any = (), seed: int = 0
+    ) -> Explanations:
+        """Explain images, and give a sequence also for one question, one method and one layer."""
+        chosen, kinds = _methods(method), _smoothing(smooth)
         questions = as_questions(target)
+        layers = {} if all(one.at_input for one in chosen) else self.layers
         with torch.inference_mode(False):  # whose tensors autograd may not save
             batch = self.model.read(images)
-        explanations = []
         with borrowed(self.model.module) as was_training:
-            with record(self.layers) as recording:
-                output = _run(self.model.module, batch)
-            answer = self._answer(output, batch)
-            prediction = _prediction(answer)  # before a target has its hands on the output
-            scores = [_score(question, answer) for question in questions]
-            shared = {
-                "model": self.model.name,
-                "input_size": answer.input_size,
-                "pictures": batch.pictures,
-                "prediction": prediction,
-                "notes": (*self.model.notes, *_run_notes(recording, was_training)),
-            }
-            for number, (question, score) in enumerate(zip(questions, scores, strict=True), 1):
-                wordings = tuple(question.wording(answer, image) for image in range(answer.batch))
-                evidence = self._evidence(recording, chosen, score, batch.images, keep_graph=number < len(questions))
-                explanations += [
-                    _explanation(chosen, layer, maps, score, shared | {"targets": wordings})
-                    for layer, maps in evidence.items()
-                ]
-        return Explanations(explanations)
+            run = self._run(batch, layers, chosen)
+            shared = self._shared(run, was_training)  # before a target has its hands on the output
+            asked = [(question, _score(question, run.answer)) for question in questions]
+            if kinds:
+                maps = self._averaged(
+                    run, [question for question, _ in asked], chosen, variants(kinds, batch.images, seed)
+                )
+            else:
+                maps = {
+                    (number, *key): raw
+                    for number, (question, score) in enumerate(asked)
+                    for key, raw in _maps(chosen, Evidence(run, question, score), layers).items()
+                }
+            return Explanations(
+                self._explanation(run, found, asked[number], chosen[one], layer, shared | {"smoothing": kinds})
+                for (number, one, layer), found in maps.items()
+            )
 
-    def _answer(self, output: Any, batch: Batch) -> Answer:
+    def _shared(self, run: Run, was_training: bool) -> dict[str, Any]:
+        run.notes[:0] = [*self.model.notes, *_run_notes(run, was_training)]
+        return {
+            "model": self.model.name,
+            "input_size": run.answer.input_size,
+            "pictures": run.batch.pictures,
+            "prediction": _prediction(run.answer),
+        }
+
+    def _averaged(
+        self, run: Run, questions: list[Target], methods: Sequence[Method], changes: Sequence[Variant]
+    ) -> dict[tuple[int, int, str], Found]:
+        """Average the maps of changed images, laid back over each other; the questions are those of the unchanged ones."""
+        sums: dict[tuple[int, int, str], RawMaps] = {}
+        fixed = [Each([settled(question, run.answer, i) for i in range(run.answer.batch)]) for question in questions]
+        for change in tracked(changes, len(changes), "smoothing"):
+            changed = self._run(
+                run.batch.changed(change.change), run.layers, methods, laid_back=partial(_back, change, run)
+            )
+            for number, question in enumerate(fixed):
+                evidence = Evidence(changed, question, _score(question, changed.answer))
+                for key, found in _maps(methods, evidence, run.layers).items():
+                    back = change.undo(found.raw[:, None])
+                    before = sums.get((number, *key))
+                    sums[number, *key] = (
+                        back[:, 0] if before is None else before + resized_like(back, before[:, None])[:, 0]
+                    )
+        return {key: Found(total / len(changes)) for key, total in sums.items()}
+
+    def _explanation(
+        self, run: Run, found: Found, asked: tuple[Target, Scores], method: Method, layer: str, shared: dict[str, Any]
+    ) -> Explanation:
+        question, score = asked
+        wordings = tuple(question.wording(run.answer, image) for image in range(run.answer.batch))
+        notes = (*run.notes, *_map_notes(found, layer, wordings))
+        name = " + ".join((method.name, *shared["smoothing"]))
+        told = {key: value for key, value in shared.items() if key != "smoothing"}
+        return Explanation(
+            found.raw, wide(score.detach()), layer=layer, method=name, targets=wordings, notes=notes, **told
+        )
+
+    def _run(
+        self,
+        batch: Batch,
+        layers: dict[str, nn.Module],
+        methods: Sequence[Method],
+        laid_back: Callable[[Tensor], Tensor] = lambda logits: logits,
+    ) -> Run:
+        """Run the model once, and record what the methods need of it."""
+        needs = {kind for method in methods for kind in method.needs}
+        resuming = bool(needs & {"rescore_maps", "gradients_of_maps"})
+        with ExitStack() as stack:
+            recording = stack.enter_context(record(layers))
+            run = Run(self.model.module, batch, layers, recording, partial(self._read, batch, laid_back))
+            if any(method.asks for method in methods):
+                for name, layer in layers.items() or [(INPUT, None)]:
+                    run.trunks[name] = stack.enter_context(remember(self.model.module, layer, outputs=resuming))
+            run.output = called(self.model.module, batch)
+        return run
+
+    def _read(self, batch: Batch, laid_back: Callable[[Tensor], Tensor], output: Any, images: int) -> Answer:
         return Answer(
             output,
-            batch=len(batch.images),
-            read_logits=read_logits,
+            batch=images,
+            read_logits=lambda raw: laid_back(read_logits(raw)),
             class_names=self.model.class_names,
             input_size=tuple(batch.images.shape[2:]),
             model=self.model.name,
             seen_part=partial(_seen_part, batch.pictures),
         )
 
-    def _evidence(
-        self, recording: Recording, method: Method, scores: Scores, images: Images, *, keep_graph: bool
-    ) -> dict[str, dict[str, Maps]]:
-        """Make the evidence that the method's parameters name, and no other: by layer, then by kind."""
-        found = {"activations": {name: recording[name].output.detach() for name in self.layers}}
-        if "gradients" in method.needs:
-            found["gradients"] = recording.gradients(scores, keep_graph=keep_graph)
-        return {
-            name: {kind: _wide(lay_out(found[kind][name], name, module, images)) for kind in method.needs}
-            for name, module in self.layers.items()
-        }
-
     def __repr__(self) -> str:
-        return f"<Explainer of {self.model.name} at {', '.join(self.layers)}>"
+        return f"<Explainer of {self.model.name} at {', '.join(self._layers or [INPUT])}>"
 
 
 def survey(model: nn.Module | Model, images: Any, *, depth: int = 2) -> list[Surveyed]:
@@ -117,28 +239,23 @@ def survey(model: nn.Module | Model, images: Any, *, depth: int = 2) -> list[Sur
     asked = as_model(model)
     batch = asked.read(images)
     with borrowed(asked.module), torch.no_grad(), surveyed(asked.module, batch.images, depth=depth) as rows:
-        _run(asked.module, batch)
+        called(asked.module, batch)
     return rows
 
 
-def _method(name: str) -> Method:
-    if not isinstance(name, str):
-        raise MethodError(f"a method is a name ({', '.join(METHODS)}), not {type(name).__name__}")
-    return METHODS[name]
+def _methods(method: Any) -> list[Method]:
+    several = method if isinstance(method, list | tuple) else [method]
+    if not several:
+        raise MethodError(f"an empty list of methods; give at least one of {', '.join(METHODS)}")
+    return [_method(one) for one in several]
 
 
-def _run(module: nn.Module, batch: Batch) -> Any:
-    """Call the model; what it raises becomes a ModelError that says on what input."""
-    try:
-        return module(*batch.arguments, **batch.keywords)
-    except GlowmapError:
-        raise
-    except Exception as error:
-        raise ModelError(
-            f"{type(module).__name__} raised {told(error)}; "
-            f"check that it takes an input of {crossed(batch.images.shape)} "
-            f"({str(batch.images.dtype).removeprefix('torch.')} on {batch.images.device})"
-        ) from error
+def _method(method: Any) -> Method:
+    if isinstance(method, Method):
+        return method
+    if not isinstance(method, str):
+        raise MethodError(f"a method is a name ({', '.join(METHODS)}), not {type(method).__name__}")
+    return METHODS[method]
 
 
 def _score(question: Target, answer: Answer) -> Scores:
@@ -155,16 +272,40 @@ def _score(question: Target, answer: Answer) -> Scores:
     return scores
 
 
-def _explanation(
-    method: Method, layer: str, evidence: dict[str, Maps], scores: Scores, shared: dict[str, Any]
-) -> Explanation:
-    """Apply the method, refuse what is not finite, and note what a person must know before trusting the map."""
-    raw = method.function(**evidence)
-    finite = bool(raw.isfinite().all())  # what is not finite in the evidence shows in the map: one small test for three
-    if not finite:
-        _refuse_not_finite({**evidence, f"{method.name} map": raw}, layer)
-    notes = (*shared["notes"], *_map_notes(raw, evidence, layer, shared["targets"]))
-    return Explanation(raw, _wide(scores.detach()), layer=layer, method=method.name, **(shared | {"notes": notes}))
+def _maps(methods: Sequence[Method], evidence: Evidence, layers: dict[str, nn.Module]) -> dict[tuple[int, str], Found]:
+    """Apply every method at every layer, or once at the input, in the order in which they were asked for."""
+    return {
+        (number, layer): _map(method, evidence, layer)
+        for number, method in enumerate(methods)
+        for layer in ([INPUT] if method.at_input else layers)
+    }
+
+
+def _map(method: Method, evidence: Evidence, layer: str) -> Found:
+    """Apply a method, and refuse what is not finite."""
+    parts = evidence.of(method.needs, layer)
+    raw = torch.cat([method(**part) for part in parts])
+    if not raw.isfinite().all():  # what is not finite in the evidence shows in the map: one small test for all
+        tensors = [kind for kind, value in parts[0].items() if isinstance(value, Tensor)]
+        known = {kind: torch.cat([part[kind] for part in parts]) for kind in tensors}
+        _refuse_not_finite({**known, f"{method.name} map": raw}, layer)
+    if "gradients" not in method.needs:
+        return Found(raw)
+    zero = (evidence.gradients(layer) == 0).all(1)
+    unused = energy_share(raw.relu(), zero) if raw.shape == zero.shape else None
+    return Found(raw, zero.flatten(1).all(1), unused)
+
+
+def _back(change: Variant, run: Run, logits: Tensor) -> Tensor:
+    """Lay what a dense model says of a changed image over what it says of the image itself."""
+    return logits if logits.ndim < 3 else resized_like(change.undo(logits), run.answer.logits)
+
+
+def _smoothing(smooth: Any) -> list[str]:
+    names = [smooth] if isinstance(smooth, str) else list(smooth)
+    for name in names:
+        SMOOTHING[name]
+    return names
 
 
 def _refuse_not_finite(evidence: dict[str, Tensor], layer: str) -> NoReturn:
@@ -178,29 +319,37 @@ def _refuse_not_finite(evidence: dict[str, Tensor], layer: str) -> NoReturn:
     raise AssertionError("called for a map that is not finite")
 
 
-def _run_notes(recording: Recording, was_training: bool) -> list[str]:
+def _run_notes(run: Run, was_training: bool) -> list[str]:
     training = "the model is in training mode; it was explained in evaluation mode and given back as it was"
-    runs = {name: recording[name].calls for name in recording.names}
+    recorded = {name: run.recording[name] for name in run.recording.names}
     notes = [training] if was_training else []
     notes += [
-        f"layer {name!r} ran {calls} times; its last run is explained" for name, calls in runs.items() if calls > 1
+        f"layer {name!r} ran {seen.calls} times; its last run is explained"
+        for name, seen in recorded.items()
+        if seen.calls > 1
     ]
     return notes + [
         f"the model runs layer {name!r} under torch.no_grad(); what it computes from it there is missing in the gradients"
-        for name in recording.names
-        if recording[name].in_no_grad
+        for name, seen in recorded.items()
+        if seen.in_no_grad
     ]
 
 
-def _map_notes(raw: RawMaps, evidence: dict[str, Maps], layer: str, targets: Sequence[str]) -> list[str]:
-    """Say why a heatmap is blank, image by image."""
+def _map_notes(found: Found, layer: str, targets: Sequence[str]) -> list[str]:
+    """Say why a heatmap is blank, or what in it was never used, image by image."""
     notes = []
-    positive = raw.relu()
+    positive = found.raw.relu()
     blank, highest = is_flat(positive).tolist(), positive.flatten(1).amax(1).tolist()
     for image, (wording, nothing_shows, high) in enumerate(zip(targets, blank, highest, strict=True)):
-        if not nothing_shows:
+        unused = 0.0 if found.unused is None else float(found.unused[image])
+        if not nothing_shows and unused < _MUCH:
             continue
-        if "gradients" in evidence and not evidence["gradients"][image].any():
+        if not nothing_shows:
+            reason = (
+                f"{unused:.0%} of this heat lies where the score does not depend on the layer at all; hires_cam and layer_cam "
+                "show only what it depends on"
+            )
+        elif found.dead is not None and found.dead[image]:
             reason = "the score's gradient is zero everywhere there, so this layer cannot move it; try an earlier layer"
         elif high == 0:
             reason = "the raw map has no positive value, so its heatmap is blank: nothing there speaks for it; see .raw"
@@ -209,11 +358,6 @@ def _map_notes(raw: RawMaps, evidence: dict[str, Maps], layer: str, targets: Seq
         where = f"image {image}, " if len(targets) > 1 else ""
         notes.append(f"{where}{wording} at {layer!r}: {reason}")
     return notes
-
-
-def _wide(values: Tensor) -> Tensor:
-    """Leave half precision, whose sums over channels overflow and cancel; double precision stays."""
-    return values if values.dtype == torch.float64 else values.float()
 
 
 def _prediction(answer: Answer) -> Prediction | None:

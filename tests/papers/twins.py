@@ -4,7 +4,7 @@ TWINS = {}
 
 
 def replicates(name):
-    """Register a function of (A, G), both channel x rows x columns in float64, as the twin of a method."""
+    """Register a function of evidence in float64 as the twin of a method: its paper's equation, in loops."""
 
     def put(twin):
         assert name not in TWINS, f"{name} has a twin already"

@@ -1,39 +1,86 @@
 """What a method is: a pure function from evidence to raw maps, whose parameter names say which evidence it needs.
 
-The road makes only the evidence that the parameters name, so a method's cost can be read off its signature:
+The evidence comes by position and the method's own knobs by keyword. The road makes only the evidence that is named, so that a
+method's cost can be read off its signature:
 
-===============  ==================================================================  ==================
-parameter        what it is                                                          costs
-===============  ==================================================================  ==================
-``activations``  the layer's output, batch x channel x space                         the forward pass
-``gradients``    the score's gradient by ``activations``, of the same shape          + the head, backward
-===============  ==================================================================  ==================
+======================  ======================================================================  =========================
+parameter               what it is                                                              costs
+======================  ======================================================================  =========================
+``activations``         the layer's output, batch x channel x space                             the forward pass
+``class_weights``       the score's weight on each channel of a pooled linear head              the forward pass
+``scores``              what is explained, one an image                                         the forward pass
+``images``              the model's input, batch x colour x pixels                              the forward pass
+``gradients``           the score's gradient by ``activations``, of the same shape              + the head, backward
+``curvature``           the score's Hessian by ``activations``, times ``activations``           + the head, twice more
+``gradients_of_maps``   asks for gradients at other maps: see :class:`Ask`                      + the head, each
+``gradients_of_images`` asks for activations and gradients of other images                      + the model, each
+``rescore_maps``        asks for scores of other maps                                           + the head, each
+``rescore_images``      asks for scores of other images                                         + the model, each
+``input_gradients``     asks for gradients by the input, of other images                        + the model, each, both ways
+``guided_gradients``    the gradient by the input, guided through every ReLU                    + the model, backward
+``bias_gradients``      every layer's bias times its gradient, and the input's                  + the model, backward
+======================  ======================================================================  =========================
 
-A new kind of evidence is a row here, a word in ``EVIDENCE`` and the line in ``road.py`` that makes it.
+A method that asks is called for one image at a time, with a batch of one. A new kind of evidence is a row here, a word in
+``EVIDENCE`` and a method of ``Evidence`` in ``evidence.py``.
 """
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+from torch import Tensor
 
 from glowmap.errors import MethodError
 from glowmap.shapes import RawMaps
-from glowmap.shelf import Shelf
+from glowmap.shelf import Shelf, near_names
 
 EVIDENCE = {
     "activations": "1 forward",
-    "gradients": "+ 1 backward of the head",
+    "class_weights": "1 forward",
+    "scores": "1 forward",
+    "images": "1 forward",
+    "gradients": "1 backward of the head",
+    "curvature": "2 more of the head",
+    "gradients_of_maps": "many of the head, both ways",
+    "gradients_of_images": "many, both ways",
+    "rescore_maps": "many forwards of the head",
+    "rescore_images": "many forwards",
+    "input_gradients": "1 backward",
+    "guided_gradients": "1 backward",
+    "bias_gradients": "1 backward",
 }
+# Evidence that is a function to ask, for one image.
+ASKING = frozenset({"gradients_of_maps", "gradients_of_images", "rescore_maps", "rescore_images", "input_gradients"})
+# Evidence about the input, for which no layer is looked at.
+OF_THE_INPUT = frozenset({"images", "rescore_images", "input_gradients", "guided_gradients", "bias_gradients"})
+
+Make: TypeAlias = Callable[[slice], Tensor]
+
+
+@runtime_checkable
+class Ask(Protocol):
+    """Ask the model about ``count`` changed inputs of one image, made a chunk at a time so that they never lie in memory at once.
+
+    ``make`` gets a slice of ``range(count)`` and returns so many inputs: maps or images. The answer has ``count`` rows.
+    """
+
+    def __call__(self, count: int, make: Make) -> Any: ...
 
 
 @dataclass(frozen=True)
 class Method:
-    """A member of the shelf: the function, what it needs, and where it comes from."""
+    """A member of the shelf: the function, what it needs, when to use it, where it comes from, and how its knobs are set."""
 
     name: str
     function: Callable[..., RawMaps]
     needs: tuple[str, ...]
+    knobs: Mapping[str, Any]
+    use: str
     paper: str
+    chosen: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def summary(self) -> str:
@@ -43,17 +90,41 @@ class Method:
     @property
     def price(self) -> str:
         """What the evidence costs, in passes of the model."""
-        return " ".join(price for evidence, price in EVIDENCE.items() if evidence in self.needs)
+        prices = list(dict.fromkeys(price for evidence, price in EVIDENCE.items() if evidence in self.needs))
+        return " + ".join(dict.fromkeys(["1 forward", *prices]))
+
+    @cached_property
+    def asks(self) -> bool:
+        """Whether it asks the model again, and so is called for one image at a time."""
+        return bool(ASKING & set(self.needs))
+
+    @cached_property
+    def at_input(self) -> bool:
+        """Whether its maps lie on the input, so that no layer is looked at."""
+        return not {*self.needs} - OF_THE_INPUT - {"scores"}
+
+    def tuned(self, **knobs: Any) -> "Method":
+        """Copy with other values of the method's own knobs. MethodError for a knob that it does not have."""
+        for name in knobs:
+            if name not in self.knobs:
+                raise MethodError(f"{self.name} has no knob {name!r}; {near_names(name, self.knobs)}")
+        return replace(self, chosen={**self.chosen, **knobs})
+
+    def __call__(self, **evidence: Any) -> RawMaps:
+        """Apply the method to its evidence."""
+        return self.function(**evidence, **self.chosen)
 
 
 METHODS: Shelf[Method] = Shelf("method", MethodError)
 
 
-def method(*, paper: str) -> Callable[[Callable[..., RawMaps]], Callable[..., RawMaps]]:
+def method(*, paper: str, use: str) -> Callable[[Callable[..., RawMaps]], Callable[..., RawMaps]]:
     """Put a function on the shelf under its own name; a parameter that names no evidence is a TypeError at import."""
 
     def put(function: Callable[..., RawMaps]) -> Callable[..., RawMaps]:
-        needs = tuple(inspect.signature(function).parameters)
+        parameters = inspect.signature(function).parameters
+        knobs = {name: one.default for name, one in parameters.items() if one.kind is one.KEYWORD_ONLY}
+        needs = tuple(name for name in parameters if name not in knobs)
         for parameter in needs:
             if parameter not in EVIDENCE:
                 raise TypeError(
@@ -61,7 +132,7 @@ def method(*, paper: str) -> Callable[[Callable[..., RawMaps]], Callable[..., Ra
                 )
         if not inspect.getdoc(function):
             raise TypeError(f"{function.__name__} has no docstring; its first sentence is what users choose by")
-        METHODS.put(function.__name__, Method(function.__name__, function, needs, paper))
+        METHODS.put(function.__name__, Method(function.__name__, function, needs, knobs, use, paper))
         return function
 
     return put

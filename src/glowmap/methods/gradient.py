@@ -7,7 +7,7 @@ from glowmap.methods._method import method
 from glowmap.shapes import Maps, RawMaps
 
 
-@method(paper="Selvaraju et al., ICCV 2017, arXiv:1610.02391, eq. 1 and 2")
+@method(paper="Selvaraju et al., ICCV 2017, arXiv:1610.02391, eq. 1 and 2", use="the last layer of a classifier")
 def grad_cam(activations: Maps, gradients: Maps) -> RawMaps:
     """Weigh each channel by its mean gradient: the one that everybody knows.
 
@@ -18,7 +18,10 @@ def grad_cam(activations: Maps, gradients: Maps) -> RawMaps:
     return (weights * activations).sum(1)
 
 
-@method(paper="Draelos and Carin, 2020, arXiv:2011.08891, the definition of HiResCAM")
+@method(
+    paper="Draelos and Carin, 2020, arXiv:2011.08891, the definition of HiResCAM",
+    use="heads that do not pool: segmentation, detection, flattened maps",
+)
 def hires_cam(activations: Maps, gradients: Maps) -> RawMaps:
     """Weigh each cell of each channel by its own gradient: shows only places that the score uses.
 
@@ -27,7 +30,10 @@ def hires_cam(activations: Maps, gradients: Maps) -> RawMaps:
     return (gradients * activations).sum(1)
 
 
-@method(paper="Jiang et al., IEEE TIP 2021, doi:10.1109/TIP.2021.3089943, the definition of LayerCAM")
+@method(
+    paper="Jiang et al., IEEE TIP 2021, doi:10.1109/TIP.2021.3089943, the definition of LayerCAM",
+    use="earlier, finer layers",
+)
 def layer_cam(activations: Maps, gradients: Maps) -> RawMaps:
     """Weigh each cell of each channel by its positive gradient: the choice for earlier, finer layers.
 

@@ -4,6 +4,7 @@ Pictures are PIL images and maps are numpy arrays; nothing here knows a model or
 """
 
 from glowmap.render.colormap import COLORMAPS, colorize
+from glowmap.render.guided import follow_edges
 from glowmap.render.labels import label_colour, label_legend, paint_labels
 from glowmap.render.overlay import overlay, resize_heat
 from glowmap.render.panel import panel
@@ -15,6 +16,7 @@ __all__ = [
     "ColourBar",
     "Tile",
     "colorize",
+    "follow_edges",
     "label_colour",
     "label_legend",
     "overlay",

@@ -13,6 +13,7 @@ from glowmap.targets.asking import Each as Each
 from glowmap.targets.asking import TargetLike as TargetLike
 from glowmap.targets.asking import as_questions as as_questions
 from glowmap.targets.asking import as_target as as_target
+from glowmap.targets.asking import settled as settled
 from glowmap.targets.classes import Category as Category
 from glowmap.targets.classes import Predicted as Predicted
 from glowmap.targets.pixels import Pixels as Pixels

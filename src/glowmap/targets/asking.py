@@ -15,6 +15,7 @@ from glowmap.shapes import Scores
 from glowmap.targets._answer import Answer
 from glowmap.targets._target import Target, checked
 from glowmap.targets.classes import Category, Predicted
+from glowmap.targets.pixels import Pixels
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,10 @@ class Each:
                 f"{len(self.questions)} targets for {answer.batch} images; give one target for each image"
             )
         return self._all
+
+    def of(self, answer: Answer, image: int) -> Target:
+        """Tell which question an image gets."""
+        return self._targets(answer)[image]
 
     def score(self, answer: Answer) -> Scores:
         return torch.stack([self._score(answer, target, i) for i, target in enumerate(self._targets(answer))])
@@ -124,3 +129,15 @@ def _only(answer: Answer, image: int) -> Answer:
     seen_part = answer.seen_part
     part = None if seen_part is None else (lambda mask, _index: seen_part(mask, image))
     return Answer(logits, 1, lambda raw: raw, answer.class_names, answer.input_size, answer.model, part)
+
+
+def settled(question: Target, answer: Answer, image: int) -> Target:
+    """Put a question to one image alone, with all in it fixed that depends on the model's answer to the unchanged image.
+
+    When a changed input is scored, a class that was the answer, or the pixels that were predicted, are to stay the same.
+    """
+    if isinstance(question, Each):
+        return settled(question.of(answer, image), answer, image)
+    if isinstance(question, Category | Predicted | Pixels):
+        return question.settled(answer, image)
+    return question

@@ -24,6 +24,10 @@ class Category:
     def wording(self, answer: Answer, image: int) -> str:
         return answer.name(answer.index(self.category))
 
+    def settled(self, answer: Answer, image: int) -> "Category | Pixels":
+        index = answer.index(self.category)
+        return Category(index) if answer.logits.ndim == 2 else Pixels(index).settled(answer, image)
+
 
 @dataclass(frozen=True)
 class Predicted:
@@ -41,10 +45,11 @@ class Predicted:
         return summed(picked, inside)
 
     def wording(self, answer: Answer, image: int) -> str:
-        question = (
-            Category(self._chosen(answer, image)) if answer.logits.ndim == 2 else Pixels(self._chosen(answer, image))
-        )
-        return question.wording(answer, image)
+        chosen = self._chosen(answer, image)
+        return (Category(chosen) if answer.logits.ndim == 2 else Pixels(chosen)).wording(answer, image)
+
+    def settled(self, answer: Answer, image: int) -> Category | Pixels:
+        return Category(self._chosen(answer, image)).settled(answer, image)
 
     def _chosen(self, answer: Answer, image: int) -> int:
         if answer.logits.ndim == 2:

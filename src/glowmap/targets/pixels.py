@@ -45,6 +45,12 @@ class Pixels:
         where = "predicted pixels" if self.mask is None else "mask"
         return f"{answer.name(answer.index(self.category))} ({where})"
 
+    def settled(self, answer: Answer, image: int) -> "Pixels":
+        index = answer.index(self.category)
+        if self.mask is None:
+            return Pixels(index, answer.labels[image] == index)
+        return Pixels(index, _fitted(self.mask, answer)[image])
+
     def _inside(self, answer: Answer, index: int) -> PixelSets:
         inside = answer.labels == index if self.mask is None else _fitted(self.mask, answer)
         empty = [image for image, part in enumerate(inside) if not part.any()]

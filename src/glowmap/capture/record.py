@@ -1,12 +1,10 @@
 """Record what layers computed, with no autograd graph below the first of them, and ask for gradients at them.
 
-The model is :func:`borrowed`: frozen and in eval mode for the time of a call, and afterwards, also after an exception, modes,
-``requires_grad``, buffers and random states are as they were. Hooks stay only as long as a forward pass (:func:`record`).
+Hooks stay only as long as a forward pass (:func:`record`).
 """
 
 import copy
 import threading
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,13 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from glowmap.errors import LayerError, ModelError, TargetError, told
 from glowmap.shapes import Scores, crossed
-
-# Hooks belong to a module, not to a thread: two threads that explain one model take turns.
-_TURNS: "weakref.WeakKeyDictionary[nn.Module, threading.RLock]" = weakref.WeakKeyDictionary()
 
 
 @dataclass
@@ -56,7 +50,7 @@ class Recording:
 
     def keep(self, name: str, output: Any) -> Any:
         """Keep the maps in a layer's output and hand the model a clone of them, so that in-place operations spoil nothing."""
-        maps = _maps_in(output, name)
+        maps = maps_in(output, name)
         # The model may run the layer under no_grad; its result is the place where our graph begins all the same.
         in_no_grad = not torch.is_grad_enabled()
         with torch.enable_grad():
@@ -65,7 +59,7 @@ class Recording:
             passed_on = kept.clone()
         calls = self._seen[name].calls + 1 if name in self._seen else 1
         self._seen[name] = Seen(kept, calls, kept._version, in_no_grad)
-        return _replaced(output, maps, passed_on)
+        return replaced(output, maps, passed_on)
 
     def gradients(self, scores: Scores, *, keep_graph: bool = False) -> dict[str, Tensor]:
         """Differentiate each image's score by every recorded layer, in one backward pass that ends at the first of them.
@@ -85,6 +79,28 @@ class Recording:
             if gradient is None:
                 raise LayerError(f"the score does not depend on layer {name!r}; {self._why_cut()}")
         return dict(zip(self.names, gradients, strict=True))
+
+    def curvature(self, scores: Scores, name: str) -> Tensor:
+        """Multiply the scores' Hessian by a layer's output with that output: two more passes back to this layer.
+
+        Raises as :meth:`gradients` does, and ModelError where an operation of the head has no second derivative.
+        """
+        output = self[name].output
+        (gradient,) = self._twice(scores.sum(), output, name, create_graph=True)
+        if gradient is None:
+            raise LayerError(f"the score does not depend on layer {name!r}; {self._why_cut()}")
+        if not gradient.requires_grad:
+            return torch.zeros_like(output)  # a linear head, or one of pieces that are: no curvature
+        (product,) = self._twice((gradient * output.detach()).sum(), output, name, create_graph=False)
+        return torch.zeros_like(output) if product is None else product.detach()
+
+    def _twice(self, scores: Tensor, output: Tensor, name: str, *, create_graph: bool) -> Any:
+        try:
+            return torch.autograd.grad(scores, output, retain_graph=True, create_graph=create_graph, allow_unused=True)
+        except RuntimeError as error:
+            raise ModelError(
+                f"the second derivative at layer {name!r} raised {told(error)}; use a method that needs the first alone"
+            ) from error
 
     def _why_cut(self) -> str:
         if any(self[name].in_no_grad for name in self.names):
@@ -124,80 +140,6 @@ def _keeping(recording: Recording, name: str) -> Callable[[nn.Module, Any, Any],
     return keep
 
 
-@contextmanager
-def borrowed(model: nn.Module) -> Iterator[bool]:
-    """Lend the model in eval mode, frozen, with gradients on, and give modes, flags, buffers and random states back.
-
-    Yields whether any part of it was in training mode.
-    """
-    _refuse_unready(model)
-    with _TURNS.setdefault(model, threading.RLock()):  # before a look at its flags, which another borrower may have set
-        training = [(module, module.training) for module in model.modules()]
-        trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-        devices = {parameter.device.index for parameter, _ in trainable if parameter.is_cuda}
-        with torch.random.fork_rng(devices=sorted(devices)):
-            try:
-                # Flag by flag: Module.eval() may be overridden (to merge adapters, even to start training).
-                _set_flags(
-                    [(module, False) for module, _ in training], [(parameter, False) for parameter, _ in trainable]
-                )
-                with _buffers_kept(model), torch.inference_mode(False), torch.enable_grad():
-                    yield any(was for _, was in training)
-            finally:
-                _set_flags(training, trainable)
-
-
-def _set_flags(training: list[tuple[nn.Module, bool]], trainable: list[tuple[nn.Parameter, bool]]) -> None:
-    for module, flag in training:
-        if module.training != flag:
-            module.training = flag
-    for parameter, flag in trainable:
-        if parameter.requires_grad != flag:
-            parameter.requires_grad_(flag)
-
-
-def _refuse_unready(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if is_lazy(parameter):
-            raise ModelError(
-                f"parameter {name!r} of {type(model).__name__} has no shape yet; run the model once before"
-            )
-        if parameter.is_inference():
-            raise ModelError(
-                f"{type(model).__name__} was built under torch.inference_mode(), so its parameter {name!r} can be part of no "
-                "gradient; build it outside"
-            )
-
-
-@contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Undo what a forward pass writes into buffers (statistics, counters, caches): in place, by assignment, or new ones."""
-    # A scripted module's buffers can be read and not replaced.
-    plain = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
-    owned = [(module, dict(module._buffers)) for module in plain]
-    buffers = {id(buffer): buffer for _, own in owned for buffer in own.values() if buffer is not None}
-    before = [
-        (buffer, buffer.detach().clone(), buffer._version)
-        for buffer in buffers.values()
-        if not (buffer.is_inference() or is_lazy(buffer))
-    ]
-    try:
-        yield
-    finally:
-        # Batch norm in training mode writes its statistics without a new version; values are compared only then, as that
-        # costs a GPU one wait for each buffer.
-        quiet = not any(module.training for module in model.modules())
-        with torch.no_grad():
-            for buffer, values, version in before:
-                if buffer._version != version or not (quiet or torch.equal(buffer, values)):
-                    buffer.copy_(values)
-        for module, own in owned:
-            now = module._buffers
-            if now.keys() != own.keys() or any(now[name] is not buffer for name, buffer in own.items()):
-                module._buffers.clear()
-                module._buffers.update(own)
-
-
 def tensors_in(output: Any) -> Iterator[Tensor]:
     """Walk through tensors in tuples, lists and mappings, however nested."""
     if isinstance(output, Tensor):
@@ -210,7 +152,7 @@ def tensors_in(output: Any) -> Iterator[Tensor]:
             yield from tensors_in(value)
 
 
-def _maps_in(output: Any, name: str) -> Tensor:
+def maps_in(output: Any, name: str) -> Tensor:
     """Find the one tensor in a layer's output that can be maps: floating point, with at least one axis after the channels."""
     maps = [tensor for tensor in tensors_in(output) if tensor.ndim >= 3 and tensor.is_floating_point()]
     if not maps:
@@ -231,20 +173,25 @@ def _maps_in(output: Any, name: str) -> Tensor:
     return maps[0]
 
 
-def _replaced(output: Any, old: Tensor, new: Tensor) -> Any:
-    """Copy a layer's output with one tensor exchanged."""
-    if output is old:
-        return new
-    if isinstance(output, Mapping):
-        copied: Any = copy.copy(output)
-        for key, value in output.items():
-            copied[key] = _replaced(value, old, new)
+def replaced(output: Any, old: Tensor, new: Tensor) -> Any:
+    """Copy an output with one tensor exchanged."""
+    return mapped(output, lambda tensor: new if tensor is old else tensor)
+
+
+def mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Apply a function to every tensor in tuples, lists and mappings, however nested; anything else stays as it is."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        copied: Any = copy.copy(value)
+        for key, part in value.items():
+            copied[key] = mapped(part, function)
         return copied
-    if isinstance(output, tuple) and hasattr(output, "_fields"):  # a named tuple takes its fields one by one
-        return type(output)(*(_replaced(value, old, new) for value in output))
-    if isinstance(output, list | tuple):
-        return type(output)(_replaced(value, old, new) for value in output)
-    return output
+    if isinstance(value, tuple) and hasattr(value, "_fields"):  # a named tuple takes its fields one by one
+        return type(value)(*(mapped(part, function) for part in value))
+    if isinstance(value, list | tuple):
+        return type(value)(mapped(part, function) for part in value)
+    return value
 
 
 def _listed(names: list[str]) -> str:

@@ -1,0 +1,12 @@
+"""Run a model on loan: record what its layers compute, differentiate by it, and run the model on from it."""
+
+from glowmap.capture.borrow import borrowed as borrowed
+from glowmap.capture.record import Recording as Recording
+from glowmap.capture.record import record as record
+from glowmap.capture.record import tensors_in as tensors_in
+from glowmap.capture.resume import Trunk as Trunk
+from glowmap.capture.resume import copies as copies
+from glowmap.capture.resume import exchanged as exchanged
+from glowmap.capture.resume import remember as remember
+from glowmap.capture.resume import resumed as resumed
+from glowmap.capture.resume import same_output as same_output

@@ -1,0 +1,153 @@
+"""Run a model on from a layer: what was computed before it is handed back, and only what comes after it computes.
+
+Methods that ask the model again about changed maps would else pay for the trunk each time.
+"""
+
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glowmap.capture.record import mapped, maps_in, replaced, tensors_in
+
+# An output of a batch may differ by rounding from that of its images; more than this share of its range is another output.
+_SAME = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+
+
+@dataclass
+class Trunk:
+    """The outputs of the modules that finished before the layer did, outermost modules alone, in the order of their calls."""
+
+    layer: nn.Module | None
+    finished: list[tuple[nn.Module, Any]] = field(default_factory=list)
+    output: Any = None  # of the layer's last run
+    runs: int = 0
+    widest: int = 0  # bytes of the largest output of any module
+    widest_after: int = 0  # the same from the layer on
+
+
+@contextmanager
+def remember(model: nn.Module, layer: nn.Module | None, *, outputs: bool = True) -> Iterator[Trunk]:
+    """Remember, in the forward pass that is run inside, what is computed before the layer, and how large it gets.
+
+    Without a layer, or with ``outputs`` off, only the sizes are remembered, which takes no memory.
+    """
+    trunk = Trunk(layer)
+    begun: list[int] = []  # how many outputs were known when each module that is still running began
+
+    def begin(_module: nn.Module, _inputs: Any) -> None:
+        begun.append(len(trunk.finished))
+
+    def finish(module: nn.Module, _inputs: Any, output: Any) -> None:
+        before = begun.pop()
+        size = sum(tensor.nbytes for tensor in tensors_in(output))
+        trunk.widest = max(trunk.widest, size)
+        if trunk.runs or module is layer:
+            trunk.widest_after = max(trunk.widest_after, size)
+        if outputs and layer is not None and trunk.runs == 0:
+            # what ran inside this module need not be known: the module itself will hand its output back
+            trunk.finished[before:] = [] if module is layer else [(module, mapped(output, Tensor.detach))]
+        if module is layer:
+            trunk.output, trunk.runs = mapped(output, Tensor.detach), trunk.runs + 1
+
+    with ExitStack() as hooked:
+        for module in model.modules():
+            if module is not model and not isinstance(module, torch.jit.ScriptModule):
+                hooked.callback(module.register_forward_pre_hook(begin).remove)
+                hooked.callback(module.register_forward_hook(finish).remove)
+        yield trunk
+
+
+@contextmanager
+def resumed(trunk: Trunk, image: int, batch: int, maps: Tensor) -> Iterator[None]:
+    """Let the model, when it is run inside on ``len(maps)`` copies of one image's input, begin at the layer with these maps.
+
+    ``batch`` is how many images the trunk was remembered for; ``maps`` are laid out as the layer's own output.
+    """
+    known: dict[nn.Module, deque[Any]] = defaultdict(deque)
+    for module, output in trunk.finished:
+        known[module].append(output)
+    with ExitStack() as patched:
+        for module, outputs in known.items():
+            patched.enter_context(_forward(module, _handing_back(module, outputs, image, batch, len(maps))))
+        assert trunk.layer is not None
+        patched.enter_context(_forward(trunk.layer, lambda *_, **__: _exchanged(trunk.output, image, batch, maps)))
+        yield
+
+
+@contextmanager
+def exchanged(trunk: Trunk, image: int, batch: int, maps: Tensor) -> Iterator[None]:
+    """Let the whole model run inside, but for the layer's output, which becomes these maps at its last run."""
+    runs = 0
+
+    def exchange(*_: Any) -> Any:
+        nonlocal runs
+        runs += 1
+        return _exchanged(trunk.output, image, batch, maps) if runs == trunk.runs else None
+
+    assert trunk.layer is not None
+    handle = trunk.layer.register_forward_hook(exchange)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def copies(value: Any, image: int, batch: int, count: int) -> Any:
+    """Repeat what belongs to one image of a batch, in any structure of tensors, without taking memory for it."""
+
+    def repeat(tensor: Tensor) -> Tensor:
+        if tensor.ndim == 0 or len(tensor) != batch:
+            return tensor  # the same for all images: a table of positions, a mask
+        return tensor[image : image + 1].expand(count, *tensor.shape[1:])
+
+    return mapped(value, repeat)
+
+
+def same_output(one: Any, other: Any) -> bool:
+    """Tell whether two outputs are the same but for rounding."""
+    pairs = list(zip(tensors_in(one), tensors_in(other), strict=False))
+    return bool(pairs) and all(_same(*pair) for pair in pairs)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape:
+        return False
+    if not one.is_floating_point() or not one.numel():
+        return torch.equal(one, other)
+    span = float((one.max() - one.min()).abs())
+    return bool((one - other).abs().max() <= _SAME.get(one.dtype, 1e-4) * max(span, float(one.abs().max()), 1e-30))
+
+
+def _handing_back(module: nn.Module, outputs: "deque[Any]", image: int, batch: int, count: int) -> Callable[..., Any]:
+    own = module.forward
+    waiting = deque(outputs)
+
+    def forward(*arguments: Any, **keywords: Any) -> Any:
+        # a module that is called again after the layer (a shared activation) computes then
+        return copies(waiting.popleft(), image, batch, count) if waiting else own(*arguments, **keywords)
+
+    return forward
+
+
+@contextmanager
+def _forward(module: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
+    """Put another forward in a module's place; what hooks it has still run."""
+    own = module.__dict__.get("forward")  # an instance's own, where somebody patched it before
+    module.forward = function
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.__dict__["forward"]
+        else:
+            module.forward = own
+
+
+def _exchanged(output: Any, image: int, batch: int, maps: Tensor) -> Any:
+    one = copies(output, image, batch, len(maps))
+    return replaced(one, maps_in(one, "the layer"), maps)

@@ -1,0 +1,58 @@
+"""Explanations as arrays and one text of JSON, and back: what an ``.npz`` file holds."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from glowmap.images import Picture
+
+_TEXTS = ("layer", "method", "model", "targets", "input_size", "notes")
+_SAID = ("labels", "probabilities")
+
+
+def pack(explanations: Sequence[Any]) -> dict[str, NDArray[Any]]:
+    """Lay explanations out as arrays; a picture that several share is stored once."""
+    arrays: dict[str, NDArray[Any]] = {}
+    pictures: dict[int, int] = {}
+    described = []
+    for i, explanation in enumerate(explanations):
+        for picture in explanation.pictures:
+            if id(picture) not in pictures:
+                pictures[id(picture)] = len(pictures)
+                arrays[f"picture/{pictures[id(picture)]}"] = np.asarray(picture.image)
+        tensors = {"raw": explanation.raw, "scores": explanation.scores}
+        if explanation.prediction is not None:
+            tensors |= {name: getattr(explanation.prediction, name) for name in _SAID}
+        arrays |= {f"{i}/{name}": tensor.cpu().numpy() for name, tensor in tensors.items() if tensor is not None}
+        described.append(
+            {text: getattr(explanation, text) for text in _TEXTS}
+            | {
+                "pictures": [(pictures[id(picture)], picture.seen) for picture in explanation.pictures],
+                "names": explanation.prediction.names if explanation.prediction is not None else (),
+            }
+        )
+    return arrays | {"explanations": np.array(json.dumps(described))}
+
+
+def unpack(arrays: dict[str, NDArray[Any]]) -> list[dict[str, Any]]:
+    """Read the fields of each explanation; ``prediction`` is a dict of its own fields, or None."""
+    fields = []
+    for i, described in enumerate(json.loads(str(arrays["explanations"]))):
+        said: dict[str, Any] = {
+            name: torch.from_numpy(arrays[f"{i}/{name}"]) for name in _SAID if f"{i}/{name}" in arrays
+        }
+        names = tuple(described.pop("names"))
+        pictures = tuple(
+            Picture(Image.fromarray(arrays[f"picture/{number}"]), tuple(seen))
+            for number, seen in described.pop("pictures")
+        )
+        texts = {text: tuple(value) if isinstance(value, list) else value for text, value in described.items()}
+        raw, scores = (torch.from_numpy(arrays[f"{i}/{name}"]) for name in ("raw", "scores"))
+        prediction = {"names": names, **said} if said else None
+        fields.append({"raw": raw, "scores": scores, "pictures": pictures, "prediction": prediction, **texts})
+    return fields
