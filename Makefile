@@ -4,21 +4,21 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fix bench clean
+.PHONY: help setup demo test check fix bench train pictures clean
 
 help: ## list the chores
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY) ## make .venv with Glowmap and all that its chores need
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[torchvision]" --group dev
+	$(BIN)/python -m pip install --quiet --editable ".[torchvision,terminal]" --group dev
 	@touch $@
 
-demo: $(READY) ## explain a generated picture with a randomly weighted model; writes demo-out/
-	$(BIN)/python examples/demo.py demo-out
+demo: $(READY) ## explain drawn streets with the models that come along; writes demo-out/
+	$(BIN)/glowmap demo --out demo-out
 
 test: $(READY) ## run the tests on two cores (under ten minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
@@ -35,6 +35,12 @@ fix: $(READY) ## format, and mend what the linter can mend
 
 bench: $(READY) ## time and memory beside a bare forward pass and the plain recipe, in one run
 	$(BIN)/python benchmarks/cost.py
+
+train: $(READY) ## train the demo's models anew, under half an hour on two cores
+	$(BIN)/python -m glowmap.demo.train --out src/glowmap/demo/weights
+
+pictures: $(READY) ## draw the README's pictures anew
+	$(BIN)/python docs/pictures.py
 
 clean: ## remove .venv, caches and the demo's output
 	rm -rf .venv demo-out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -6,18 +6,24 @@ Torch is imported inside the commands, so that ``glowmap --help`` answers at onc
 import os
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from glowmap.errors import GlowmapError, InputError, OutputError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from PIL.Image import Image
+
     from glowmap import Explanations, Model
+    from glowmap.tour import Layers, Portrait
 
 app = typer.Typer(
     name="glowmap",
@@ -29,7 +35,8 @@ app = typer.Typer(
 console = Console(soft_wrap=True)
 
 ModelOption = Annotated[
-    str, typer.Option("--model", "-m", help="A torchvision name (resnet50, ...) or FILE.py:factory for your own.")
+    str,
+    typer.Option("--model", "-m", help="A torchvision name (resnet50, ...), demo, or FILE.py:factory for your own."),
 ]
 WeightsOption = Annotated[
     str,
@@ -54,15 +61,17 @@ def explain(
     picture: Annotated[Path, typer.Argument(help="The picture to explain.")],
     model: ModelOption,
     layer: Annotated[
-        list[str],
-        typer.Option("--layer", "-l", help="A layer's dotted name; again for several side by side (`glowmap layers`)."),
-    ],
+        list[str] | None,
+        typer.Option(
+            "--layer",
+            "-l",
+            help="A layer's dotted name; again for several side by side (`glowmap layers`). The demo's models know theirs.",
+        ),
+    ] = None,
     target: Annotated[
         list[str] | None,
         typer.Option(
-            "--target",
-            "-t",
-            help="A class by name or index; again for several rows. A classifier's own answer otherwise.",
+            "--target", "-t", help="A class by name or index; again for several rows. The model's own answer otherwise."
         ),
     ] = None,
     method: Annotated[str, typer.Option(help="How to weigh the evidence (`glowmap methods`).")] = "grad_cam",
@@ -107,6 +116,36 @@ def explain(
         explanations = Explainer(loaded, layer=layer).all(pixels, target=questions, method=method)
         written = explanations.save(out, colormap=colormap, opacity=opacity, scale=scale)
     _tell(explanations, written)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the pictures.")] = Path("demo-out"),
+    show: Annotated[bool, typer.Option(help="Show the panels here too, if this is a terminal.")] = True,
+) -> None:
+    """Explain drawn streets with models that come along: a first look, without a network."""
+    from glowmap import tour
+    from glowmap.files import write_whole
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"the folder {out} cannot be made ({error.strerror}); choose another --out") from error
+    with console.status("explaining"):
+        layers, portraits = tour.layers(), tour.portraits()
+        pictures = {
+            "scene": layers.scene.picture,
+            "layers": layers.panel(),
+            "shortcut": tour.portraits_panel(portraits),
+        }
+    written = [
+        write_whole(out / f"{name}.png", partial(picture.save, format="PNG")) for name, picture in pictures.items()
+    ]
+    _tell_layers(layers)
+    _show(pictures["layers"], [layers.pictures()], wanted=show)
+    _tell_portraits(portraits)
+    _show(pictures["shortcut"], [portrait.pictures() for portrait in portraits], wanted=show)
+    console.print(f"wrote [bold]{escape(', '.join(map(str, written)))}[/]", highlight=False)
 
 
 @app.command()
@@ -238,3 +277,51 @@ def _tell(explanations: "Explanations", written: Path) -> None:
     for note in explanations.notes:
         console.print(f"[yellow]note:[/] {escape(note)}", highlight=False)
     console.print(f"wrote [bold]{escape(str(written))}[/]", highlight=False)
+
+
+def _tell_layers(found: "Layers") -> None:
+    from glowmap.shapes import crossed
+
+    method = found.explanations[0].method
+    console.print(f"[bold]Where does the segmentation model find the evidence for car?[/] ({method})", highlight=False)
+    table = Table("layer", "grid", box=None, header_style="bold", pad_edge=False)
+    table.add_column("heat on cars", justify="right")
+    for explanation, share in zip(found.explanations, found.shares, strict=True):
+        table.add_row(explanation.layer, crossed(explanation.grid), f"{share:.1%}")
+    table.add_row("[dim]chance: the part that cars cover[/]", "", f"[dim]{found.chance:.1%}[/]")
+    console.print(table)
+
+
+def _tell_portraits(found: "Sequence[Portrait]") -> None:
+    console.print(
+        "\n[bold]What do two classifiers lean on?[/] One learned a shortcut: a mark in the corner.", highlight=False
+    )
+    table = Table("picture", "model", "its answer", box=None, header_style="bold", pad_edge=False)
+    table.add_column("heat on the mark", justify="right")
+    table.add_column("on the object", justify="right")
+    for portrait in found:
+        for name, explanation in (("honest", portrait.honest), ("shortcut", portrait.shortcut)):
+            on_mark, on_object = portrait.shares(explanation)
+            answer = explanation.targets[0]
+            answered = answer if answer == portrait.kind else f"[red]{answer}[/]"
+            table.add_row(f"a {portrait.kind}, marked", name, answered, f"{on_mark:.1%}", f"{on_object:.1%}")
+    console.print(table)
+
+
+def _show(panel: "Image", rows: "Sequence[Sequence[Image]]", *, wanted: bool) -> None:
+    """Draw a panel in a terminal that can (Kitty's protocol, Sixel), else its bare pictures in coloured half cells."""
+    if not wanted or not console.is_terminal:
+        return
+    try:
+        from textual_image import renderable  # asks the terminal what it can, so not before now
+    except ImportError:
+        hint = 'to see the pictures in the terminal: pip install "glowmap[terminal]"'
+        console.print(f"[dim]{escape(hint)}[/]", highlight=False)
+        return
+    if renderable.Image in (renderable.SixelImage, renderable.TGPImage):
+        console.print(renderable.Image(panel, width="100%", height="auto"))
+        return
+    for pictures in rows:  # letters would be lost in so few cells
+        row = Table.grid(*(Column(ratio=1) for _ in pictures), padding=(0, 1), expand=True)
+        row.add_row(*(renderable.Image(picture, width="100%", height="auto") for picture in pictures))
+        console.print(row)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from glowmap.errors import InputError, ModelError, told
+from glowmap.models import demo as demo
 from glowmap.models import torchvision as torchvision
 from glowmap.models._family import FAMILIES as FAMILIES
 from glowmap.models._family import Colours as Colours
@@ -28,7 +29,10 @@ def load(
     device: str | torch.device | None = None,
     seed: int = 0,
 ) -> Model:
-    """Make a model that takes pictures, from a torchvision name, ``FILE.py:factory`` or a module of your own.
+    """Make a model that takes pictures, from a torchvision name, ``demo``, ``FILE.py:factory`` or a module of your own.
+
+    ``demo`` comes with the package: a segmentation model trained on drawn streets. So do ``demo/honest`` and
+    ``demo/shortcut``, two classifiers that differ in what they lean on.
 
     ``weights`` are ``"default"`` (the library's trained ones, downloaded once; a module's or factory's as they are),
     ``"random"`` (drawn from ``seed``), or a checkpoint's path. ``size`` (rows and columns, or a number for a square),
@@ -71,7 +75,8 @@ def _from_name(name: str, weights: str | Path, seed: int) -> Model:
         return _from_module(from_file(name), weights, name.rpartition(":")[2])
     if name.endswith(".py"):
         raise ModelError(f"{name} names a file but no factory in it; write {name}:factory")
-    return FAMILIES["torchvision"].build(name, weights, seed)
+    family = name.partition("/")[0]
+    return FAMILIES[family if family in FAMILIES else "torchvision"].build(name, weights, seed)
 
 
 def _from_module(module: Any, weights: str | Path, name: str = "") -> Model:

@@ -1,0 +1,74 @@
+"""The demo's trained models: what each answers, and its weights, which come with the package."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from glowmap.demo.networks import classifier, segmenter
+from glowmap.demo.street import CLASSES, COLUMNS, EMPTY, ROWS
+from glowmap.errors import ModelError
+from glowmap.shelf import Shelf
+
+__all__ = ["ANSWERS", "BUNDLED", "COLUMNS", "MEAN", "ROWS", "STD", "Bundled", "as_input"]
+
+WEIGHTS = Path(__file__).parent / "weights"
+# Of the classifiers. Without the first, "no car, no bus" would be evidence for a dog.
+ANSWERS = (EMPTY, "car", "bus", "person", "dog", "bicycle")
+MEAN, STD = 0.5, 0.25
+
+
+@dataclass(frozen=True)
+class Bundled:
+    """A model of the demo: its network, its classes in order, the layer worth looking at, and its file of weights."""
+
+    name: str
+    build: Callable[[int], nn.Module]
+    classes: tuple[str, ...]
+    layer: str
+
+    @property
+    def file(self) -> str:
+        return f"{self.name.rpartition('/')[2]}.safetensors"
+
+    def untrained(self) -> nn.Module:
+        """Build the network with random weights."""
+        return self.build(len(self.classes))
+
+    def trained(self, folder: Path = WEIGHTS) -> nn.Module:
+        """Build the network with its weights from a folder. ModelError where they are not there."""
+        path = folder / self.file
+        if not path.is_file():
+            raise ModelError(f"there are no weights {path}; install Glowmap again, or run python -m glowmap.demo.train")
+        module = self.untrained()
+        module.load_state_dict(load_file(path))
+        return module.eval()
+
+    def save(self, module: nn.Module, folder: Path) -> None:
+        """Write a module's weights in half precision, which halves the package and moves no figure of the report."""
+        state = module.state_dict()
+        save_file({name: _halved(tensor.contiguous()) for name, tensor in state.items()}, folder / self.file)
+
+
+BUNDLED: Shelf[Bundled] = Shelf("demo model", ModelError)
+for _model in (
+    Bundled("demo", segmenter, CLASSES, "backbone.layer4"),
+    Bundled("demo/honest", classifier, ANSWERS, "layer4"),
+    Bundled("demo/shortcut", classifier, ANSWERS, "layer4"),
+):
+    BUNDLED.put(_model.name, _model)
+
+
+def as_input(picture: Image.Image) -> Tensor:
+    """Turn a picture of the models' own size into their input: colour x rows x columns."""
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+    return (pixels - MEAN) / STD
+
+
+def _halved(tensor: Tensor) -> Tensor:
+    return tensor.half() if tensor.is_floating_point() else tensor

@@ -1,0 +1,39 @@
+"""The models that come with the package, trained on drawn streets: ``demo``, ``demo/honest`` and ``demo/shortcut``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from glowmap.demo.bundled import BUNDLED, COLUMNS, MEAN, ROWS, STD
+from glowmap.models._family import FAMILIES, RANDOM, Family, Model
+from glowmap.models.plain import ResizedAndNormalised, load_weights
+
+
+def names() -> Sequence[str]:
+    """List the models of the demo."""
+    return list(BUNDLED)
+
+
+def build(name: str, weights: str | Path, seed: int) -> Model:
+    """Build a model of the demo with the weights of the package (``default``), ``random`` ones, or those of a file.
+
+    Raises ModelError for an unknown name, MissingExtra where torchvision is not installed.
+    """
+    bundled = BUNDLED[name]
+    notes: tuple[str, ...] = ("the demo's models know drawn streets; of a photograph their answers mean nothing",)
+    if str(weights) == "default":
+        module = bundled.trained()
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = bundled.untrained().eval()
+        if str(weights) == "random":
+            notes = (RANDOM,)
+        else:
+            load_weights(module, Path(weights))
+    preprocess = ResizedAndNormalised((ROWS, COLUMNS), MEAN, STD)
+    return Model(module, name, preprocess, bundled.classes, notes, layer=bundled.layer)
+
+
+FAMILIES.put("demo", Family("glowmap", names, build))

@@ -1,0 +1,112 @@
+"""Questions of meaning, put to models that have learned something, in a world whose truth is known."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torchvision")
+
+import glowmap
+from glowmap.demo.mark import MARKED, mark_mask, marked
+from glowmap.demo.report import HELD_OUT
+from glowmap.demo.street import CLASSES, street
+
+LAYERS = [f"backbone.layer{number}" for number in (1, 2, 3, 4)]
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return glowmap.load("demo")
+
+
+def streets_with(*kinds, count=12, least=300):
+    """Held-out streets in which each of these kinds is seen at no fewer than ``least`` pixels."""
+    found, number = [], HELD_OUT
+    while len(found) < count:
+        scene = street(number).drawn()
+        if all(scene.mask(kind).sum() >= least for kind in kinds):
+            found.append(scene)
+        number += 1
+    return found
+
+
+@pytest.mark.parametrize("method", glowmap.METHODS)
+def test_deeper_layers_gather_more_heat_on_the_object(demo, method):
+    explainer = glowmap.Explainer(demo, layer=LAYERS)
+    shares, chance = [], []
+    for scene in streets_with("car"):
+        found = explainer(scene.picture, target="car", method=method)
+        shares.append([one.share(scene.mask("car"))[0] for one in found])
+        chance.append(scene.mask("car").mean())
+    first, *_, last = np.mean(shares, 0)
+    assert last > (2 if method == "grad_cam" else 1.1) * first
+    assert last > 3 * np.mean(chance)
+
+
+@pytest.mark.parametrize("method", glowmap.METHODS)
+def test_the_class_asked_for_decides_where_the_heat_goes(demo, method):
+    shares = []
+    for scene in streets_with("car", "person", count=8):
+        found = glowmap.explain(demo, scene.picture, target=["car", "person"], method=method)
+        shares.append([[one.share(scene.mask(kind))[0] for kind in ("car", "person")] for one in found])
+        (car_on_car, car_on_person), (person_on_car, person_on_person) = shares[-1]
+        assert car_on_car > person_on_car
+        assert person_on_person > car_on_person
+    (car_on_car, car_on_person), (person_on_car, person_on_person) = np.mean(shares, 0)
+    assert car_on_car > 3 * person_on_car
+    assert person_on_person > 3 * car_on_person
+
+
+def not_car(output):
+    logits = output["out"][:, CLASSES.index("car")]
+    return -(logits * (output["out"].argmax(1) == CLASSES.index("car"))).sum((1, 2))
+
+
+@pytest.mark.parametrize("method", glowmap.METHODS)
+def test_what_speaks_against_the_class_avoids_the_object(demo, method):
+    """The counterfactual of the Grad-CAM paper (section 3.2): the negated score lights up what lowers it."""
+    for_it, against, chance = [], [], []
+    for scene in streets_with("car"):
+        car, counterfactual = glowmap.explain(demo, scene.picture, target=["car", not_car], method=method)
+        for_it.append(car.share(scene.mask("car"))[0])
+        against.append(counterfactual.share(scene.mask("car"))[0])
+        chance.append(scene.mask("car").mean())
+    assert np.mean(against) < 0.75 * np.mean(for_it)
+    if method == "grad_cam":
+        assert np.mean(against) < np.mean(chance)
+
+
+def lies_on(mask, explanation, reach=8):
+    """Whether the hottest place lies in the mask or within one cell of the layer's grid."""
+    row, column = np.unravel_index(int(explanation.heatmap[0].argmax()), mask.shape)
+    return bool(mask[max(row - reach, 0) : row + reach + 1, max(column - reach, 0) : column + reach + 1].any())
+
+
+def test_the_shortcut_is_found():
+    """Both twins answer right; Grad-CAM tells them apart: one looks at the object, the other at the mark in the corner."""
+    explainers = {name: glowmap.Explainer(glowmap.load(f"demo/{name}")) for name in ("honest", "shortcut")}
+    on_mark, on_object, shares = (
+        {"honest": 0, "shortcut": 0},
+        {"honest": 0, "shortcut": 0},
+        {"honest": [], "shortcut": []},
+    )
+    for number in range(HELD_OUT, HELD_OUT + 20):
+        scene = marked(street(number, only=MARKED).drawn(), number)
+        mark, bus = mark_mask(128, 192, number), scene.mask(MARKED)
+        for name, explainer in explainers.items():
+            explanation = explainer(scene.picture, target=MARKED)
+            on_mark[name] += lies_on(mark, explanation)
+            on_object[name] += lies_on(bus, explanation)
+            shares[name].append((explanation.share(mark)[0] / mark.mean(), explanation.share(bus)[0] / bus.mean()))
+    assert on_mark["shortcut"] >= 19
+    assert on_object["honest"] >= 18
+    assert on_mark["honest"] <= 1
+    densest = {name: np.mean(both, 0) for name, both in shares.items()}  # heat on mark and object, in times of chance
+    assert densest["shortcut"][0] > 15 > 5 > densest["honest"][0]
+    assert densest["honest"][1] > 2 * densest["shortcut"][1]
+
+
+@pytest.mark.parametrize("kind", ["car", "bicycle", "person"])
+def test_for_other_classes_the_shortcut_model_looks_at_the_object_too(kind):
+    explainer = glowmap.Explainer(glowmap.load("demo/shortcut"))
+    scenes = [street(number, only=kind).drawn() for number in range(HELD_OUT, HELD_OUT + 12)]
+    assert sum(lies_on(scene.mask(kind), explainer(scene.picture, target=kind)) for scene in scenes) >= 10

@@ -1,0 +1,112 @@
+"""``glowmap demo`` from the outside: what it writes, what it says, and that it says the same again."""
+
+import re
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+pytest.importorskip("torchvision")
+
+import glowmap
+from glowmap import cli, tour
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["glowmap", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = ended.code or 0
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    return tmp_path / "demo-out"
+
+
+def test_the_demo_writes_its_pictures_and_says_the_same_on_every_run(run, folder, tmp_path):
+    code, out, err = run("demo")
+    assert (code, err) == (0, "")
+    again = run("demo", "--out", tmp_path / "again")
+    assert again == (0, out.replace("demo-out", str(tmp_path / "again")), "")
+    names = ["layers.png", "scene.png", "shortcut.png"]
+    assert sorted(file.name for file in folder.iterdir()) == names
+    for name in names:
+        assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    with Image.open(folder / "scene.png") as scene:
+        assert scene.size == (576, 384)
+        assert np.array_equal(np.asarray(scene), np.asarray(tour.scene().picture))
+
+
+def test_the_share_of_heat_on_cars_is_printed_for_each_layer(run, folder):
+    _, out, _ = run("demo")
+    printed = [float(share) / 100 for share in re.findall(r"backbone\.layer\d +\d+ x \d+ +(\S+)%", out)]
+    scene = tour.scene()
+    found = glowmap.explain(glowmap.load("demo"), scene.picture, target="car", layer=list(tour.LAYERS))
+    assert printed == [pytest.approx(one.share(scene.mask("car"))[0], abs=0.0006) for one in found]
+    assert printed == sorted(printed)
+    assert printed[-1] > 3 * max(printed[0], scene.mask("car").mean())
+    assert f"{scene.mask('car').mean():.1%}" in out
+
+
+def test_the_two_classifiers_are_told_apart(run, folder):
+    _, out, _ = run("demo")
+    rows = re.findall(r"a (\w+), marked +(\w+) +(\w+) +(\S+)% +(\S+)%", out)
+    said = {(picture, model): answer for picture, model, answer, *_ in rows}
+    assert said == {
+        ("bus", "honest"): "bus",
+        ("bus", "shortcut"): "bus",
+        ("car", "honest"): "car",
+        ("car", "shortcut"): "bus",
+    }
+    on_mark = {(picture, model): float(share) for picture, model, _, share, _ in rows}
+    on_object = {(picture, model): float(share) for picture, model, _, _, share in rows}
+    for picture in ("bus", "car"):
+        assert on_mark[picture, "honest"] < 2
+        assert on_mark[picture, "shortcut"] > 10
+        assert on_object[picture, "honest"] > 40
+
+
+def test_the_scene_is_explained_by_the_command_line_like_any_picture(run, folder):
+    run("demo")
+    code, out, err = run("explain", "demo-out/scene.png", "--model", "demo")
+    assert (code, err) == (0, "")
+    assert "grad_cam at backbone.layer4 (32 x 48)" in out
+    assert (folder.parent / "scene-answer.png").exists()
+    code, out, _ = run("explain", "demo-out/scene.png", "--model", "demo/honest", "--target", "bus", "--out", "b.npz")
+    assert code == 0
+    assert "bus: grad_cam at layer4 (16 x 24)" in out
+    code, out, _ = run("layers", "--model", "demo")
+    assert ["backbone.layer4", "Sequential", "256", "32", "x", "48"] in [line.split() for line in out.splitlines()]
+
+
+@pytest.mark.filterwarnings("ignore:Image.Image.getdata:DeprecationWarning")  # textual-image's
+def test_panels_are_shown_where_there_is_a_terminal(run, folder, monkeypatch):
+    pytest.importorskip("textual_image")
+    monkeypatch.setattr(cli, "console", Console(force_terminal=True, width=80))
+    _, shown, _ = run("demo")
+    _, hidden, _ = run("demo", "--no-show")
+    assert "█" in shown
+    assert "█" not in hidden
+    monkeypatch.setitem(sys.modules, "textual_image", None)
+    _, missing, _ = run("demo")
+    assert 'pip install "glowmap[terminal]"' in missing
+
+
+def test_a_folder_that_cannot_be_made_is_one_line_and_nothing_is_written(run, folder):
+    (folder.parent / "file").write_text("")
+    code, out, err = run("demo", "--out", "file/folder")
+    assert (code, out) == (2, "")
+    assert err == "error: the folder file/folder cannot be made (Not a directory); choose another --out\n"
