@@ -4,10 +4,10 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fix bench train pictures clean
+.PHONY: help setup demo test test-peers check fix bench train docs clean
 
 help: ## list the chores
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY) ## make .venv with Glowmap and all that its chores need
 
@@ -22,6 +22,10 @@ demo: $(READY) ## explain drawn streets with the models that come along; writes 
 
 test: $(READY) ## run the tests on two cores (under ten minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+test-peers: $(READY) ## compare with pytorch-grad-cam, TorchCAM and Captum, which it installs (under a minute)
+	$(BIN)/python -m pip install --quiet --group peers
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/peers
 
 check: $(READY) ## format, lint, types and floor plan, without changing a file
 	$(BIN)/ruff format --check .
@@ -39,8 +43,8 @@ bench: $(READY) ## time and memory beside a bare forward pass and the plain reci
 train: $(READY) ## train the demo's models anew, under half an hour on two cores
 	$(BIN)/python -m glowmap.demo.train --out src/glowmap/demo/weights
 
-pictures: $(READY) ## draw the README's pictures anew
-	$(BIN)/python docs/pictures.py
+docs: $(READY) ## draw the README's pictures and write its table of methods anew
+	$(BIN)/python docs/refresh.py
 
 clean: ## remove .venv, caches and the demo's output
 	rm -rf .venv demo-out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -121,11 +121,11 @@ def test_layers_of_a_torchvision_model_need_no_weights(run):
 
 
 def test_methods_lists_the_shelf(run, monkeypatch):
-    monkeypatch.setattr(cli, "console", Console(width=250))
+    monkeypatch.setattr(cli, "console", Console(width=700))
     code, out, _ = run("methods")
     assert code == 0
     for name, method in glowmap.METHODS.items():
-        (line,) = [line for line in out.splitlines() if line.startswith(name)]
+        (line,) = [line for line in out.splitlines() if line.split()[:1] == [name]]
         assert method.price in line
         assert method.paper in line
 

@@ -68,13 +68,13 @@ def test_commands_run(page, at_home, monkeypatch):
 
 def test_the_readmes_table_is_the_shelf():
     readme = (ROOT / "README.md").read_text()
-    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \|$", readme, re.M)
-    assert rows == [(name, method.summary, method.paper) for name, method in glowmap.METHODS.items()]
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \| (.*?) \| (.*?) \|$", readme, re.M)
+    assert rows == [(name, one.price, one.summary, one.use, one.paper) for name, one in glowmap.METHODS.items()]
 
 
 def test_every_chore_of_the_makefile_is_listed():
     chores = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
-    assert set(chores) >= {"help", "setup", "demo", "test", "check", "fix", "bench"}
+    assert set(chores) >= {"help", "setup", "demo", "test", "check", "fix", "bench", "train", "docs"}
     for chore in chores:
         assert re.search(rf"^{chore}:.*## \S", (ROOT / "Makefile").read_text(), re.M), chore
 

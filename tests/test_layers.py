@@ -57,7 +57,8 @@ class Odd(Classifier):
             case "never runs":
                 pass
             case "tokens":
-                maps = self.odd(maps.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, maps.shape[2:])
+                tokens = maps.flatten(2).transpose(1, 2)
+                maps = self.odd(tokens[:, :13]).mean(1)[:, :, None, None]
             case "one cell":
                 maps = self.odd(maps.mean((2, 3), keepdim=True))
             case "windows":
@@ -88,7 +89,10 @@ class Odd(Classifier):
     ("way", "message"),
     [
         ("never runs", "layer 'odd' did not run in this forward pass"),
-        ("tokens", r"'odd' \(2 x 20 x 8\) does not have the 2 spatial axes of the input \(2 x 3 x 16 x 20\)"),
+        (
+            "tokens",
+            r"'odd' \(2 x 13 x 8\) does not have the 2 spatial axes of the input \(2 x 3 x 16 x 20\), nor as many tokens",
+        ),
         ("one cell", r"'odd' \(2 x 8 x 1 x 1\) has no spatial axes left"),
         ("windows", r"'odd' \(16 x 1 x 4 x 5\) has 16 rows for 2 images"),
         ("not used", "the score does not depend on layer 'odd'; either what the layer computes is not used"),
@@ -276,3 +280,28 @@ def test_a_scripted_layer_and_the_whole_model():
         glowmap.explain(model, images(), target=1, layer="features")
     with pytest.raises(LayerError, match="the layer given is the whole Classifier"):
         glowmap.explain(model, images(), target=1, layer=model)
+
+
+class Tokens(Classifier):
+    """The same classifier, whose maps pass its layer as tokens, a few others before them."""
+
+    def __init__(self, before):
+        super().__init__()
+        self.before, self.layer = before, nn.Identity()
+
+    def forward(self, images):
+        maps = self.features(images)
+        others = torch.ones(len(images), self.before, maps.shape[1])
+        tokens = self.layer(torch.cat([others, maps.flatten(2).transpose(1, 2)], 1))
+        return self.head(torch.tanh(tokens[:, self.before :].mean(1)))
+
+
+@pytest.mark.parametrize("before", [0, 1, 5])
+@pytest.mark.parametrize("method", ["grad_cam", "layer_cam"])
+def test_tokens_are_laid_out_as_the_patches_they_stand_for(before, method):
+    model, batch = Tokens(before).eval(), images(2)
+    found = glowmap.explain(model, batch, target=1, layer="layer", method=method)
+    wanted = glowmap.explain(model, batch, target=1, layer="features", method=method)
+    torch.testing.assert_close(found.raw, wanted.raw)
+    note = f"the tokens of layer 'layer' were laid out as 4 x 5 patches, and {before} before them left out"
+    assert found.notes == (note,)

@@ -11,10 +11,23 @@ import torch
 from torch import nn
 
 import glowmap
-from cases import Classifier, Segmenter, images
+from cases import Classifier, Segmenter, images, tuned
 from glowmap.errors import GlowmapError
 
-every_method = pytest.mark.parametrize("method", glowmap.METHODS)
+NEEDS = {name: {*method.needs} for name, method in glowmap.METHODS.items()}
+AT_PIXELS = {name for name, method in glowmap.METHODS.items() if method.at_input} | {"guided_grad_cam"}
+every_method = pytest.mark.parametrize("method", NEEDS)
+method_for_any_head = pytest.mark.parametrize("method", [name for name in NEEDS if name != "cam"])
+plain_method = pytest.mark.parametrize(
+    "method", [name for name in NEEDS if NEEDS[name] <= {"activations", "gradients"}]
+)
+layer_method = pytest.mark.parametrize("method", [name for name in NEEDS if name not in AT_PIXELS | {"cam"}])
+# CAM wants the layer that is pooled into the head, and those that divide by a channel's sum one without signs.
+AFTER_RELU = {"cam", "xgrad_cam", "grad_cam_pp", "smooth_grad_cam_pp"}
+
+
+def layer_for(method):
+    return "features.4" if method in AFTER_RELU else "features.3"
 
 
 def everything_of(model):
@@ -44,7 +57,7 @@ def test_all_is_given_back(method, training):
     model(images()).sum().backward()  # the user's own gradients
     before, batch = everything_of(model), images().requires_grad_()
     kept = batch.detach().clone()
-    glowmap.explain(model, batch, target=1, layer="features.3", method=method)
+    glowmap.explain(model, batch, target=1, layer=layer_for(method), method=tuned(method))
     assert_same(before, everything_of(model))
     assert torch.equal(batch, kept)
     assert batch.grad is None
@@ -64,7 +77,7 @@ def test_all_is_given_back_after_an_exception(method, where):
     handle = module.register_forward_hook(fail)
     before = everything_of(model)
     with pytest.raises(GlowmapError, match="in the middle"):
-        glowmap.explain(model, images(), target=1, layer="features.3", method=method)
+        glowmap.explain(model, images(), target=1, layer=layer_for(method), method=tuned(method))
     assert_same(before, everything_of(model))
     handle.remove()
 
@@ -74,26 +87,28 @@ def test_all_is_given_back_after_a_failing_target(method):
     model = Classifier().train()
     before = everything_of(model)
     with pytest.raises(GlowmapError, match="no class 9"):
-        glowmap.explain(model, images(), target=9, layer="features.3", method=method)
+        glowmap.explain(model, images(), target=9, layer=layer_for(method), method=tuned(method))
     assert_same(before, everything_of(model))
 
 
 @every_method
 def test_a_frozen_model_gives_the_same_map(method):
     model = Classifier().eval()
-    free = glowmap.explain(model, images(), target=1, layer="features.3", method=method)
-    frozen = glowmap.explain(model.requires_grad_(False), images(), target=1, layer="features.3", method=method)
+    free = glowmap.explain(model, images(), target=1, layer=layer_for(method), method=tuned(method))
+    frozen = glowmap.explain(
+        model.requires_grad_(False), images(), target=1, layer=layer_for(method), method=tuned(method)
+    )
     assert torch.equal(free.raw, frozen.raw)
     assert free.raw.any()
 
 
-@every_method
+@method_for_any_head
 def test_an_inplace_relu_after_the_layer_spoils_nothing(method):
     plain, inplace = Classifier().eval(), Classifier(inplace=True).eval()
     inplace.load_state_dict(plain.state_dict())
     for layer in ("features.0", "features.3", "features.4"):
-        wanted = glowmap.explain(plain, images(), target=1, layer=layer, method=method).raw
-        found = glowmap.explain(inplace, images(), target=1, layer=layer, method=method).raw
+        wanted = glowmap.explain(plain, images(), target=1, layer=layer, method=tuned(method)).raw
+        found = glowmap.explain(inplace, images(), target=1, layer=layer, method=tuned(method)).raw
         assert torch.equal(found, wanted), layer
         assert found.any()
 
@@ -102,20 +117,20 @@ def test_an_inplace_relu_after_the_layer_spoils_nothing(method):
 def test_training_mode_is_explained_as_evaluation_and_said(method):
     model = Classifier()
     model(images())  # running statistics that differ from the batch's
-    wanted = glowmap.explain(model.eval(), images(), target=1, layer="features.3", method=method)
-    found = glowmap.explain(model.train(), images(), target=1, layer="features.3", method=method)
+    wanted = glowmap.explain(model.eval(), images(), target=1, layer=layer_for(method), method=tuned(method))
+    found = glowmap.explain(model.train(), images(), target=1, layer=layer_for(method), method=tuned(method))
     assert torch.equal(found.raw, wanted.raw)
-    assert wanted.notes == ()
     assert "training mode" in found.notes[0]
+    assert found.notes[1:] == wanted.notes
 
 
 @every_method
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_callers_under_no_grad_get_the_same_map(method, mode):
     model = Classifier().eval()
-    wanted = glowmap.explain(model, images(), target=1, layer="features.3", method=method)
+    wanted = glowmap.explain(model, images(), target=1, layer=layer_for(method), method=tuned(method))
     with mode():
-        found = glowmap.explain(model, images(), target=1, layer="features.3", method=method)
+        found = glowmap.explain(model, images(), target=1, layer=layer_for(method), method=tuned(method))
         assert not torch.is_grad_enabled()
     assert torch.equal(found.raw, wanted.raw)
 
@@ -128,7 +143,7 @@ def test_a_model_that_writes_into_its_input_leaves_the_callers_alone(method):
 
     batch = images()
     kept = batch.clone()
-    found = glowmap.explain(Shifting().eval(), batch, target=1, layer="features.3", method=method)
+    found = glowmap.explain(Shifting().eval(), batch, target=1, layer=layer_for(method), method=tuned(method))
     assert torch.equal(batch, kept)
     assert found.raw.any()
 
@@ -140,8 +155,8 @@ def test_random_draws_of_the_model_leave_the_global_generator_alone(method):
             return super().forward(images + torch.randn_like(images))
 
     model = Noisy().eval()
-    first = glowmap.explain(model, images(), target=1, layer="features.3", method=method)
-    again = glowmap.explain(model, images(), target=1, layer="features.3", method=method)
+    first = glowmap.explain(model, images(), target=1, layer=layer_for(method), method=tuned(method))
+    again = glowmap.explain(model, images(), target=1, layer=layer_for(method), method=tuned(method))
     assert torch.equal(first.raw, again.raw)
 
 
@@ -160,7 +175,7 @@ def test_buffers_that_a_model_writes_in_eval_mode_are_restored(method):
 
     model = Counting().eval()
     assigned = model.assigned
-    glowmap.explain(model, images(), target=1, layer="features.3", method=method)
+    glowmap.explain(model, images(), target=1, layer=layer_for(method), method=tuned(method))
     assert model.written.tolist() == [0, 0]
     assert model.assigned is assigned
 
@@ -169,7 +184,7 @@ def test_buffers_that_a_model_writes_in_eval_mode_are_restored(method):
 def test_nothing_is_kept(method):
     """No graph, no activations, no model: only what the explanation shows."""
     model = Classifier().eval()
-    found = glowmap.explain(model, images(), target=1, layer="features.3", method=method)
+    found = glowmap.explain(model, images(), target=1, layer=layer_for(method), method=tuned(method))
     assert not found.raw.requires_grad
     assert not found.scores.requires_grad
     assert not found.heatmap.requires_grad
@@ -179,7 +194,7 @@ def test_nothing_is_kept(method):
     assert gone() is None
 
 
-@every_method
+@plain_method
 def test_no_graph_below_the_layer_and_no_weight_gradients(method, monkeypatch):
     """The backward pass sees the layer's maps and nothing else; below the layer nothing was recorded."""
     model, asked, below = Classifier(), [], []
@@ -192,51 +207,55 @@ def test_no_graph_below_the_layer_and_no_weight_gradients(method, monkeypatch):
 
     monkeypatch.setattr(torch.autograd, "grad", spy)
     monkeypatch.setattr(torch.Tensor, "backward", lambda *_: pytest.fail("a full backward pass"))
-    glowmap.explain(model, images(), target=1, layer="features.3", method=method)
+    glowmap.explain(model, images(), target=1, layer=layer_for(method), method=tuned(method))
     handle.remove()
     assert below == [False]
-    assert [tuple(tensor.shape) for tensor in asked] == [(2, 8, 4, 5)]
+    assert [tuple(tensor.shape) for tensor in asked] == [(2, 8, 4, 5)] * ("gradients" in NEEDS[method])
     assert all(tensor.is_leaf for tensor in asked)
 
 
-@every_method
+@method_for_any_head
 @pytest.mark.parametrize(("model", "layers"), [(Classifier, "features.3"), (Segmenter, "encoder.2")])
 def test_a_batch_is_its_images_one_by_one(method, model, layers):
     model, batch = model().eval(), images(3)
     target = glowmap.targets.Pixels(1, torch.ones(16, 20)) if layers == "encoder.2" else 1
-    together = glowmap.explain(model, batch, target=target, layer=layers, method=method)
+    layers = layer_for(method) if layers == "features.3" else layers
+    together = glowmap.explain(model, batch, target=target, layer=layers, method=tuned(method))
     for i in range(3):
-        alone = glowmap.explain(model, batch[i : i + 1], target=target, layer=layers, method=method)
-        torch.testing.assert_close(together.raw[i : i + 1], alone.raw, rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(together.heatmap[i : i + 1], alone.heatmap, rtol=0, atol=1e-4)
+        alone = glowmap.explain(model, batch[i : i + 1], target=target, layer=layers, method=tuned(method))
+        span = float(alone.raw.abs().max())
+        torch.testing.assert_close(together.raw[i : i + 1], alone.raw, rtol=1e-4, atol=1e-5 * span + 1e-12)
+        torch.testing.assert_close(together.heatmap[i : i + 1], alone.heatmap, rtol=0, atol=1e-3)
 
 
-@every_method
+@plain_method
 def test_several_layers_and_questions_equal_one_by_one_from_one_forward_pass(method):
     model, passes = Classifier().eval(), []
     model.head.register_forward_hook(lambda *_: passes.append(1))
     layers, questions = ["features.0", "features.3", "features.4"], [2, 0]
-    together = glowmap.explain(model, images(), target=questions, layer=layers, method=method)
+    together = glowmap.explain(model, images(), target=questions, layer=layers, method=tuned(method))
     assert len(passes) == 1
     assert [(one.targets[0], one.layer) for one in together] == [(f"class {q}", x) for q in questions for x in layers]
     for one in together:
         question = int(one.targets[0].removeprefix("class "))
-        alone = glowmap.explain(model, images(), target=question, layer=one.layer, method=method)
+        alone = glowmap.explain(model, images(), target=question, layer=one.layer, method=tuned(method))
         torch.testing.assert_close(one.raw, alone.raw, rtol=1e-5, atol=1e-7)
 
 
-@every_method
+@plain_method
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_precisions(method, dtype):
     model = Classifier().eval()
-    wanted = glowmap.explain(model, images(), target=1, layer="features.3", method=method).raw
-    found = glowmap.explain(model.to(dtype), images().to(dtype), target=1, layer="features.3", method=method).raw
+    wanted = glowmap.explain(model, images(), target=1, layer=layer_for(method), method=tuned(method)).raw
+    found = glowmap.explain(
+        model.to(dtype), images().to(dtype), target=1, layer=layer_for(method), method=tuned(method)
+    ).raw
     assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     tolerance = {torch.float16: 3e-3, torch.bfloat16: 8e-2, torch.float64: 1e-6}[dtype]
     torch.testing.assert_close(found.float(), wanted, rtol=0, atol=tolerance * float(wanted.abs().max()))
 
 
-@every_method
+@layer_method
 @pytest.mark.parametrize(
     ("convolution", "shape", "grid"), [(nn.Conv1d, (2, 3, 24), (12,)), (nn.Conv3d, (2, 3, 6, 8, 10), (3, 4, 5))]
 )
@@ -250,13 +269,13 @@ def test_signals_and_volumes(method, convolution, shape, grid):
         def forward(self, images):
             return self.head(self.layer(images).relu().flatten(2).mean(2))
 
-    found = glowmap.explain(Net().eval(), torch.randn(shape), target=0, layer="layer", method=method)
+    found = glowmap.explain(Net().eval(), torch.randn(shape), target=0, layer="layer", method=tuned(method))
     assert found.raw.shape[1:] == grid
     assert found.raw.any()
     assert found.heatmap.shape == (shape[0], *shape[2:])
 
 
-@every_method
+@layer_method
 def test_channels_last_output_is_read_by_its_strides(method):
     class ChannelsLast(Classifier):
         def __init__(self):
@@ -268,23 +287,23 @@ def test_channels_last_output_is_read_by_its_strides(method):
 
     model = ChannelsLast().eval()
     wide = images(rows=32, columns=64)
-    first = glowmap.explain(model, wide, target=1, layer="features.4", method=method)
-    last = glowmap.explain(model, wide, target=1, layer="last", method=method)
+    first = glowmap.explain(model, wide, target=1, layer="features.4", method=tuned(method))
+    last = glowmap.explain(model, wide, target=1, layer="last", method=tuned(method))
     assert last.grid == (8, 16)
-    torch.testing.assert_close(last.raw, first.raw)
+    torch.testing.assert_close(last.raw, first.raw, rtol=1e-3, atol=1e-4 * float(first.raw.abs().max()))
 
 
 @every_method
 def test_a_target_may_itself_ask_for_an_explanation(method):
     model = Classifier().eval()
-    wanted = glowmap.explain(model, images(), target=1, layer="features.3", method=method)
+    wanted = glowmap.explain(model, images(), target=1, layer=layer_for(method), method=tuned(method))
 
     def curious(output):
-        inner = glowmap.explain(model, images(seed=9), target=0, layer="features.3", method=method)
+        inner = glowmap.explain(model, images(seed=9), target=0, layer=layer_for(method), method=tuned(method))
         assert inner.raw.any()
         return output[:, 1]
 
-    found = glowmap.explain(model, images(), target=curious, layer="features.3", method=method)
+    found = glowmap.explain(model, images(), target=curious, layer=layer_for(method), method=tuned(method))
     assert torch.equal(found.raw, wanted.raw)
 
 
@@ -293,11 +312,15 @@ def test_threads_that_share_a_model_take_turns(method):
     model = Classifier().train()
     before = everything_of(model)
     batches = [images(seed=seed) for seed in range(8)]
-    alone = [glowmap.explain(model, batch, target=1, layer="features.3", method=method).raw for batch in batches]
+    alone = [
+        glowmap.explain(model, batch, target=1, layer=layer_for(method), method=tuned(method)).raw for batch in batches
+    ]
     with ThreadPoolExecutor(4) as pool:
         together = list(
             pool.map(
-                lambda batch: glowmap.explain(model, batch, target=1, layer="features.3", method=method).raw,
+                lambda batch: (
+                    glowmap.explain(model, batch, target=1, layer=layer_for(method), method=tuned(method)).raw
+                ),
                 batches * 4,
             )
         )
@@ -322,7 +345,7 @@ def test_new_buffers_and_flags_set_while_the_model_runs_are_undone(method):
 
     model = Caching().eval().requires_grad_(False)
     before = everything_of(model)
-    glowmap.explain(model, images(), target=1, layer="features.3", method=method)
+    glowmap.explain(model, images(), target=1, layer=layer_for(method), method=tuned(method))
     assert_same(before, everything_of(model))
     assert model.cache is None
 
@@ -338,11 +361,11 @@ def test_a_model_that_is_not_ready_is_refused_before_it_is_touched(method):
     ):
         flags = [parameter.requires_grad for parameter in model.parameters()]
         with pytest.raises(GlowmapError, match=message):
-            glowmap.explain(model, images(), target=1, layer=layer, method=method)
+            glowmap.explain(model, images(), target=1, layer=layer, method=tuned(method))
         assert [parameter.requires_grad for parameter in model.parameters()] == flags
 
 
-@every_method
+@method_for_any_head
 def test_models_that_reuse_their_input_work_under_inference_mode(method):
     class Reusing(Classifier):
         def forward(self, images):
@@ -350,10 +373,12 @@ def test_models_that_reuse_their_input_work_under_inference_mode(method):
             return self.head((self.features(images) * images.mean()).mean((2, 3)))
 
     model = Reusing().eval()
-    wanted = glowmap.explain(model, images(), target=1, layer="features.3", method=method)
+    wanted = glowmap.explain(model, images(), target=1, layer=layer_for(method), method=tuned(method))
     with torch.inference_mode():
-        found = glowmap.explain(model, images(), target=1, layer="features.3", method=method)
+        found = glowmap.explain(model, images(), target=1, layer=layer_for(method), method=tuned(method))
         loaded = glowmap.load(model, mean=0.0)
-        pictures = glowmap.explain(loaded, np.full((16, 20, 3), 0.5), target=1, layer="features.3", method=method)
+        pictures = glowmap.explain(
+            loaded, np.full((16, 20, 3), 0.5), target=1, layer=layer_for(method), method=tuned(method)
+        )
     assert torch.equal(found.raw, wanted.raw)
     assert pictures.raw.isfinite().all()

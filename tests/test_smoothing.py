@@ -100,7 +100,9 @@ def test_layers_fused(segmenter, how):
 
 
 def test_layers_are_fused_in_three_ways_only(segmenter):
-    found = glowmap.explain(segmenter, images(1), target=Pixels(1, torch.ones(16, 20)), layer=["encoder.0", "encoder.2"])
+    found = glowmap.explain(
+        segmenter, images(1), target=Pixels(1, torch.ones(16, 20)), layer=["encoder.0", "encoder.2"]
+    )
     with pytest.raises(MethodError, match="layers are fused by mean, max, product, not by 'sum'"):
         found.fused("sum")
 

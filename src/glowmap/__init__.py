@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from glowmap import targets as targets
     from glowmap.explanation import Explanation as Explanation
     from glowmap.explanation import Explanations as Explanations
+    from glowmap.factoring import concepts as concepts
     from glowmap.methods import METHODS as METHODS
     from glowmap.models import Model as Model
     from glowmap.models import load as load
@@ -27,6 +28,7 @@ _HOMES = {
     "METHODS": "glowmap.methods",
     "Model": "glowmap.models",
     "compare": "glowmap.road",
+    "concepts": "glowmap.factoring",
     "errors": "glowmap.errors",
     "explain": "glowmap.road",
     "load": "glowmap.models",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from glowmap import Explanations, Model
+    from glowmap.methods import Method
     from glowmap.tour import Layers, Portrait
 
 app = typer.Typer(
@@ -56,40 +57,63 @@ StdOption = Annotated[str | None, typer.Option(help="RGB is divided by this: one
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU where there is one.")]
 
 
+PictureArgument = Annotated[Path, typer.Argument(help="The picture to explain.")]
+LayerOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--layer",
+        "-l",
+        help="A layer's dotted name; again for several side by side (`glowmap layers`). The demo's models know theirs.",
+    ),
+]
+TargetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--target", "-t", help="A class by name or index; again for several rows. The model's own answer otherwise."
+    ),
+]
+MethodOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method", help="How to weigh the evidence (`glowmap methods`); again for several rows. grad_cam otherwise."
+    ),
+]
+SettingOption = Annotated[
+    list[str] | None, typer.Option("--set", help="A knob of the method: masks=2000. Again for several.")
+]
+SmoothOption = Annotated[
+    list[str] | None, typer.Option(help="Average over changed pictures: flips, scales, noise. Again for several.")
+]
+FuseOption = Annotated[str | None, typer.Option(help="Make one map of the layers: product, mean or max.")]
+ClassesOption = Annotated[
+    Path | None, typer.Option(help="A text file with one class name a line, in the model's order.")
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        "-o",
+        help="Where to write: .png, .jpg, .pdf, ... for the panel, .npz for the numbers. PICTURE-TARGET.png otherwise.",
+    ),
+]
+
+
 @app.command()
 def explain(
-    picture: Annotated[Path, typer.Argument(help="The picture to explain.")],
+    picture: PictureArgument,
     model: ModelOption,
-    layer: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--layer",
-            "-l",
-            help="A layer's dotted name; again for several side by side (`glowmap layers`). The demo's models know theirs.",
-        ),
-    ] = None,
-    target: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--target", "-t", help="A class by name or index; again for several rows. The model's own answer otherwise."
-        ),
-    ] = None,
-    method: Annotated[str, typer.Option(help="How to weigh the evidence (`glowmap methods`).")] = "grad_cam",
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            help="Where to write: .png, .jpg, .pdf, ... for the panel, .npz for the numbers. PICTURE-TARGET.png otherwise.",
-        ),
-    ] = None,
+    layer: LayerOption = None,
+    target: TargetOption = None,
+    method: MethodOption = None,
+    setting: SettingOption = None,
+    smooth: SmoothOption = None,
+    fuse: FuseOption = None,
+    out: OutOption = None,
     weights: WeightsOption = "default",
     size: SizeOption = None,
     mean: MeanOption = None,
     std: StdOption = None,
-    classes: Annotated[
-        Path | None, typer.Option(help="A text file with one class name a line, in the model's order.")
-    ] = None,
+    classes: ClassesOption = None,
     device: DeviceOption = None,
     colormap: ColormapOption = "glow",
     opacity: OpacityOption = 0.65,
@@ -106,14 +130,16 @@ def explain(
     from glowmap.road import Explainer
 
     # what is misspelt is told before weights are loaded, not after
-    METHODS[method]
+    methods = [_tuned(METHODS[name], setting or []) for name in method or ["grad_cam"]]
     COLORMAPS[colormap]
     file_kind(out)
     pixels = read_picture(picture)
     loaded = _loaded(model, weights, size=size, mean=mean, std=std, classes=classes, device=device)
     questions = [_class(name, loaded) for name in target] if target else [None]
     with console.status("explaining"):
-        explanations = Explainer(loaded, layer=layer).all(pixels, target=questions, method=method)
+        explainer = Explainer(loaded, layer=layer)
+        explanations = explainer.all(pixels, target=questions, method=methods, smooth=smooth or [])
+        explanations = explanations.fused(fuse) if fuse else explanations
         written = explanations.save(out, colormap=colormap, opacity=opacity, scale=scale)
     _tell(explanations, written)
 
@@ -175,13 +201,16 @@ def layers(
 
 @app.command()
 def methods() -> None:
-    """List the methods: what each costs, what it does and when to use it, and its paper."""
+    """List the methods: what each costs, needs and does, when to use it, its knobs, and its paper."""
     from glowmap.methods import METHODS
 
-    table = Table("method", "price", "what it does", header_style="bold", box=None, pad_edge=False)
-    table.add_column("paper", overflow="fold")
-    for name, method in METHODS.items():
-        table.add_row(name, method.price, escape(method.summary), escape(method.paper))
+    table = Table("method", "price", header_style="bold", box=None, pad_edge=False)
+    for column in ("what it does", "when to use it", "needs", "paper"):
+        table.add_column(column, overflow="fold")
+    for name, one in METHODS.items():
+        knobs = "".join(f"\n  {knob}={default}" for knob, default in one.knobs.items())
+        row = (one.price, one.summary, one.use, ", ".join(one.needs), one.paper)
+        table.add_row(name + knobs, *map(escape, row))
     console.print(table, soft_wrap=False)
 
 
@@ -260,6 +289,21 @@ def _colours(text: str, option: str) -> list[float]:
 def _class(text: str, model: "Model") -> int | str:
     """Read digits as an index, unless the model has a class of that very name."""
     return int(text) if text.isdecimal() and text not in (model.class_names or ()) else text
+
+
+def _tuned(method: "Method", settings: list[str]) -> "Method":
+    """Set the knobs that the command line names; each is read as the kind of value that its default is."""
+    knobs = {}
+    for text in settings:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--set {text!r} cannot be read; write KNOB=VALUE, for example masks=2000")
+        default = method.knobs.get(name)
+        try:
+            knobs[name] = value if default is None or isinstance(default, str) else type(default)(value)
+        except ValueError:
+            raise InputError(f"--set {text!r} cannot be read; {name} is {type(default).__name__}: {default}") from None
+    return method.tuned(**knobs)
 
 
 def _tell(explanations: "Explanations", written: Path) -> None:

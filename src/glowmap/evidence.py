@@ -20,6 +20,7 @@ from glowmap.capture import (
     Trunk,
     copies,
     exchanged,
+    mapped,
     record,
     resumed,
     same_output,
@@ -46,6 +47,7 @@ class Run:
     read: Callable[[Any, int], Answer]  # (raw output, how many images) -> how to read it
     trunks: dict[str, Trunk] = field(default_factory=dict)
     output: Any = None
+    overwrites: bool = False  # the model writes into its input
     notes: list[str] = field(default_factory=list)
     _proven: dict[str, bool] = field(default_factory=dict)
 
@@ -53,6 +55,12 @@ class Run:
     def answer(self) -> Answer:
         """How to read what the model said of the batch."""
         return self.read(self.output, len(self.batch.images))
+
+    def maps(self, layer: str, tensor: Tensor, rows: int | None = None) -> Maps:
+        """Lay a layer's output (or its gradient) out as maps: of the batch, or of so many changed inputs."""
+        own = self.batch.images
+        like = own if rows is None else own[:1].expand(rows, *own.shape[1:])
+        return lay_out(tensor, layer, self.layers[layer], like)
 
     def called(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         """Call the model on other input than the batch."""
@@ -62,7 +70,7 @@ class Run:
         """Call the model on changed images, with whatever else it takes as it was for this image."""
         arguments, keywords = self._copies(image, len(changed))
         old = self._copied_images(arguments, keywords)
-        new = changed.to(self.batch.images.dtype)
+        new = changed.to(self.batch.images.dtype, copy=True)  # the model may write into its input
         return self.called(
             tuple(new if value is old else value for value in arguments),
             {name: new if value is old else value for name, value in keywords.items()},
@@ -70,16 +78,17 @@ class Run:
 
     def on_maps(self, layer: str, image: int, maps: Maps) -> Any:
         """Run the model on from a layer whose output became these maps."""
-        own = laid_back(maps, self.recording[layer].output, self.layers[layer], self.batch.images)
+        one = self.recording[layer].output.detach()[image : image + 1]
+        own = laid_back(maps, one, self.layers[layer], self.batch.images)
         with self._from(layer)(self.trunks[layer], image, len(self.batch.images), own):
             return self.called(*self._copies(image, len(maps)))
 
     def _copies(self, image: int, count: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        batch = len(self.batch.images)
-        return (
-            tuple(copies(list(self.batch.arguments), image, batch, count)),
-            copies(dict(self.batch.keywords), image, batch, count),
-        )
+        inputs = [list(self.batch.arguments), dict(self.batch.keywords)]
+        given = copies(inputs, image, len(self.batch.images), count)
+        if self.overwrites:  # what shares memory cannot be written to
+            given = mapped(given, torch.clone)
+        return tuple(given[0]), given[1]
 
     def _copied_images(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         originals = [*self.batch.arguments, *self.batch.keywords.values()]
@@ -153,7 +162,7 @@ class Evidence:
         return wide(self._scores.detach())
 
     def images(self, _layer: str) -> Tensor:
-        return self._run.batch.images
+        return wide(self._run.batch.images)
 
     def gradients(self, layer: str) -> Maps:
         if self._gradients is None:  # of all layers at once, and kept: the graph may be asked again
@@ -170,7 +179,7 @@ class Evidence:
             if weight.shape != (answer.logits.shape[1], pooled.shape[1]) or answer.logits.ndim != 2:
                 continue
             logits = F.linear(pooled, wide(weight), None if bias is None else wide(bias))
-            if same_output(logits, wide(answer.logits.detach())):
+            if same_output(logits.to(answer.logits.dtype), answer.logits.detach()):
                 (slope,) = torch.autograd.grad(self._scores.sum(), answer.logits, retain_graph=True, allow_unused=True)
                 if slope is None:
                     raise MethodError(
@@ -194,7 +203,8 @@ class Evidence:
         found = []
         for maps in _chunks(count, make, self._chunk(3 * self._run.trunks[layer].widest_after), "gradients"):
             asked = maps.detach().requires_grad_()
-            scores = self._score(image, self._run.on_maps(layer, image, asked), len(maps))
+            # a copy, so that what the head does in place spoils no record
+            scores = self._score(image, self._run.on_maps(layer, image, asked.clone()), len(maps))
             found.append(_gradient(scores, asked, layer))
         return torch.cat(found)
 
@@ -202,7 +212,8 @@ class Evidence:
         found: list[tuple[Tensor, Tensor]] = []
         for images in _chunks(count, make, self._chunk(3 * self._widest()), "gradients"):
             with record({layer: self._run.layers[layer]}) as recording:
-                scores = self._score(image, self._run.on_images(image, images), len(images))
+                output = self._run.on_images(image, images)
+            scores = self._score(image, output, len(images))  # outside: a target may itself run the model
             gradients = recording.gradients(scores)[layer]
             maps, rows = recording[layer].output.detach(), len(images)
             found.append((self._laid(maps, layer, rows), self._laid(gradients, layer, rows)))
@@ -217,25 +228,26 @@ class Evidence:
         return torch.cat(found)
 
     def guided_gradients(self, _layer: str) -> Tensor:
-        with Guiding() as guiding:
-            images, scores = self._from_input()
+        guiding = Guiding()
+        images, scores = self._watched(guiding)
         self._note(guiding.notes(type(self._run.module).__name__))
         return wide(_gradient(scores, images, "the input"))
 
     def bias_gradients(self, _layer: str) -> list[Tensor]:
         """List the image times its gradient, and then what each operation adds to its input, times the gradient there."""
-        with Biases() as biases:
-            images, scores = self._from_input()
+        biases = Biases()
+        images, scores = self._watched(biases)
         terms = [wide(images.detach()) * wide(_gradient(scores, images, "the input"))]
         terms += biases.terms(len(images))
         self._note(shortfalls(terms, scores, images.dtype))
         return terms
 
-    def _from_input(self) -> tuple[Tensor, Scores]:
-        """Run the model again as it was run, in a graph that begins at the images."""
+    def _watched(self, watcher: Guiding | Biases) -> tuple[Tensor, Scores]:
+        """Run the model again as it was run, in a graph that begins at the images, and watch its operations alone."""
         images = self._run.batch.images.detach().clone().requires_grad_()
-        # a copy, as the model may write into its input
-        output = called(self._run.module, self._run.batch.changed(lambda _: images.clone()))
+        batch = self._run.batch.changed(lambda _: images.clone())  # as the model may write into its input
+        with watcher:
+            output = called(self._run.module, batch)
         answer = self._run.read(output, len(images))
         return images, checked(self._question.score(answer), len(images), self._question.wording(answer, 0))
 
@@ -263,10 +275,7 @@ class Evidence:
         return max((trunk.widest for trunk in self._run.trunks.values()), default=self._run.batch.images.nbytes)
 
     def _laid(self, tensor: Tensor, layer: str, rows: int | None = None) -> Maps:
-        """Lay a layer's output (or its gradient) out as maps: of the batch, or of so many changed inputs."""
-        own = self._run.batch.images
-        like = own if rows is None else own[:1].expand(rows, *own.shape[1:])
-        return wide(lay_out(tensor, layer, self._run.layers[layer], like))
+        return wide(self._run.maps(layer, tensor, rows))
 
 
 def wide(values: Tensor) -> Tensor:

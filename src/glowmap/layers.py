@@ -1,10 +1,12 @@
 """Layers by name or module, the layers worth naming, and their outputs laid out as batch x channel x rows x columns."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from glowmap.errors import LayerError
@@ -15,6 +17,7 @@ LayerName = str | nn.Module
 
 # How far the strides of two axes may lie apart before an axis is taken for something other than space.
 _SAME_STRIDE = 1.6
+_TOKENS_BEFORE = 8  # class, distillation and register tokens that may stand before those of the patches
 
 
 def find_layers(model: nn.Module, wanted: Any) -> dict[str, nn.Module]:
@@ -55,20 +58,26 @@ def lay_out(tensor: Tensor, name: str, module: nn.Module, images: Tensor) -> Map
     """Read a layer's output as batch x channel x space, where space has the axes of the images.
 
     Channels-last output (batch x rows x columns x channel) is recognised by its strides, or by what the layer is made of where
-    both readings fit, and moved. Raises LayerError where there is nothing to lay out: another batch axis, tokens, one cell.
+    both readings fit, and moved. Tokens (batch x tokens x channel) are laid out where square patches of the picture are as many,
+    but for a few tokens before them, which are left out. Raises LayerError where there is nothing to lay out: another batch
+    axis, tokens that are no grid, one cell.
     """
     shape, pixels = tensor.shape, images.shape[2:]
     spelled = crossed(shape)
-    if len(shape) != images.ndim:
-        raise LayerError(
-            f"the output of layer {name!r} ({spelled}) does not have the {len(pixels)} spatial axes of the input "
-            f"({crossed(images.shape)}); name a layer whose output is batch x channel x rows x columns"
-        )
     if shape[0] != images.shape[0]:
         raise LayerError(
             f"the output of layer {name!r} ({spelled}) has {shape[0]} rows for {images.shape[0]} images; "
             "name a layer that keeps one row an image"
         )
+    grid = _token_grid(shape[1], pixels) if len(shape) == 3 and len(pixels) > 1 else None
+    if len(shape) != images.ndim and grid is None:
+        raise LayerError(
+            f"the output of layer {name!r} ({spelled}) does not have the {len(pixels)} spatial axes of the input "
+            f"({crossed(images.shape)}), nor as many tokens as it has square patches; name a layer whose output is "
+            "batch x channel x rows x columns"
+        )
+    if grid is not None:
+        return tensor[:, -math.prod(grid) :].transpose(1, 2).reshape(shape[0], shape[2], *grid)
     maps = tensor.movedim(-1, 1) if _channels_last(shape, pixels, module) else tensor
     if maps[0, 0].numel() < 2:
         raise LayerError(
@@ -78,10 +87,21 @@ def lay_out(tensor: Tensor, name: str, module: nn.Module, images: Tensor) -> Map
     return maps
 
 
-def laid_back(maps: Maps, tensor: Tensor, module: nn.Module, images: Tensor) -> Tensor:
-    """Lay maps out as the layer's own output is, given that output: the way back from :func:`lay_out`."""
-    own = maps.movedim(1, -1) if _channels_last(tensor.shape, images.shape[2:], module) else maps
-    return own.to(tensor.dtype)
+def laid_back(maps: Maps, one: Tensor, module: nn.Module, images: Tensor) -> Tensor:
+    """Lay maps out as the layer's own output is, given that output for their image: the way back from :func:`lay_out`."""
+    if one.ndim == 3 and images.ndim > 3:
+        tokens = maps.flatten(2).transpose(1, 2)
+        before = one[:, : one.shape[1] - tokens.shape[1]].expand(len(maps), -1, -1)
+        return torch.cat([before, tokens.to(one.dtype)], 1)
+    own = maps.movedim(1, -1) if _channels_last(one.shape, images.shape[2:], module) else maps
+    return own.to(one.dtype)
+
+
+def _token_grid(tokens: int, pixels: Sequence[int]) -> tuple[int, ...] | None:
+    """Find the square patches that fill the picture and are so many, with as few tokens before them as possible."""
+    sides = [side for side in range(1, min(pixels) + 1) if not any(pixel % side for pixel in pixels)]
+    grids = {math.prod(grid): grid for side in sides if math.prod(grid := tuple(p // side for p in pixels)) > 1}
+    return next((grids[tokens - before] for before in range(_TOKENS_BEFORE + 1) if tokens - before in grids), None)
 
 
 def _channels_last(shape: Sequence[int], pixels: Sequence[int], module: nn.Module) -> bool:

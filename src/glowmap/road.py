@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn, TypeAlias, overload
 
@@ -12,20 +11,20 @@ from torch import Tensor, nn
 from glowmap.capture import borrowed, record, remember, tensors_in
 from glowmap.errors import MethodError, ModelError, TargetError
 from glowmap.evidence import Evidence, Run, called, wide
-from glowmap.explanation import Explanation, Explanations, Prediction, is_flat
+from glowmap.explanation import Explanation, Explanations, Prediction
 from glowmap.images import Batch, Picture
 from glowmap.layers import LayerName, Surveyed, find_layers, surveyed
-from glowmap.methods import METHODS, Method
+from glowmap.methods import ASKING, METHODS, OF_THE_INPUT, Method
 from glowmap.methods.smoothing import SMOOTHING, Variant, resized_like, variants
 from glowmap.metrics import energy_share
 from glowmap.models import Model, as_model, read_logits
+from glowmap.notes import Found, map_notes, run_notes
 from glowmap.progress import tracked
-from glowmap.shapes import Flags, RawMaps, Scores
+from glowmap.shapes import RawMaps, Scores
 from glowmap.targets import Answer, Each, Target, TargetLike, as_questions, checked, settled
 
 MethodLike: TypeAlias = str | Method
 
-_MUCH = 0.1  # of the heat on places that the score does not depend on, from which on a note says so
 INPUT = "input"  # in the place of a layer's name, for methods whose maps lie on the input itself
 
 
@@ -96,15 +95,6 @@ def compare(
     return Explainer(model, layer=layers).all(images, target=target, method=list(methods))
 
 
-@dataclass(frozen=True)
-class Found:
-    """A method's map, and for one that weighs gradients what they say of it, an image each."""
-
-    raw: RawMaps
-    dead: Flags | None = None  # the score's gradient is zero in every cell
-    unused: Scores | None = None  # the share of the heat on cells where it is
-
-
 class Explainer:
     """A model and its layers, bound once and asked many times."""
 
@@ -141,8 +131,8 @@ class Explainer:
         with torch.inference_mode(False):  # whose tensors autograd may not save
             batch = self.model.read(images)
         with borrowed(self.model.module) as was_training:
-            run = self._run(batch, layers, chosen)
-            shared = self._shared(run, was_training)  # before a target has its hands on the output
+            run = self.run(batch, layers, asks=_asks(chosen), resuming=_resumes(chosen))
+            shared = self.shared(run, was_training)  # before a target has its hands on the output
             asked = [(question, _score(question, run.answer)) for question in questions]
             if kinds:
                 maps = self._averaged(
@@ -159,8 +149,9 @@ class Explainer:
                 for (number, one, layer), found in maps.items()
             )
 
-    def _shared(self, run: Run, was_training: bool) -> dict[str, Any]:
-        run.notes[:0] = [*self.model.notes, *_run_notes(run, was_training)]
+    def shared(self, run: Run, was_training: bool) -> dict[str, Any]:
+        """Gather what all explanations of one run have in common."""
+        run.notes[:0] = [*self.model.notes, *run_notes(run, was_training)]
         return {
             "model": self.model.name,
             "input_size": run.answer.input_size,
@@ -175,8 +166,12 @@ class Explainer:
         sums: dict[tuple[int, int, str], RawMaps] = {}
         fixed = [Each([settled(question, run.answer, i) for i in range(run.answer.batch)]) for question in questions]
         for change in tracked(changes, len(changes), "smoothing"):
-            changed = self._run(
-                run.batch.changed(change.change), run.layers, methods, laid_back=partial(_back, change, run)
+            changed = self.run(
+                run.batch.changed(change.change),
+                run.layers,
+                asks=_asks(methods),
+                resuming=_resumes(methods),
+                laid_back=partial(_back, change, run),
             )
             for number, question in enumerate(fixed):
                 evidence = Evidence(changed, question, _score(question, changed.answer))
@@ -193,30 +188,33 @@ class Explainer:
     ) -> Explanation:
         question, score = asked
         wordings = tuple(question.wording(run.answer, image) for image in range(run.answer.batch))
-        notes = (*run.notes, *_map_notes(found, layer, wordings))
+        notes = (*run.notes, *map_notes(found, layer, wordings))
         name = " + ".join((method.name, *shared["smoothing"]))
         told = {key: value for key, value in shared.items() if key != "smoothing"}
         return Explanation(
             found.raw, wide(score.detach()), layer=layer, method=name, targets=wordings, notes=notes, **told
         )
 
-    def _run(
+    def run(
         self,
         batch: Batch,
         layers: dict[str, nn.Module],
-        methods: Sequence[Method],
+        *,
+        asks: bool,
+        resuming: bool,
         laid_back: Callable[[Tensor], Tensor] = lambda logits: logits,
     ) -> Run:
-        """Run the model once, and record what the methods need of it."""
-        needs = {kind for method in methods for kind in method.needs}
-        resuming = bool(needs & {"rescore_maps", "gradients_of_maps"})
+        """Run the borrowed model once; ``asks`` measures it for further questions, ``resuming`` remembers its trunk."""
         with ExitStack() as stack:
             recording = stack.enter_context(record(layers))
             run = Run(self.model.module, batch, layers, recording, partial(self._read, batch, laid_back))
-            if any(method.asks for method in methods):
+            if asks:
                 for name, layer in layers.items() or [(INPUT, None)]:
                     run.trunks[name] = stack.enter_context(remember(self.model.module, layer, outputs=resuming))
-            run.output = called(self.model.module, batch)
+            # the model may write into its input, which further questions change and ask about
+            own = batch.changed(torch.clone) if asks else batch
+            run.output = called(self.model.module, own)
+            run.overwrites = own.images._version != 0
         return run
 
     def _read(self, batch: Batch, laid_back: Callable[[Tensor], Tensor], output: Any, images: int) -> Answer:
@@ -241,6 +239,14 @@ def survey(model: nn.Module | Model, images: Any, *, depth: int = 2) -> list[Sur
     with borrowed(asked.module), torch.no_grad(), surveyed(asked.module, batch.images, depth=depth) as rows:
         called(asked.module, batch)
     return rows
+
+
+def _asks(methods: Sequence[Method]) -> bool:
+    return any((ASKING | OF_THE_INPUT) & {*method.needs} for method in methods)
+
+
+def _resumes(methods: Sequence[Method]) -> bool:
+    return any({"rescore_maps", "gradients_of_maps"} & {*method.needs} for method in methods)
 
 
 def _methods(method: Any) -> list[Method]:
@@ -317,47 +323,6 @@ def _refuse_not_finite(evidence: dict[str, Tensor], layer: str) -> NoReturn:
                 "look for overflow (half precision?), division by zero or damaged weights in the model"
             )
     raise AssertionError("called for a map that is not finite")
-
-
-def _run_notes(run: Run, was_training: bool) -> list[str]:
-    training = "the model is in training mode; it was explained in evaluation mode and given back as it was"
-    recorded = {name: run.recording[name] for name in run.recording.names}
-    notes = [training] if was_training else []
-    notes += [
-        f"layer {name!r} ran {seen.calls} times; its last run is explained"
-        for name, seen in recorded.items()
-        if seen.calls > 1
-    ]
-    return notes + [
-        f"the model runs layer {name!r} under torch.no_grad(); what it computes from it there is missing in the gradients"
-        for name, seen in recorded.items()
-        if seen.in_no_grad
-    ]
-
-
-def _map_notes(found: Found, layer: str, targets: Sequence[str]) -> list[str]:
-    """Say why a heatmap is blank, or what in it was never used, image by image."""
-    notes = []
-    positive = found.raw.relu()
-    blank, highest = is_flat(positive).tolist(), positive.flatten(1).amax(1).tolist()
-    for image, (wording, nothing_shows, high) in enumerate(zip(targets, blank, highest, strict=True)):
-        unused = 0.0 if found.unused is None else float(found.unused[image])
-        if not nothing_shows and unused < _MUCH:
-            continue
-        if not nothing_shows:
-            reason = (
-                f"{unused:.0%} of this heat lies where the score does not depend on the layer at all; hires_cam and layer_cam "
-                "show only what it depends on"
-            )
-        elif found.dead is not None and found.dead[image]:
-            reason = "the score's gradient is zero everywhere there, so this layer cannot move it; try an earlier layer"
-        elif high == 0:
-            reason = "the raw map has no positive value, so its heatmap is blank: nothing there speaks for it; see .raw"
-        else:
-            reason = "the raw map has the same value everywhere, so its heatmap is blank"
-        where = f"image {image}, " if len(targets) > 1 else ""
-        notes.append(f"{where}{wording} at {layer!r}: {reason}")
-    return notes
 
 
 def _prediction(answer: Answer) -> Prediction | None:

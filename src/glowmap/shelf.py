@@ -53,9 +53,10 @@ def near_names(name: str, names: Iterable[str], count: int = 3) -> str:
     wanted = name.lower()
     spelled = {candidate.lower(): candidate for candidate in reversed(known)}
     # "layer4" means "backbone.layer4" more than any likeness of letters can tell
-    containing = [c for low, c in spelled.items() if wanted and (low.endswith(wanted) or wanted.endswith(low))][::-1]
+    longer = sorted((c for low, c in spelled.items() if wanted and low.endswith(wanted)), key=len)
     alike = [spelled[low] for low in difflib.get_close_matches(wanted, spelled, n=count, cutoff=0.55)]
-    near = list(dict.fromkeys(sorted(containing, key=len) + alike))[:count]
+    shorter = sorted((c for low, c in spelled.items() if low and wanted.endswith(low)), key=len, reverse=True)
+    near = list(dict.fromkeys(longer + alike + shorter))[:count]
     if near:
         return f"near names: {', '.join(near)}"
     more = f" and {len(known) - 8} more" if len(known) > 8 else ""

@@ -1,7 +1,10 @@
 """A method without a slow version of its paper's equation is not finished."""
 
 import glowmap
-import papers.gradient  # noqa: F401 - registers its twins
+import papers.activation
+import papers.gradient
+import papers.perturbation
+import papers.whole_network  # noqa: F401 - they register their twins
 from papers.twins import TWINS
 
 

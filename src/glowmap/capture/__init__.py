@@ -2,6 +2,7 @@
 
 from glowmap.capture.borrow import borrowed as borrowed
 from glowmap.capture.record import Recording as Recording
+from glowmap.capture.record import mapped as mapped
 from glowmap.capture.record import record as record
 from glowmap.capture.record import tensors_in as tensors_in
 from glowmap.capture.resume import Trunk as Trunk
@@ -10,3 +11,6 @@ from glowmap.capture.resume import exchanged as exchanged
 from glowmap.capture.resume import remember as remember
 from glowmap.capture.resume import resumed as resumed
 from glowmap.capture.resume import same_output as same_output
+from glowmap.capture.whole import Biases as Biases
+from glowmap.capture.whole import Guiding as Guiding
+from glowmap.capture.whole import shortfalls as shortfalls

@@ -8,7 +8,6 @@ from PIL import Image
 
 from glowmap.render.overlay import resize_heat
 
-
 _SMOOTHEST = 1e-3  # colours in [0, 1] that vary less than this within a window are no edge
 
 

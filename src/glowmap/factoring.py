@@ -1,0 +1,85 @@
+"""Concepts: what a layer tells apart in an image or a batch, without a question, and which class each would speak for."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glowmap.capture import borrowed
+from glowmap.errors import MethodError, TargetError
+from glowmap.evidence import Run, wide
+from glowmap.explanation import Explanation, Explanations
+from glowmap.layers import LayerName
+from glowmap.methods.factorisation import factorised
+from glowmap.models import Model
+from glowmap.road import Explainer
+
+NAME = "deep_feature_factorisation"
+
+
+def concepts(
+    model: nn.Module | Model,
+    images: Any,
+    *,
+    layer: LayerName | Sequence[LayerName] | None = None,
+    count: int = 4,
+    together: bool = False,
+) -> Explanations:
+    """Split a layer into a few concepts: one explanation for each, the one that explains most first.
+
+    ``together`` factorises the batch as one, so that a concept means the same in all its images. The wording of a concept names
+    the classes that the rest of the model sees where the layer is filled with it, and its score is the first one's
+    probability; where the model has no class scores it is 0. Collins et al., ECCV 2018, arXiv:1806.10206. Raises MethodError
+    for fewer than one concept, and as :func:`glowmap.explain` does.
+    """
+    if count < 1:
+        raise MethodError(f"{count} concepts were asked for; ask for at least one")
+    explainer = Explainer(model, layer=layer)
+    batch = explainer.model.read(images)
+    found = []
+    with borrowed(explainer.model.module) as was_training:
+        run = explainer.run(batch, explainer.layers, asks=True, resuming=True)
+        shared = explainer.shared(run, was_training)
+        for name in explainer.layers:
+            activations = wide(run.maps(name, run.recording[name].output.detach()))
+            maps, vectors = factorised(activations, count, together=together)
+            notes = [f"layer {name!r} has negative activations, which no concept counts"] * bool(
+                (activations < 0).any()
+            )
+            seen = [_seen_in(run, name, image, vectors[image]) for image in range(len(maps))]
+            for number in range(count):
+                told = [_told(run, number, probabilities) for probabilities in seen]
+                found.append(
+                    Explanation(
+                        maps[:, number],
+                        torch.tensor([score for _, score in told]),
+                        layer=name,
+                        method=NAME,
+                        targets=tuple(wording for wording, _ in told),
+                        notes=(*run.notes, *notes),
+                        **shared,
+                    )
+                )
+    return Explanations(found)
+
+
+def _seen_in(run: Run, layer: str, image: int, vectors: Tensor) -> Tensor | None:
+    """Fill the layer with each concept's vector, and read what the rest of the model makes of it."""
+    space = run.maps(layer, run.recording[layer].output.detach()).shape[2:]
+    filled = vectors.reshape(*vectors.shape, *[1] * len(space)).expand(*vectors.shape, *space)
+    try:
+        with torch.no_grad():
+            logits = run.read(run.on_maps(layer, image, filled), len(vectors)).logits.float()
+    except TargetError:
+        return None  # an output without class scores is no error here
+    logits = logits.flatten(2).mean(2) if logits.ndim > 2 else logits
+    return logits.softmax(1) if logits.shape[1] > 1 else logits.sigmoid()
+
+
+def _told(run: Run, number: int, probabilities: Tensor | None) -> tuple[str, float]:
+    if probabilities is None:
+        return f"concept {number + 1}", 0.0
+    best = probabilities[number].topk(min(2, probabilities.shape[1]))
+    classes = [f"{run.answer.name(int(i))} {p:.0%}" for p, i in zip(best.values, best.indices, strict=True)]
+    return f"concept {number + 1}: {', '.join(classes)}", float(best.values[0])

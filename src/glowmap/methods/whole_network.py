@@ -1,0 +1,163 @@
+"""Methods of the whole network: their maps lie on the input itself, and the gradient goes all the way back to it.
+
+In the equations y is the score, x the image, c a colour, i and j a pixel. All show fine detail, and what that detail is worth
+differs: the sanity checks of Adebayo et al. (NeurIPS 2018, arXiv:1810.03292) put random numbers in the place of learned weights
+and look whether the map changes; each docstring says what came out.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from glowmap.errors import MethodError
+from glowmap.methods._method import Ask, method
+from glowmap.shapes import Images, Maps, RawMaps
+
+PixelMaps = Float[Tensor, "batch *pixels"]  # raw maps on the image's grid, beside evidence on a layer's
+_LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+@method(
+    paper="Simonyan et al., ICLR workshop 2014, arXiv:1312.6034, section 3.1",
+    use="single pixels; passes the sanity checks, but is noisy",
+)
+def input_gradient(images: Images, input_gradients: Ask) -> RawMaps:
+    """Take the gradient by the image itself: the plainest answer to which pixels the score reacts to, and a noisy one.
+
+    ``max_c |dy/dx_cij|``, as the paper has it, so the map has no sign. Others add the absolute values of the colours, or the
+    signed ones. It says what would change the score, not what made it. It depends on the weights of every layer and passes the
+    sanity checks of Adebayo et al.
+    """
+    gradients: Tensor = input_gradients(1, lambda part: images[part])
+    return gradients.abs().amax(1)
+
+
+@method(
+    paper="Sundararajan et al., ICML 2017, arXiv:1703.01365, eq. 1",
+    use="shares that add up to the score; partly shows the image whatever was learned",
+)
+def integrated_gradients(images: Images, input_gradients: Ask, *, steps: int = 32, baseline: float = 0.0) -> RawMaps:
+    """Add up gradients on the way from a blank image to this one: every pixel's share of the score, with its sign.
+
+    ``sum_c (x - x') integral_0^1 dy/dx (x' + t (x - x')) dt``. The integral is taken at the ``steps`` points of the
+    Gauss-Legendre rule; the paper adds up the right ends of equal steps, which needs many more for the same error.
+    ``baseline`` is the value of every pixel of x' as the model sees it: for normalised images 0 is the mean colour. The map
+    adds up to y(x) - y(x'); pixels that look like the baseline get nothing.
+
+    The factor x - x' is the image: Adebayo et al. found that the map of a network with random weights still looks like it.
+    """
+    if steps < 1:
+        raise MethodError(f"integrated_gradients has no {steps} steps; give at least 1")
+    points, weights = np.polynomial.legendre.leggauss(steps)
+    start = torch.full_like(images, baseline)
+    way = images - start
+    shape = (-1, *[1] * (images.ndim - 1))
+    t = torch.from_numpy((points + 1) / 2).to(images.device, images.dtype).reshape(shape)
+    gradients: Tensor = input_gradients(steps, lambda part: start + t[part] * way)
+    mean = (torch.from_numpy(weights / 2).to(gradients).reshape(shape) * gradients).sum(0, keepdim=True)
+    return (way * mean).sum(1)
+
+
+@method(
+    paper="Smilkov et al., 2017, arXiv:1706.03825, the definition of SmoothGrad",
+    use="single pixels, less noise; passes the sanity checks as the gradient does",
+)
+def smooth_grad(
+    images: Images, input_gradients: Ask, *, samples: int = 32, spread: float = 0.15, seed: int = 0
+) -> RawMaps:
+    """Average the gradient by the image over noisy copies of it: the plain gradient with its flicker taken off.
+
+    ``max_c |1/n sum_n dy/dx (x + N(0, sigma^2))|`` with ``n = samples`` and ``sigma = spread (max x - min x)``. The paper means
+    gradients with their sign and leaves open how colours are summed up: they are taken as in ``input_gradient`` here. Its
+    spreads are 0.1 to 0.2, and more than 50 samples change little.
+
+    It depends on the weights of every layer as the plain gradient does, and passes the sanity checks of Adebayo et al.
+    """
+    if samples < 1:
+        raise MethodError(f"smooth_grad has no {samples} samples; give at least 1")
+    if spread < 0:
+        raise MethodError(f"the spread {spread} of smooth_grad is negative; give a share of the image's range, as 0.15")
+    seeds: list[int] = torch.randint(2**62, (samples,), generator=torch.Generator().manual_seed(seed)).tolist()
+    deviation = spread * (images.max() - images.min())
+
+    def noisy(part: slice) -> Tensor:
+        # a generator for each sample: none need wait in memory for its chunk, and all are the same in any
+        draws = [torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(one)) for one in seeds[part]]
+        return images + deviation * torch.stack(draws).to(images)
+
+    gradients: Tensor = input_gradients(samples, noisy)
+    return gradients.mean(0, keepdim=True).abs().amax(1)
+
+
+@method(
+    paper="Springenberg et al., ICLR workshop 2015, arXiv:1412.6806, section 3.4",
+    use="crisp pictures; fails the sanity checks: shows edges whatever was learned",
+)
+def guided_backprop(guided_gradients: Images) -> RawMaps:
+    """Let only positive gradients back through every ReLU: crisp edges, which say little of this class or these weights.
+
+    ``sum_c R_cij`` where R is the gradient by the image with ``R_l = (f_l > 0) (R_l+1 > 0) R_l+1`` at every ReLU f_l (ReLU6 among
+    them). Other activations pass the gradient as it is, and a note says so.
+
+    Fails the sanity checks of Adebayo et al.: the map hardly depends on the weights of the higher layers or on the class. Nie et
+    al. (ICML 2018, arXiv:1805.07039) prove why: it restores the image. Look at it for beauty, not for evidence.
+    """
+    return guided_gradients.sum(1)
+
+
+@method(
+    paper="Selvaraju et al., ICCV 2017, arXiv:1610.02391, the definition of Guided Grad-CAM",
+    use="figures: edges where Grad-CAM is hot; fails the sanity checks, as guided_backprop does",
+)
+def guided_grad_cam(activations: Maps, gradients: Maps, guided_gradients: Images) -> PixelMaps:
+    """Multiply guided backprop with the enlarged Grad-CAM: the image's edges, where the layer found the class.
+
+    ``sum_c R_cij U_ij``: R is the map of ``guided_backprop`` before its sum over colours, U is Grad-CAM after its ReLU, enlarged
+    to the input bilinearly as the paper does (Captum repeats the nearest cell).
+
+    Where it is hot comes from Grad-CAM, which passes the sanity checks of Adebayo et al.; the detail inside comes from guided
+    backprop, and the product fails them.
+    """
+    space = tuple(range(2, gradients.ndim))
+    cam = (gradients.mean(space, keepdim=True) * activations).sum(1, keepdim=True).relu()
+    size, axes = guided_gradients.shape[2:], guided_gradients.ndim - 2
+    enlarged = F.interpolate(cam, size, mode=_LINEAR[axes], align_corners=False)
+    return (guided_gradients * enlarged.to(guided_gradients.dtype)).sum(1)
+
+
+@method(
+    paper="Srinivas and Fleuret, NeurIPS 2019, arXiv:1905.00780, the definition of FullGrad",
+    use="fine detail of ReLU networks; counts the biases too; partly shows the image whatever was learned",
+)
+def full_grad(bias_gradients: Sequence[Tensor]) -> RawMaps:
+    """Add up what the image and every bias of the network did to the score: complete for networks of ReLUs.
+
+    ``psi(|x dy/dx|) + sum_l psi(|b_l dy/dz_l|)``, z_l what the layer l puts out, b_l what it adds: the bias of a convolution, the
+    shift of a batch norm, a constant. psi takes the minimum and the maximum of an image over all its channels together, maps them
+    to 0 and 1, enlarges bilinearly, corner on corner, and adds the channels up: all as the authors' code does. pytorch-grad-cam
+    scales every channel by itself, which lifts channels that did nothing. What has the same value everywhere counts as nothing.
+
+    Linear layers after pooling add to the score in no place and are left out of the map, as the authors do. Without absolute
+    values all terms add up to the score of a piecewise linear network; a note says where they do not.
+
+    It is younger than the sanity checks of Adebayo et al., and its paper tests by removing pixels instead. Its terms depend on
+    the weights of every layer; the first one has the image as a factor and shows some of it whatever was learned.
+    """
+    image = bias_gradients[0]
+    size = image.shape[2:]
+    placed = [term for term in bias_gradients if term.ndim == image.ndim]
+    return torch.stack([_spread_out(term, size) for term in placed]).sum(0)
+
+
+def _spread_out(term: Maps, size: torch.Size) -> PixelMaps:
+    """Apply the paper's psi, and add the channels up."""
+    strength = term.abs()
+    low = strength.flatten(1).amin(1).reshape(-1, *[1] * (term.ndim - 1))
+    span = strength.flatten(1).amax(1).reshape(low.shape) - low
+    scaled = torch.where(span == 0, 0, (strength - low) / span)
+    # enlarging is linear: the sum of the channels is enlarged in their place
+    return F.interpolate(scaled.sum(1, keepdim=True), size, mode=_LINEAR[len(size)], align_corners=True)[:, 0]

@@ -1,0 +1,69 @@
+"""Notes of caution: what a person must know before trusting a map."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from glowmap.evidence import Run
+from glowmap.explanation import is_flat
+from glowmap.shapes import Flags, RawMaps, Scores, crossed
+
+_MUCH = 0.1  # of the heat on places that the score does not depend on, from which on a note says so
+
+
+@dataclass(frozen=True)
+class Found:
+    """A method's map, and for one that weighs gradients what they say of it, an image each."""
+
+    raw: RawMaps
+    dead: Flags | None = None  # the score's gradient is zero in every cell
+    unused: Scores | None = None  # the share of the heat on cells where it is
+
+
+def run_notes(run: Run, was_training: bool) -> list[str]:
+    """Say what was unusual about the run."""
+    training = "the model is in training mode; it was explained in evaluation mode and given back as it was"
+    recorded = {name: run.recording[name] for name in run.recording.names}
+    notes = [training] if was_training else []
+    notes += [
+        f"layer {name!r} ran {seen.calls} times; its last run is explained"
+        for name, seen in recorded.items()
+        if seen.calls > 1
+    ]
+    notes += [
+        f"the tokens of layer {name!r} were laid out as {crossed(grid)} patches, and {before} before them left out"
+        for name, seen in recorded.items()
+        if (seen.output.ndim < run.batch.images.ndim)
+        and (grid := run.maps(name, seen.output).shape[2:])
+        and (before := seen.output.shape[1] - math.prod(grid)) >= 0
+    ]
+    return notes + [
+        f"the model runs layer {name!r} under torch.no_grad(); what it computes from it there is missing in the gradients"
+        for name, seen in recorded.items()
+        if seen.in_no_grad
+    ]
+
+
+def map_notes(found: Found, layer: str, targets: Sequence[str]) -> list[str]:
+    """Say why a heatmap is blank, or what in it was never used, image by image."""
+    notes = []
+    positive = found.raw.relu()
+    blank, highest = is_flat(positive).tolist(), positive.flatten(1).amax(1).tolist()
+    for image, (wording, nothing_shows, high) in enumerate(zip(targets, blank, highest, strict=True)):
+        unused = 0.0 if found.unused is None else float(found.unused[image])
+        if not nothing_shows and unused < _MUCH:
+            continue
+        if not nothing_shows:
+            reason = (
+                f"{unused:.0%} of this heat lies where the score does not depend on the layer at all; hires_cam and layer_cam "
+                "show only what it depends on"
+            )
+        elif found.dead is not None and found.dead[image]:
+            reason = "the score's gradient is zero everywhere there, so this layer cannot move it; try an earlier layer"
+        elif high == 0:
+            reason = "the raw map has no positive value, so its heatmap is blank: nothing there speaks for it; see .raw"
+        else:
+            reason = "the raw map has the same value everywhere, so its heatmap is blank"
+        where = f"image {image}, " if len(targets) > 1 else ""
+        notes.append(f"{where}{wording} at {layer!r}: {reason}")
+    return notes
