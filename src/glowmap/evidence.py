@@ -149,7 +149,7 @@ class Evidence:
         kept = {kind: getattr(self, kind)(layer) for kind in needs if kind not in ASKING}
         return [
             {
-                kind: kept[kind][image : image + 1] if kind in kept else partial(getattr(self, kind), layer, image)
+                kind: _of_image(kept[kind], image) if kind in kept else partial(getattr(self, kind), layer, image)
                 for kind in needs
             }
             for image in range(len(self._run.batch.images))
@@ -157,6 +157,9 @@ class Evidence:
 
     def activations(self, layer: str) -> Maps:
         return self._laid(self._run.recording[layer].output.detach(), layer)
+
+    def activations_of_layers(self, _layer: str) -> list[Maps]:
+        return [self.activations(name) for name in reversed(self._run.recording.in_order())]
 
     def scores(self, _layer: str) -> Scores:
         return wide(self._scores.detach())
@@ -276,6 +279,11 @@ class Evidence:
 
     def _laid(self, tensor: Tensor, layer: str, rows: int | None = None) -> Maps:
         return wide(self._run.maps(layer, tensor, rows))
+
+
+def _of_image(evidence: Any, image: int) -> Any:
+    one = slice(image, image + 1)
+    return [part[one] for part in evidence] if isinstance(evidence, list) else evidence[one]
 
 
 def wide(values: Tensor) -> Tensor:

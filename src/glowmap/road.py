@@ -283,8 +283,13 @@ def _maps(methods: Sequence[Method], evidence: Evidence, layers: dict[str, nn.Mo
     return {
         (number, layer): _map(method, evidence, layer)
         for number, method in enumerate(methods)
-        for layer in ([INPUT] if method.at_input else layers)
+        for layer in _places(method, layers)
     }
+
+
+def _places(method: Method, layers: dict[str, nn.Module]) -> list[str]:
+    """Name what a method's maps are of: each layer, all of them, or the input."""
+    return [INPUT] if method.at_input else [", ".join(layers)] if method.joins_layers else list(layers)
 
 
 def _map(method: Method, evidence: Evidence, layer: str) -> Found:

@@ -137,3 +137,26 @@ def srinivas_and_fleuret(steps, x, target):
         if not isinstance(step, str) and len(step[2]) == x.ndim and step[1].any():
             S = S + psi((step[1] * g).reshape(step[2]), x.shape[1:])
     return S
+
+
+@replicates("poly_cam")
+def englebert(layers, x, f, kind):
+    """PCAM+, PCAM- and PCAM+/- before the last ReLU; ``layers`` are channel x space, from the last layer to the first."""
+
+    def stretched(m):
+        return (m - m.min()) / (m.max() - m.min()) if m.max() > m.min() else np.zeros_like(m)
+
+    M = None
+    for A in layers:
+        P = np.zeros(A.shape[1:])
+        for Ak in A:
+            mask = enlarged(stretched(Ak), x.shape[1:], corners=False)
+            seen = f(np.array([mask * colour for colour in x])) - f(np.zeros_like(x))
+            lost = f(x) - f(np.array([(1 - mask) * colour for colour in x]))
+            w = {"plus": seen, "minus": max(lost, 0.0), "both": max(seen + lost, 0.0)}[kind]
+            P = P + w * Ak
+        if M is not None:
+            mean = enlarged(enlarged(np.maximum(P, 0), M.shape, corners=False), P.shape, corners=False)
+            P = P / np.maximum(mean, 1e-12) * enlarged(M, P.shape, corners=False)
+        M = np.maximum(P, 0)
+    return P

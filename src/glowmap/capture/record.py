@@ -48,6 +48,12 @@ class Recording:
             )
         return seen
 
+    def in_order(self) -> list[str]:
+        """List the layers in the order in which they ran. LayerError for one that did not."""
+        for name in self.names:
+            self[name]
+        return list(self._seen)
+
     def keep(self, name: str, output: Any) -> Any:
         """Keep the maps in a layer's output and hand the model a clone of them, so that in-place operations spoil nothing."""
         maps = maps_in(output, name)
@@ -57,7 +63,8 @@ class Recording:
             # A view of its own: the same tensor may also reach the score past the layer, over a skip connection.
             kept = maps.view_as(maps) if maps.requires_grad else maps.detach().requires_grad_()
             passed_on = kept.clone()
-        calls = self._seen[name].calls + 1 if name in self._seen else 1
+        before = self._seen.pop(name, None)  # the last run counts, also for the order
+        calls = before.calls + 1 if before else 1
         self._seen[name] = Seen(kept, calls, kept._version, in_no_grad)
         return replaced(output, maps, passed_on)
 

@@ -3,23 +3,24 @@
 The evidence comes by position and the method's own knobs by keyword. The road makes only the evidence that is named, so that a
 method's cost can be read off its signature:
 
-======================  ======================================================================  =========================
-parameter               what it is                                                              costs
-======================  ======================================================================  =========================
-``activations``         the layer's output, batch x channel x space                             the forward pass
-``class_weights``       the score's weight on each channel of a pooled linear head              the forward pass
-``scores``              what is explained, one an image                                         the forward pass
-``images``              the model's input, batch x colour x pixels                              the forward pass
-``gradients``           the score's gradient by ``activations``, of the same shape              + the head, backward
-``curvature``           the score's Hessian by ``activations``, times ``activations``           + the head, twice more
-``gradients_of_maps``   asks for gradients at other maps: see :class:`Ask`                      + the head, each
-``gradients_of_images`` asks for activations and gradients of other images                      + the model, each
-``rescore_maps``        asks for scores of other maps                                           + the head, each
-``rescore_images``      asks for scores of other images                                         + the model, each
-``input_gradients``     asks for gradients by the input, of other images                        + the model, each, both ways
-``guided_gradients``    the gradient by the input, guided through every ReLU                    + the model, backward
-``bias_gradients``      every layer's bias times its gradient, and the input's                  + the model, backward
-======================  ======================================================================  =========================
+=========================  ==============================================================  ==========================
+parameter                  what it is                                                      costs
+=========================  ==============================================================  ==========================
+``activations``            the layer's output, batch x channel x space                     the forward pass
+``activations_of_layers``  those of all layers asked about, the last to run first          the forward pass
+``class_weights``          the score's weight on each channel of a pooled linear head      the forward pass
+``scores``                 what is explained, one an image                                 the forward pass
+``images``                 the model's input, batch x colour x pixels                      the forward pass
+``gradients``              the score's gradient by ``activations``, of the same shape      + the head, backward
+``curvature``              the score's Hessian by ``activations``, times ``activations``   + the head, twice more
+``gradients_of_maps``      asks for gradients at other maps: see :class:`Ask`              + the head, each
+``gradients_of_images``    asks for activations and gradients of other images              + the model, each
+``rescore_maps``           asks for scores of other maps                                   + the head, each
+``rescore_images``         asks for scores of other images                                 + the model, each
+``input_gradients``        asks for gradients by the input, of other images                + the model, each, both ways
+``guided_gradients``       the gradient by the input, guided through every ReLU            + the model, backward
+``bias_gradients``         every layer's bias times its gradient, and the input's          + the model, backward
+=========================  ==============================================================  ==========================
 
 A method that asks is called for one image at a time, with a batch of one. A new kind of evidence is a row here, a word in
 ``EVIDENCE`` and a method of ``Evidence`` in ``evidence.py``.
@@ -39,6 +40,7 @@ from glowmap.shelf import Shelf, near_names
 
 EVIDENCE = {
     "activations": "1 forward",
+    "activations_of_layers": "1 forward",
     "class_weights": "1 forward",
     "scores": "1 forward",
     "images": "1 forward",
@@ -48,7 +50,7 @@ EVIDENCE = {
     "gradients_of_images": "many, both ways",
     "rescore_maps": "many forwards of the head",
     "rescore_images": "many forwards",
-    "input_gradients": "1 backward",
+    "input_gradients": "many, both ways",
     "guided_gradients": "1 backward",
     "bias_gradients": "1 backward",
 }
@@ -97,6 +99,11 @@ class Method:
     def asks(self) -> bool:
         """Whether it asks the model again, and so is called for one image at a time."""
         return bool(ASKING & set(self.needs))
+
+    @property
+    def joins_layers(self) -> bool:
+        """Whether it makes one map of all layers asked about."""
+        return "activations_of_layers" in self.needs
 
     @cached_property
     def at_input(self) -> bool:

@@ -14,10 +14,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from glowmap.errors import MethodError
+from glowmap.methods._masks import enlarged, masked, stretched
 from glowmap.methods._method import Ask, method
-from glowmap.shapes import Images, Maps, RawMaps
+from glowmap.shapes import Images, Maps, RawMaps, Scores
 
 PixelMaps = Float[Tensor, "batch *pixels"]  # raw maps on the image's grid, beside evidence on a layer's
+FinestMaps = Float[Tensor, "batch *cells"]  # on the grid of the finest of several layers
 _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
@@ -161,3 +163,52 @@ def _spread_out(term: Maps, size: torch.Size) -> PixelMaps:
     scaled = torch.where(span == 0, 0, (strength - low) / span)
     # enlarging is linear: the sum of the channels is enlarged in their place
     return F.interpolate(scaled.sum(1, keepdim=True), size, mode=_LINEAR[len(size)], align_corners=True)[:, 0]
+
+
+@method(
+    paper="Englebert et al., ICPR 2022, arXiv:2204.13359, PCAM+, PCAM- and PCAM+/-",
+    use="sharp maps from several layers at once; slow: two passes a channel; no gradient to be fooled by",
+)
+def poly_cam(
+    images: Images, scores: Scores, activations_of_layers: list[Tensor], rescore_images: Ask, *, weights: str = "both"
+) -> FinestMaps:
+    """Sharpen the last layer's map by the layers before it, each weighed by what its masks do to the score.
+
+    From the last layer to the first: ``P = relu(sum_k w_k A_k)``, ``M = L(P) U(M of the layer after)``, where L divides a map by
+    its own mean at the coarser layer's resolution, so that it says only where within a coarse cell, and U enlarges. With the
+    masks ``m_k`` (each map stretched to [0, 1] and enlarged) the weights are the gains of the image seen through them over a
+    black one (``"plus"``: ``s(m_k x) - s(0)``), the positive losses behind them (``"minus"``: ``relu(s(x) - s((1 - m_k) x))``),
+    or the positive part of the sum of both (``"both"``). The authors' code scores by the softmax, leaves the black image out,
+    and stretches between the 0.1 and 99.9 percentiles; here the score is the target's, and the stretch goes from the least to
+    the largest. The finest layer's ReLU is the heatmap's step. It asks for several layers, and gives one map at the finest. No
+    sanity check of it is known to us; its weights come from the model's answers, not from its gradients.
+    """
+    if weights not in _POLY_WEIGHTS:
+        raise MethodError(f"poly_cam weighs by {', '.join(_POLY_WEIGHTS)}, not by {weights!r}")
+    fused = signed = images.new_zeros(())
+    for number, maps in enumerate(activations_of_layers):
+        weighed = _poly_weights(maps, images, scores, rescore_images, weights)
+        signed = (weighed.reshape(1, -1, *[1] * (maps.ndim - 2)) * maps).sum(1, keepdim=True)
+        if number:
+            mean = enlarged(enlarged(signed.relu(), fused.shape[2:]), maps.shape[2:])
+            signed = signed / mean.clamp_min(_NOTHING) * enlarged(fused, maps.shape[2:])
+        fused = signed.relu()
+    return signed[:, 0]
+
+
+_POLY_WEIGHTS = ("plus", "minus", "both")
+_NOTHING = 1e-12  # a local mean below it belongs to a place without heat
+
+
+def _poly_weights(maps: Maps, images: Images, scores: Scores, ask: Ask, weights: str) -> Tensor:
+    def seen(part: slice) -> Tensor:
+        return masked(images, enlarged(stretched(maps[:, part]).transpose(0, 1), images.shape[2:]))
+
+    def hidden(part: slice) -> Tensor:
+        return images - seen(part)
+
+    count = maps.shape[1]
+    black: Tensor = ask(1, lambda _: torch.zeros_like(images))
+    gains: Tensor = ask(count, seen) - black if weights != "minus" else maps.new_zeros(count)
+    losses: Tensor = scores - ask(count, hidden) if weights != "plus" else maps.new_zeros(count)
+    return gains if weights == "plus" else (gains + losses).relu()
