@@ -99,7 +99,7 @@ def test_near_names(name, names, ending):
 
 def test_a_method_that_asks_for_unknown_evidence_fails_at_import():
     method = importlib.import_module("glowmap.methods._method").method
-    with pytest.raises(TypeError, match="asks for 'grads'; a method may ask for activations, class_weights, "):
+    with pytest.raises(TypeError, match="asks for 'grads'; a method may ask for activations, "):
         method(paper="none", use="never")(lambda activations, grads: None)
 
 

@@ -79,6 +79,21 @@ def test_kinds_of_smoothing_combine():
     assert both.method == "grad_cam + flips + scales"
 
 
+def test_the_principal_component_takes_the_place_of_the_sum():
+    model, batch = Classifier().eval(), images(2)
+    found = glowmap.explain(model, batch, target=1, layer="features.3", method="hires_cam", smooth="principal")
+    wanted = glowmap.explain(model, batch, target=1, layer="features.3", method="eigen_grad_cam")
+    torch.testing.assert_close(found.raw, wanted.raw)
+    pooled = glowmap.explain(model, batch, target=1, layer="features.3", smooth=["principal", "flips"])
+    alone = [
+        glowmap.explain(model, one, target=1, layer="features.3", smooth="principal").raw
+        for one in (batch, batch.flip(-1))
+    ]
+    torch.testing.assert_close(pooled.raw, (alone[0] + alone[1].flip(-1)) / 2)
+    with pytest.raises(MethodError, match="eigen_cam adds up no channels"):
+        glowmap.explain(model, batch, target=1, layer="features.3", method="eigen_cam", smooth="principal")
+
+
 def test_an_unknown_smoothing_gets_the_near_names():
     with pytest.raises(MethodError, match="no smoothing 'flip'; near names: flips"):
         glowmap.explain(Classifier(), images(), target=1, layer="features.3", smooth="flip")

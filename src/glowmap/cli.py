@@ -82,7 +82,8 @@ SettingOption = Annotated[
     list[str] | None, typer.Option("--set", help="A knob of the method: masks=2000. Again for several.")
 ]
 SmoothOption = Annotated[
-    list[str] | None, typer.Option(help="Average over changed pictures: flips, scales, noise. Again for several.")
+    list[str] | None,
+    typer.Option(help="Average over changed pictures: flips, scales, noise; or principal. Again for several."),
 ]
 FuseOption = Annotated[str | None, typer.Option(help="Make one map of the layers: product, mean or max.")]
 ClassesOption = Annotated[

@@ -212,7 +212,7 @@ class Explanations(Sequence[Explanation]):
         # what differs from row to row must stand in the headings
         differing = {"target": len(asked) > 1, "method": len(methods) > 1}
         rows = [_row(group, index, colormap, opacity, differing) for group, index in groups]
-        title = ", ".join(asked) if len(asked) <= 3 else f"{len(asked)} classes"
+        title = ", ".join(asked) if len(asked) <= 3 else f"{len(asked)} questions"
         return panel(rows, title=f"{title} · {', '.join(methods)} · {self[0].model}", footer=self.notes, scale=scale)
 
     def save(

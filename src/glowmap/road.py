@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn, TypeAlias, overload
 
@@ -70,7 +71,8 @@ def explain(
     its knobs set: ``METHODS["rise"].tuned(masks=2000)``. A list of targets, of methods or of layers gives
     :class:`Explanations`, question by question, method by method and layer by layer, from one forward pass.
 
-    ``smooth`` averages the maps of changed images: "flips", "scales", "noise" (drawn from ``seed``), or several of them.
+    ``smooth`` averages the maps of changed images ("flips", "scales", "noise", drawn from ``seed``), or takes the "principal"
+    component of the channels in the place of their sum; several are combined.
 
     Raises an error of the tree in ``glowmap.errors`` for whatever cannot be explained.
     """
@@ -125,7 +127,8 @@ class Explainer:
         self, images: Any, *, target: Any = None, method: Any = "grad_cam", smooth: Any = (), seed: int = 0
     ) -> Explanations:
         """Explain images, and give a sequence also for one question, one method and one layer."""
-        chosen, kinds = _methods(method), _smoothing(smooth)
+        kinds = _smoothing(smooth)
+        chosen = [replace(one, principal="principal" in kinds) for one in _methods(method)]
         questions = as_questions(target)
         layers = {} if all(one.at_input for one in chosen) else self.layers
         with torch.inference_mode(False):  # whose tensors autograd may not save

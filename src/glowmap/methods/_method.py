@@ -22,8 +22,9 @@ parameter                  what it is                                           
 ``bias_gradients``         every layer's bias times its gradient, and the input's          + the model, backward
 =========================  ==============================================================  ==========================
 
-A method that asks is called for one image at a time, with a batch of one. A new kind of evidence is a row here, a word in
-``EVIDENCE`` and a method of ``Evidence`` in ``evidence.py``.
+What comes back is the raw map, or what is still to be added up over the channels, of the shape of ``activations``. A method that
+asks is called for one image at a time, with a batch of one. A new kind of evidence is a row here, a word in ``EVIDENCE`` and a
+method of ``Evidence`` in ``evidence.py``.
 """
 
 import inspect
@@ -35,6 +36,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 from torch import Tensor
 
 from glowmap.errors import MethodError
+from glowmap.methods._spectral import principal_component
 from glowmap.shapes import RawMaps
 from glowmap.shelf import Shelf, near_names
 
@@ -83,6 +85,7 @@ class Method:
     use: str
     paper: str
     chosen: Mapping[str, Any] = field(default_factory=dict)
+    principal: bool = False  # the channels' first principal component in the place of their sum
 
     @property
     def summary(self) -> str:
@@ -118,8 +121,14 @@ class Method:
         return replace(self, chosen={**self.chosen, **knobs})
 
     def __call__(self, **evidence: Any) -> RawMaps:
-        """Apply the method to its evidence."""
-        return self.function(**evidence, **self.chosen)
+        """Apply the method to its evidence, and add up its channels where it leaves that open."""
+        maps = self.function(**evidence, **self.chosen)
+        several = "activations" in evidence and maps.ndim == evidence["activations"].ndim
+        if self.principal and not several:
+            raise MethodError(f"{self.name} adds up no channels, of which a principal component could be taken")
+        if self.principal:
+            return principal_component(maps, facing="mean")
+        return maps.sum(1) if several else maps
 
 
 METHODS: Shelf[Method] = Shelf("method", MethodError)

@@ -21,13 +21,13 @@ _MOST_CELLS = 4096  # whose products with each other fill 128 MiB, and whose com
 
 
 @method(paper="Zhou et al., CVPR 2016, arXiv:1512.04150, eq. 2", use="models that pool the layer into one linear layer")
-def cam(activations: Maps, class_weights: ChannelWeights) -> RawMaps:
+def cam(activations: Maps, class_weights: ChannelWeights) -> Maps:
     """Weigh each channel by its weight in the linear head: exact where the layer is pooled into that head.
 
     Equation 2: ``sum_k w_k A_kij``, with w the row of the head for the class, or for another score the rows weighed as the score
     weighs the classes. It is Grad-CAM times the number of cells. The map's mean over its cells plus the bias is the class score.
     """
-    return (class_weights.reshape(*class_weights.shape, *[1] * (activations.ndim - 2)) * activations).sum(1)
+    return class_weights.reshape(*class_weights.shape, *[1] * (activations.ndim - 2)) * activations
 
 
 @method(
@@ -77,7 +77,7 @@ def kpca_cam(activations: Maps, *, kernel: str = "sigmoid", gamma: float | None 
     paper="Fuad et al., IPTA 2020, doi:10.1109/IPTA50016.2020.9286629, the definition of FEM, as in pytorch-grad-cam",
     use="a quick look with no class: rare, strong features",
 )
-def fem(activations: Maps, *, sigmas: float = 2.0) -> RawMaps:
+def fem(activations: Maps, *, sigmas: float = 2.0) -> Maps:
     """Weigh each channel by the share of its cells that stand out: rare and strong features, with no class.
 
     ``sum_k w_k A_kij``, with w_k the share of the cells where A_k is above its mean by more than ``sigmas`` standard deviations
@@ -94,12 +94,12 @@ def fem(activations: Maps, *, sigmas: float = 2.0) -> RawMaps:
     paper="Karjauv and Albayrak, 2024, arXiv:2407.06059, the definition of LaFAM",
     use="models without classes: self-supervised ones",
 )
-def lafam(activations: Maps) -> RawMaps:
+def lafam(activations: Maps) -> Maps:
     """Average the layer over its channels: the plainest look at what excites it, for models without classes.
 
     ``1/K sum_k A_kij``. The paper's min-max and resizing are the heatmap's steps here.
     """
-    return activations.mean(1)
+    return activations / activations.shape[1]
 
 
 def _sigmoid(points: Tensor, *, gamma: float) -> Tensor:

@@ -2,7 +2,9 @@
 
 The last three pay more: curvature, gradients at noisy images, gradients along a path.
 
-In the equations A is the activations, G = ds/dA the gradients of the score s, k a channel, i and j a cell, Z the number of cells.
+Most return what they add up over the channels, batch x channel x space, and leave the sum to :class:`Method`, so that it can be
+smoothed. In the equations A is the activations, G = ds/dA the gradients of the score s, k a channel, i and j a cell, Z the number
+of cells.
 """
 
 from collections.abc import Callable
@@ -23,41 +25,41 @@ _POOLS: dict[str, dict[int, Callable[..., Tensor]]] = {  # by the number of the 
 
 
 @method(paper="Selvaraju et al., ICCV 2017, arXiv:1610.02391, eq. 1 and 2", use="the last layer of a classifier")
-def grad_cam(activations: Maps, gradients: Maps) -> RawMaps:
+def grad_cam(activations: Maps, gradients: Maps) -> Maps:
     """Weigh each channel by its mean gradient: the one that everybody knows.
 
     Equation 1: ``w_k = 1/Z sum_ij G_kij``; equation 2 before its ReLU, which is the heatmap's step here: ``sum_k w_k A_kij``.
     """
     weights = gradients.mean(_space(gradients), keepdim=True)
-    return (weights * activations).sum(1)
+    return weights * activations
 
 
 @method(
     paper="Draelos and Carin, 2020, arXiv:2011.08891, the definition of HiResCAM",
     use="heads that do not pool: segmentation, detection, flattened maps",
 )
-def hires_cam(activations: Maps, gradients: Maps) -> RawMaps:
+def hires_cam(activations: Maps, gradients: Maps) -> Maps:
     """Weigh each cell of each channel by its own gradient: shows only places that the score uses.
 
     ``sum_k G_kij A_kij``. After the last convolution, under a single linear layer, the map's sum plus the bias is the score.
     """
-    return (gradients * activations).sum(1)
+    return gradients * activations
 
 
 @method(
     paper="Jiang et al., IEEE TIP 2021, doi:10.1109/TIP.2021.3089943, the definition of LayerCAM",
     use="earlier, finer layers",
 )
-def layer_cam(activations: Maps, gradients: Maps) -> RawMaps:
+def layer_cam(activations: Maps, gradients: Maps) -> Maps:
     """Weigh each cell of each channel by its positive gradient: the choice for earlier, finer layers.
 
     ``sum_k relu(G_kij) A_kij``, before the paper's last ReLU, which is the heatmap's step here.
     """
-    return (gradients.relu() * activations).sum(1)
+    return gradients.relu() * activations
 
 
 @method(paper="Chattopadhyay et al., WACV 2018, arXiv:1710.11063, eq. 19", use="several objects of one class")
-def grad_cam_pp(activations: Maps, gradients: Maps) -> RawMaps:
+def grad_cam_pp(activations: Maps, gradients: Maps) -> Maps:
     """Weigh small and large active regions more alike, by positive gradients: for several objects of one class.
 
     Equation 19: ``alpha_kij = G_kij^2 / (2 G_kij^2 + (sum_ab A_kab) G_kij^3)``, which holds for a score that is an exponential,
@@ -69,14 +71,14 @@ def grad_cam_pp(activations: Maps, gradients: Maps) -> RawMaps:
     totals = activations.sum(_space(activations), keepdim=True)
     # the fraction without the G^2 on both its sides, which vanishes in single precision where G is small
     weights = _ratio(gradients.relu(), 2 + totals * gradients).sum(_space(gradients), keepdim=True)
-    return (weights * activations).sum(1)
+    return weights * activations
 
 
 @method(
     paper="Fu et al., BMVC 2020, arXiv:2008.02312, the definition of XGrad-CAM",
     use="layers after a ReLU, with heads that do not pool",
 )
-def xgrad_cam(activations: Maps, gradients: Maps) -> RawMaps:
+def xgrad_cam(activations: Maps, gradients: Maps) -> Maps:
     """Weigh each channel by its gradient averaged where the channel is active: Grad-CAM that adds up to the score.
 
     ``w_k = sum_ij G_kij A_kij / sum_ij A_kij``, then ``sum_k w_k A_kij``. The map's sum is HiResCAM's. A channel whose sum is
@@ -88,16 +90,16 @@ def xgrad_cam(activations: Maps, gradients: Maps) -> RawMaps:
     totals, sizes = activations.sum(space, keepdim=True), activations.abs().sum(space, keepdim=True)
     known = totals.abs() > 16 * torch.finfo(totals.dtype).eps * sizes
     weights = _ratio((gradients * activations).sum(space, keepdim=True), torch.where(known, totals, 0.0))
-    return (weights * activations).sum(1)
+    return weights * activations
 
 
 @method(paper="pytorch-grad-cam, GradCAMElementWise; no paper", use="only what speaks for the score, cell by cell")
-def elementwise_grad_cam(activations: Maps, gradients: Maps) -> RawMaps:
+def elementwise_grad_cam(activations: Maps, gradients: Maps) -> Maps:
     """Add up only what speaks for the score in each cell: HiResCAM that no channel can cancel.
 
     ``sum_k relu(G_kij A_kij)``. It has no paper: it is pytorch-grad-cam's. It counts what other channels take back.
     """
-    return (gradients * activations).relu().sum(1)
+    return (gradients * activations).relu()
 
 
 @method(
@@ -126,7 +128,7 @@ def seg_eigen_cam(activations: Maps, gradients: Maps) -> RawMaps:
 
 
 @method(paper="Hasany et al., CVPR Workshops 2023, the definition of Seg-XRes-CAM", use="segmentation: between the two")
-def seg_xres_cam(activations: Maps, gradients: Maps, *, window: int = 2, pooling: str = "mean") -> RawMaps:
+def seg_xres_cam(activations: Maps, gradients: Maps, *, window: int = 2, pooling: str = "mean") -> Maps:
     """Weigh each cell by the gradients in a window around it: between HiResCAM and Grad-CAM, for segmentation.
 
     ``sum_k up(pool(G_k))_ij A_kij``: gradients are pooled in windows of ``window`` cells along each axis, side by side from the
@@ -143,11 +145,11 @@ def seg_xres_cam(activations: Maps, gradients: Maps, *, window: int = 2, pooling
     weights = _POOLS[pooling][len(sides)](gradients, windows, ceil_mode=True)
     for axis, (wide, side) in enumerate(zip(windows, sides, strict=True), start=2):
         weights = weights.repeat_interleave(wide, axis).narrow(axis, 0, side)
-    return (weights * activations).sum(1)
+    return weights * activations
 
 
 @method(paper="Cai, 2025, arXiv:2501.06261, the definition of ShapleyCAM", use="heads that bend, at twice the price")
-def shapley_cam(activations: Maps, gradients: Maps, curvature: Maps) -> RawMaps:
+def shapley_cam(activations: Maps, gradients: Maps, curvature: Maps) -> Maps:
     """Weigh each channel by its gradient, set right by the head's curvature: Grad-CAM for heads that bend.
 
     ``w_k = 1/Z sum_ij (G - 1/2 H A)_kij``, with H the score's Hessian by A: the Shapley values of the score's second-order
@@ -155,7 +157,7 @@ def shapley_cam(activations: Maps, gradients: Maps, curvature: Maps) -> RawMaps:
     paper's own score, ``y_c + log p_c``, is a matter of the target.
     """
     weights = (gradients - 0.5 * curvature).mean(_space(gradients), keepdim=True)
-    return (weights * activations).sum(1)
+    return weights * activations
 
 
 @method(paper="Omeiza et al., 2019, arXiv:1908.01224, its weights", use="smoother Grad-CAM++, for more passes")
@@ -167,7 +169,7 @@ def smooth_grad_cam_pp(
     samples: int = 8,
     spread: float = 0.15,
     seed: int = 0,
-) -> RawMaps:
+) -> Maps:
     """Average Grad-CAM++'s derivatives over noisy copies of the image: smoother, for as many passes as copies.
 
     With ``D_n`` the mean of G^n over the copies: ``alpha = D_2 / (2 D_2 + (sum_ab A_ab) D_3)``, ``w_k = sum_ij alpha relu(D_1)``,
@@ -185,14 +187,14 @@ def smooth_grad_cam_pp(
     totals = activations.sum(_space(activations), keepdim=True)
     alpha = _ratio(powers[1], 2 * powers[1] + totals * largest * powers[2])
     weights = (alpha * largest * powers[0].relu()).sum(_space(activations), keepdim=True)
-    return (weights * activations).sum(1)
+    return weights * activations
 
 
 @method(
     paper="Sattarzadeh et al., ICASSP 2021, arXiv:2102.07805, its path in the layer's maps",
     use="scores that saturate",
 )
-def integrated_grad_cam(activations: Maps, gradients_of_maps: Ask, *, steps: int = 16) -> RawMaps:
+def integrated_grad_cam(activations: Maps, gradients_of_maps: Ask, *, steps: int = 16) -> Maps:
     """Average Grad-CAM's weights on the way from no activation to the full one: for scores that saturate.
 
     ``w_k = 1/Z sum_ij integral_0^1 G_kij(t A) dt``, then ``sum_k w_k (A_kij - 0)``: a path integral from maps of zeros, by the
@@ -205,7 +207,7 @@ def integrated_grad_cam(activations: Maps, gradients_of_maps: Ask, *, steps: int
     middles = middles.reshape(-1, *[1] * (activations.ndim - 1))
     gradients: Tensor = gradients_of_maps(steps, lambda rows: middles[rows] * activations)
     weights = gradients.mean((0, *_space(gradients)))
-    return (weights.reshape(1, -1, *[1] * (activations.ndim - 2)) * activations).sum(1)
+    return weights.reshape(1, -1, *[1] * (activations.ndim - 2)) * activations
 
 
 def _space(maps: Maps) -> tuple[int, ...]:

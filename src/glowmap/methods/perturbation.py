@@ -19,7 +19,7 @@ from glowmap.shapes import Images, Maps, RawMaps
     paper="Wang et al., CVPR workshops 2020, arXiv:1910.01279, algorithm 1",
     use="no gradients to be had, or none that are trusted",
 )
-def score_cam(activations: Maps, images: Images, rescore_images: Ask, *, corners: bool = False) -> RawMaps:
+def score_cam(activations: Maps, images: Images, rescore_images: Ask, *, corners: bool = False) -> Maps:
     """Weigh each channel by the score of the image seen through it: needs no gradient.
 
     ``sum_k w_k A_kij`` before the paper's ReLU, with ``w = softmax_k s(x * M_k)`` and M_k the channel's map as a mask in
@@ -42,7 +42,7 @@ def score_cam(activations: Maps, images: Images, rescore_images: Ask, *, corners
 )
 def ss_cam(
     activations: Maps, images: Images, rescore_images: Ask, *, samples: int = 35, spread: float = 2.0, seed: int = 0
-) -> RawMaps:
+) -> Maps:
     """Weigh each channel by its mean score under noisy masks: Score-CAM, smoothed.
 
     ``sum_k w_k A_kij`` before the paper's ReLU, with ``w = softmax_k mean_n s(x * (M_k + e_n))``, M_k as in ``score_cam``.
@@ -66,7 +66,7 @@ def ss_cam(
     paper="Naidu et al., 2020, arXiv:2010.03023, the definition of IS-CAM",
     use="Score-CAM for scores that saturate; slow",
 )
-def is_cam(activations: Maps, images: Images, rescore_images: Ask, *, steps: int = 10) -> RawMaps:
+def is_cam(activations: Maps, images: Images, rescore_images: Ask, *, steps: int = 10) -> Maps:
     """Weigh each channel by its mean score as its mask grows from nothing to full strength: Score-CAM, integrated.
 
     ``sum_k w_k A_kij`` before the paper's ReLU, with ``w = softmax_k 1/N sum_n s(x * n/N M_k)`` for n = 1 ... N, N being
@@ -99,7 +99,7 @@ def gscore_cam(
     """
     at_least(1, channels=channels)
     best = gradients.flatten(2).mean(2)[0].argsort(descending=True, stable=True)[:channels]
-    return score_cam(activations[:, best], images, rescore_images)
+    return score_cam(activations[:, best], images, rescore_images).sum(1)
 
 
 @method(
@@ -139,14 +139,14 @@ def group_cam(
         return (sharp * through + blurred * (1 - through)).to(images.dtype)
 
     scores: Tensor = rescore_images(len(shown), make)
-    return _weighed(masks, scores[1:] - scores[0])
+    return _weighed(masks, scores[1:] - scores[0]).sum(1)
 
 
 @method(
     paper="Desai and Ramaswamy, WACV 2020, the weights of Ablation-CAM",
     use="gradients that saturate, or are not to be had",
 )
-def ablation_cam(activations: Maps, scores: Tensor, rescore_maps: Ask) -> RawMaps:
+def ablation_cam(activations: Maps, scores: Tensor, rescore_maps: Ask) -> Maps:
     """Weigh each channel by how far the score falls without it: a faithful weight without a gradient.
 
     ``sum_k w_k A_kij`` before the paper's ReLU, with ``w_k = s - s_k``, s_k the score when channel k is set to 0. The paper
@@ -186,7 +186,7 @@ def recipro_cam(activations: Maps, rescore_maps: Ask, *, radius: int = 1) -> Raw
     paper="Zhang et al., 2023, arXiv:2301.07002, the definition of Opti-CAM",
     use="the mask of the layer's maps that the model likes best",
 )
-def opti_cam(activations: Maps, images: Images, input_gradients: Ask, *, steps: int = 50, rate: float = 0.1) -> RawMaps:
+def opti_cam(activations: Maps, images: Images, input_gradients: Ask, *, steps: int = 50, rate: float = 0.1) -> Maps:
     """Look for the weights whose map, as a mask, raises the score most: what suffices for the model, place by place.
 
     ``sum_k w_k A_kij`` with ``w = softmax(u)``, where u starts at 0 and Adam takes ``steps`` of ``rate`` up
@@ -198,7 +198,7 @@ def opti_cam(activations: Maps, images: Images, input_gradients: Ask, *, steps: 
     climb = torch.optim.Adam([logits], lr=rate, maximize=True)
     for _ in range(steps):
         with torch.enable_grad():
-            combined = _weighed(activations, logits.softmax(0))[:, None]
+            combined = _weighed(activations, logits.softmax(0)).sum(1, keepdim=True)
             mask = stretched(enlarged(combined, images.shape[2:]))
         shown = masked(images, mask.detach())
         slopes: Tensor = input_gradients(1, shown.__getitem__)
@@ -210,7 +210,7 @@ def opti_cam(activations: Maps, images: Images, input_gradients: Ask, *, steps: 
 
 def _weighed(maps: Tensor, weights: Tensor) -> Tensor:
     """Sum the channels of one image's maps, each times its weight."""
-    return (weights.to(maps.dtype).reshape(1, -1, *[1] * (maps.ndim - 2)) * maps).sum(1)
+    return weights.to(maps.dtype).reshape(1, -1, *[1] * (maps.ndim - 2)) * maps
 
 
 def _channel_masks(maps: Tensor, images: Tensor, *, corners: bool = False) -> Tensor:

