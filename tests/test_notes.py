@@ -1,0 +1,64 @@
+"""Notes of caution: what a person must know before trusting a map."""
+
+import pytest
+import torch
+from torch import nn
+
+import glowmap
+from cases import images
+
+
+class BlindHalf(nn.Module):
+    """Its head flattens the maps and has no weight on their lower half: whatever lies there, the score cannot know."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 6, 3, padding=1), nn.Linear(6 * 8 * 10, 4)
+        self.head.weight.data.reshape(4, 6, 8, 10)[:, :, 4:] = 0
+
+    def forward(self, images):
+        return self.head(torch.tanh(self.conv(images)).flatten(1))
+
+
+@pytest.fixture
+def blind():
+    torch.manual_seed(1)
+    return BlindHalf().eval()
+
+
+def lower_half(found):
+    heat = found.raw.relu()
+    return (heat[:, 4:].sum((1, 2)) / heat.sum((1, 2))).tolist()
+
+
+@pytest.mark.parametrize("method", ["hires_cam", "layer_cam", "elementwise_grad_cam"])
+def test_elementwise_methods_put_nothing_where_the_head_cannot_see(blind, method):
+    found = glowmap.explain(blind, images(3, 8, 10), target=1, layer="conv", method=method)
+    assert lower_half(found) == [0, 0, 0]
+    assert found.notes == ()
+
+
+@pytest.mark.parametrize("method", ["grad_cam", "xgrad_cam", "grad_cam_pp", "shapley_cam"])
+def test_grad_cam_does_and_a_note_says_how_much(blind, method):
+    found = glowmap.explain(blind, images(3, 8, 10), target=1, layer="conv", method=method)
+    shares = lower_half(found)
+    assert max(shares) > 0.2
+    wanted = [
+        f"image {image}, class 1 at 'conv': {share:.0%} of this heat lies where the score does not depend on the layer at all; "
+        "hires_cam and layer_cam show only what it depends on"
+        for image, share in enumerate(shares)
+        if share >= 0.1
+    ]
+    assert list(found.notes) == wanted
+
+
+def test_asking_methods_agree_that_nothing_is_there(blind):
+    tuned = glowmap.METHODS["occlusion"].tuned(window=2, stride=2)
+    found = glowmap.explain(blind, images(2, 8, 10), target=1, method=tuned)
+    # a convolution reaches one row further
+    assert float(found.raw[:, 6:].abs().max()) < 1e-5 * float(found.raw[:, :4].abs().max())
+
+
+def test_a_pooled_head_gets_no_note():
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
+    assert glowmap.explain(model.eval(), images(3), target=1, layer="1").notes == ()
