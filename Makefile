@@ -4,10 +4,10 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-peers check fix bench train docs clean
+.PHONY: help setup demo test test-peers check fix bench bench-methods train docs clean
 
 help: ## list the chores
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY) ## make .venv with Glowmap and all that its chores need
 
@@ -39,6 +39,10 @@ fix: $(READY) ## format, and mend what the linter can mend
 
 bench: $(READY) ## time and memory beside a bare forward pass and the plain recipe, in one run
 	$(BIN)/python benchmarks/cost.py
+
+bench-methods: $(READY) ## time and memory of single methods beside pytorch-grad-cam and TorchCAM, which it installs
+	$(BIN)/python -m pip install --quiet --group peers
+	$(BIN)/python benchmarks/methods.py
 
 train: $(READY) ## train the demo's models anew, under half an hour on two cores
 	$(BIN)/python -m glowmap.demo.train --out src/glowmap/demo/weights

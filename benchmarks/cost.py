@@ -4,26 +4,31 @@ All figures are of one run on one machine, and nothing is asserted. The variants
 hits them alike, and ratios are taken within a round. Peak memory is measured in a fresh process for each case and variant.
 """
 
-import ctypes
-import datetime
-import gc
-import os
-import platform
-import re
-import shlex
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import inf
-from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 import typer
+from measuring import (
+    AIMS,
+    Action,
+    Measured,
+    Repeats,
+    Threads,
+    Write,
+    aim,
+    circumstances,
+    lifted,
+    peaks_in_fresh_processes,
+    table,
+    tells_memory,
+    timed,
+)
 from rich.console import Console
 from rich.markdown import Markdown
 from torch import Tensor, nn
@@ -73,9 +78,6 @@ class Subject:
         """Sum the class's logits, over the images or over the mask."""
         logits: Tensor = output["out"][:, self.category] * self.mask if self.dense else output[:, self.category]
         return logits.sum()
-
-
-Action = Callable[[], Any]  # each variant prepares, off the clock, what the clock then runs
 
 
 def bare(subject: Subject) -> Action:
@@ -128,36 +130,11 @@ BARE, GLOWMAP, RECIPE, IDEAL = "bare forward", "Glowmap", "plain recipe", "ideal
 VARIANTS = {BARE: bare, GLOWMAP: glowmap_grad_cam, RECIPE: recipe, IDEAL: head_backward}
 
 
-@dataclass
-class Measured:
-    """The seconds of each variant, round by round, and its peaks of memory in MB, of which there may be none."""
-
-    seconds: dict[str, list[float]]
-    peaks: dict[str, list[float]]
-
-    def slower(self, one: str, other: str) -> list[float]:
-        """Compare the times of two variants within each round."""
-        return [a / b for a, b in zip(self.seconds[one], self.seconds[other], strict=True)]
-
-    def heavier(self, one: str, other: str) -> list[float]:
-        """Compare the peaks of two variants: one ratio, or none."""
-        above, below = self.peaks[one], self.peaks[other]
-        return [median(above) / median(below)] if above and below else []
-
-
-def timed(subject: Subject, rounds: int) -> dict[str, list[float]]:
-    """Let the variants take turns, after one turn to warm up, and write down the seconds of each."""
-    variants = [name for name in VARIANTS if subject.dense or name != IDEAL]
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for number in range(rounds + 1):
-        turn = number % len(variants)  # who begins changes, so that none always runs in another's wake
-        for name in variants[turn:] + variants[:turn]:
-            action = VARIANTS[name](subject)
-            gc.collect()
-            start = time.perf_counter()
-            action()
-            if number:
-                seconds[name].append(time.perf_counter() - start)
+def in_turns(subject: Subject, rounds: int) -> dict[str, list[float]]:
+    """Time the variants that the case has; the ideal is the sum of two that were timed."""
+    seconds = timed(
+        {name: partial(make, subject) for name, make in VARIANTS.items() if subject.dense or name != IDEAL}, rounds
+    )
     if IDEAL in seconds:
         seconds[IDEAL] = [sum(pair) for pair in zip(seconds[BARE], seconds[IDEAL], strict=True)]
     return seconds
@@ -169,16 +146,6 @@ def difference(subject: Subject) -> float:
     return float((ours - theirs).abs().max()) if ours.amax((1, 2)).min() > 0 else inf
 
 
-def peaks_in_fresh_processes(case: str, variant: str, threads: int, repeats: int) -> list[float]:
-    """Measure each time in a process of its own; none where the system does not tell."""
-    # Large tensors go back to the system as soon as they are freed, so that what counts is what is alive, and not what the
-    # allocator happens to hoard.
-    lean = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, __file__, "peak", case, variant, "--threads", str(threads)]
-    told = [subprocess.check_output(command, env=os.environ | lean, text=True) for _ in range(repeats)]
-    return [float(peak) for peak in told if peak]
-
-
 def costs(measured: Measured) -> str:
     """Lay out what each variant costs, beside the bare forward pass."""
     rows = [("", "time", "time / bare", "peak memory", "memory / bare")]
@@ -187,7 +154,7 @@ def costs(measured: Measured) -> str:
         memory = (f"{median(peaks):.0f} MB", f"{heavier[0]:.2f}") if heavier else ("skipped", "")
         slower = median(measured.slower(name, BARE))
         rows.append((name, f"{median(seconds) * 1000:.0f} ms", f"{slower:.2f}", *memory))
-    return _table(rows)
+    return table(rows)
 
 
 def aims(case: str, measured: Measured) -> str:
@@ -195,38 +162,13 @@ def aims(case: str, measured: Measured) -> str:
     dense = IDEAL in measured.seconds
     floor, most = (IDEAL, 1.10) if dense else (BARE, 1.15 if CASES[case].shape[0] == 1 else inf)
     rows = [
-        ("", "measured", "middle half", "aim", ""),
-        _aim(f"time, Glowmap / {floor}", measured.slower(GLOWMAP, floor), most),
-        _aim("time, plain recipe / Glowmap", measured.slower(RECIPE, GLOWMAP), 2.5, at_least=True),
+        AIMS,
+        aim(f"time, Glowmap / {floor}", measured.slower(GLOWMAP, floor), most),
+        aim("time, plain recipe / Glowmap", measured.slower(RECIPE, GLOWMAP), 2.5, at_least=True),
     ]
     if heavier := measured.heavier(GLOWMAP, floor):
-        rows.append(_aim(f"memory, Glowmap / {floor}", heavier, inf if dense else 1.3))
-    return _table(rows)
-
-
-def _aim(what: str, ratios: list[float], bound: float, *, at_least: bool = False) -> tuple[str, str, str, str, str]:
-    figure = median(ratios)
-    spread = "{0:.2f} to {2:.2f}".format(*quantiles(ratios, n=4)) if len(ratios) > 2 else ""
-    if bound == inf:
-        return what, f"{figure:.2f}", spread, "", ""
-    reached = figure >= bound if at_least else figure <= bound
-    return what, f"{figure:.2f}", spread, f"{'≥' if at_least else '≤'} {bound:.2f}", "reached" if reached else "missed"
-
-
-def _table(rows: list[tuple[str, str, str, str, str]]) -> str:
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join((lines[0], "| --- | ---: | ---: | ---: | ---: |", *lines[1:]))
-
-
-def circumstances(threads: int) -> str:
-    """Say on what the figures were measured, and by which command."""
-    information = Path("/proc/cpuinfo")
-    models = re.findall(r"model name\s*: (.+)", information.read_text()) if information.exists() else []
-    processor = models[0] if models else platform.processor() or platform.machine()
-    return (
-        f"{datetime.date.today()}, glowmap {glowmap.__version__}, torch {torch.__version__}, {threads} thread(s) on "
-        f"{processor} with {os.cpu_count()} cores: `{shlex.join(['python', 'benchmarks/cost.py', *sys.argv[1:]])}`"
-    )
+        rows.append(aim(f"memory, Glowmap / {floor}", heavier, inf if dense else 1.3))
+    return table(rows)
 
 
 EXPLAINED = """\
@@ -236,11 +178,7 @@ forward and the backward pass of the head alone. Times are medians, ratios of ti
 round. Peak memory (on Linux) is what one run adds to the process that holds the loaded model. Weights are random;
 Glowmap's heatmaps differ from the recipe's by at most {difference:.1g}."""
 
-THREADS_HELP = "Threads of OpenMP. On a shared machine several wait for each other by spinning, and times mean nothing."
 Rounds = Annotated[int, typer.Option(min=3, help="Rounds for ResNet-50, 1 image; the slow cases get about a third.")]
-Threads = Annotated[int, typer.Option(min=1, help=THREADS_HELP)]
-Repeats = Annotated[int, typer.Option(min=0, help="Processes for each peak of memory (their median); 0 skips memory.")]
-Write = Annotated[Path | None, typer.Option(help="Write the page to this Markdown file, too.")]
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -252,14 +190,16 @@ def main(
     if context.invoked_subcommand:
         return
     torch.set_num_threads(threads)
-    console, page, apart = Console(), [f"# What Grad-CAM costs\n\n{circumstances(threads)}"], []
+    console, page, apart = Console(), [f"# What Grad-CAM costs\n\n{circumstances(__file__, threads)}"], []
     for name, case in CASES.items():
         console.print(Markdown(page[-1]))
         with console.status(name):
             subject = Subject(case)
             apart.append(difference(subject))
-            seconds = timed(subject, max(3, round(rounds * case.share)))
-            peaks = {variant: peaks_in_fresh_processes(name, variant, threads, repeats) for variant in seconds}
+            seconds = in_turns(subject, max(3, round(rounds * case.share)))
+            peaks = {
+                variant: peaks_in_fresh_processes(__file__, [name, variant], threads, repeats) for variant in seconds
+            }
         measured = Measured(seconds, peaks)
         page.append(f"## {name}, {len(seconds[BARE])} rounds\n\n{costs(measured)}\n\n{aims(name, measured)}")
     page.append(EXPLAINED.format(difference=max(apart)))
@@ -271,7 +211,7 @@ def main(
 @app.command(hidden=True)
 def peak(case: str, variant: str, threads: Threads = 1) -> None:
     """Print by how many MB one run lifts this process above the loaded model; nothing where the system does not tell."""
-    if not os.access("/proc/self/clear_refs", os.W_OK):
+    if not tells_memory():
         return
     torch.set_num_threads(threads)
     subject = Subject(CASES[case])
@@ -281,17 +221,7 @@ def peak(case: str, variant: str, threads: Threads = 1) -> None:
     VARIANTS[variant](subject)()
     subject.model.zero_grad()
     subject.ask(images)
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back to where the process stands
-    before = _megabytes("VmRSS")
-    VARIANTS[variant](subject)()
-    print(_megabytes("VmHWM") - before)
-
-
-def _megabytes(field: str) -> float:
-    (kilobytes,) = re.findall(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(kilobytes) * 1024 / 1e6
+    print(lifted(lambda: VARIANTS[variant](subject)()))
 
 
 if __name__ == "__main__":

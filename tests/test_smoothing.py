@@ -45,14 +45,14 @@ def test_the_answer_that_is_asked_about_is_the_unchanged_images():
     assert found.targets == plain.targets
 
 
-def test_scales_average_three_sizes_at_the_first_ones_grid():
+def test_scales_average_three_sizes_at_the_unchanged_images_grid():
     model, batch = Classifier().eval(), images(2, 40, 60)
     found = glowmap.explain(model, batch, target=1, layer="features.0", smooth="scales")
     raws = [
         glowmap.explain(model, resized(batch, size), target=1, layer="features.0").raw[:, None]
         for size in ((36, 54), (40, 60), (44, 66))
     ]
-    wanted = sum(resized(raw, raws[0].shape[2:]) for raw in raws)[:, 0] / 3
+    wanted = sum(resized(raw, raws[1].shape[2:]) for raw in raws)[:, 0] / 3
     torch.testing.assert_close(found.raw, wanted)
 
 

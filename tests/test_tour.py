@@ -63,7 +63,7 @@ def test_the_share_of_heat_on_cars_is_printed_for_each_layer(run, folder):
 
 def test_the_two_classifiers_are_told_apart(run, folder):
     _, out, _ = run("demo")
-    rows = re.findall(r"a (\w+), marked +(\w+) +(\w+) +(\S+)% +(\S+)%", out)
+    rows = re.findall(r"marked (\w+) +(\w+) +(\w+) +(\S+)% +(\S+) +(\S+)% +(\S+)", out)
     said = {(picture, model): answer for picture, model, answer, *_ in rows}
     assert said == {
         ("bus", "honest"): "bus",
@@ -71,12 +71,21 @@ def test_the_two_classifiers_are_told_apart(run, folder):
         ("car", "honest"): "car",
         ("car", "shortcut"): "bus",
     }
-    on_mark = {(picture, model): float(share) for picture, model, _, share, _ in rows}
-    on_object = {(picture, model): float(share) for picture, model, _, _, share in rows}
-    for picture in ("bus", "car"):
-        assert on_mark[picture, "honest"] < 2
-        assert on_mark[picture, "shortcut"] > 10
-        assert on_object[picture, "honest"] > 40
+    for portrait in tour.portraits():
+        for name, explanation in (("honest", portrait.honest), ("shortcut", portrait.shortcut)):
+            (printed,) = [row[3:] for row in rows if row[:2] == (portrait.kind, name)]
+            (mark, its_chance), (thing, chance) = portrait.shares(explanation)
+            assert [float(number) for number in printed] == [
+                pytest.approx(100 * mark, abs=0.06),
+                pytest.approx(mark / its_chance, abs=0.06),
+                pytest.approx(100 * thing, abs=0.06),
+                pytest.approx(thing / chance, abs=0.06),
+            ]
+            if name == "shortcut":
+                assert mark / its_chance > 10 > 5 * thing / chance / 2
+            else:
+                assert thing > 0.4
+                assert mark < 0.02
 
 
 def test_the_scene_is_explained_by_the_command_line_like_any_picture(run, folder):

@@ -42,6 +42,7 @@ __all__ = [
     "Explanations",
     "Model",
     "compare",
+    "concepts",
     "errors",
     "explain",
     "load",

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from glowmap.errors import GlowmapError, InputError, OutputError
+from glowmap.errors import GlowmapError, OutputError
+from glowmap.reading import class_asked, colours, rows_and_columns, tuned
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +35,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 console = Console(soft_wrap=True)
+_ROOM_FOR_ALL = 150  # columns that the whole table of methods takes to be read
 
 ModelOption = Annotated[
     str,
@@ -49,7 +51,9 @@ SizeOption = Annotated[
         help="Resize (squash) the picture to this: 224, or ROWSxCOLUMNS. A model's own preset otherwise, else its own size."
     ),
 ]
-ColormapOption = Annotated[str, typer.Option(help="Colours of the heat: glow, jet, gray.")]
+ColormapOption = Annotated[
+    str, typer.Option(help="Colours of the heat: glow, jet, gray; or signed, with what speaks against.")
+]
 OpacityOption = Annotated[float, typer.Option(min=0.0, max=1.0, help="How much the hottest place covers the picture.")]
 ScaleOption = Annotated[int | None, typer.Option(min=1, max=8, help="Draw the panel so many times larger, for print.")]
 MeanOption = Annotated[str | None, typer.Option(help="Subtracted from RGB in [0, 1]: one number, or R,G,B.")]
@@ -131,12 +135,15 @@ def explain(
     from glowmap.road import Explainer
 
     # what is misspelt is told before weights are loaded, not after
-    methods = [_tuned(METHODS[name], setting or []) for name in method or ["grad_cam"]]
+    names = method or ["grad_cam"]
+    methods = [tuned(METHODS[name], setting or [], names) for name in names]
     COLORMAPS[colormap]
     file_kind(out)
+    if not out.absolute().parent.is_dir():
+        raise OutputError(f"{out} cannot be written: there is no folder {out.parent}; make it, or choose another --out")
     pixels = read_picture(picture)
     loaded = _loaded(model, weights, size=size, mean=mean, std=std, classes=classes, device=device)
-    questions = [_class(name, loaded) for name in target] if target else [None]
+    questions = [class_asked(name, loaded) for name in target] if target else [None]
     with console.status("explaining"):
         explainer = Explainer(loaded, layer=layer)
         explanations = explainer.all(pixels, target=questions, method=methods, smooth=smooth or [])
@@ -201,18 +208,38 @@ def layers(
 
 
 @app.command()
-def methods() -> None:
-    """List the methods: what each costs, needs and does, when to use it, its knobs, and its paper."""
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One method, to be told all about it.")] = None,
+) -> None:
+    """List the methods: what each costs beside which evidence, does and needs, when to use it, and its paper."""
     from glowmap.methods import METHODS
 
-    table = Table("method", "price", header_style="bold", box=None, pad_edge=False)
-    for column in ("what it does", "when to use it", "needs", "paper"):
+    if name is not None:
+        _tell_method(METHODS[name])
+        return
+    wide = console.width >= _ROOM_FOR_ALL
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    table.add_column("method", no_wrap=True)
+    for column in (
+        ("price", "what it does", "needs", "when to use it", "paper") if wide else ("price", "when to use it")
+    ):
         table.add_column(column, overflow="fold")
-    for name, one in METHODS.items():
-        knobs = "".join(f"\n  {knob}={default}" for knob, default in one.knobs.items())
-        row = (one.price, one.summary, one.use, ", ".join(one.needs), one.paper)
-        table.add_row(name + knobs, *map(escape, row))
+    for method, one in METHODS.items():
+        row = (one.price, one.summary, ", ".join(one.needs), one.use, one.paper) if wide else (one.price, one.use)
+        table.add_row(method, *map(escape, row))
     console.print(table, soft_wrap=False)
+    if not wide:
+        console.print("[dim]`glowmap methods NAME` tells what it does, what it needs, its knobs and its paper[/]")
+
+
+def _tell_method(method: "Method") -> None:
+    import inspect
+
+    console.print(f"[bold]{method.name}[/]: {escape(method.price)}; for {escape(method.use)}", highlight=False)
+    console.print(escape(inspect.getdoc(method.function) or ""), highlight=False)
+    console.print(f"needs {', '.join(method.needs)}; from {escape(method.paper)}", highlight=False)
+    for knob, default in method.knobs.items():
+        console.print(f"  --set {knob}={default}", highlight=False)
 
 
 def _version(wanted: bool) -> bool:
@@ -252,9 +279,9 @@ def _loaded(
     classes: Path | None = None,
     device: str | None = None,
 ) -> "Model":
-    rows_columns = None if size is None else _size(size)
-    offset = None if mean is None else _colours(mean, "--mean")
-    scale = None if std is None else _colours(std, "--std")
+    rows_columns = None if size is None else rows_and_columns(size)
+    offset = None if mean is None else colours(mean, "--mean")
+    scale = None if std is None else colours(std, "--std")
     import torch
 
     from glowmap.models import load
@@ -268,43 +295,6 @@ def _loaded(
         classes=classes,
         device=device or ("cuda" if torch.cuda.is_available() else None),
     )
-
-
-def _size(text: str) -> tuple[int, int]:
-    read = re.fullmatch(r"(\d+)(?:x(\d+))?", text.lower())
-    if read is None:
-        raise InputError(f"--size {text!r} cannot be read; write 224 or 375x500 (rows x columns)")
-    return int(read[1]), int(read[2] or read[1])
-
-
-def _colours(text: str, option: str) -> list[float]:
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if len(numbers) not in (1, 3):
-        raise InputError(f"{option} {text!r} cannot be read; write 0.5 or 0.485,0.456,0.406")
-    return numbers
-
-
-def _class(text: str, model: "Model") -> int | str:
-    """Read digits as an index, unless the model has a class of that very name."""
-    return int(text) if text.isdecimal() and text not in (model.class_names or ()) else text
-
-
-def _tuned(method: "Method", settings: list[str]) -> "Method":
-    """Set the knobs that the command line names; each is read as the kind of value that its default is."""
-    knobs = {}
-    for text in settings:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise InputError(f"--set {text!r} cannot be read; write KNOB=VALUE, for example masks=2000")
-        default = method.knobs.get(name)
-        try:
-            knobs[name] = value if default is None or isinstance(default, str) else type(default)(value)
-        except ValueError:
-            raise InputError(f"--set {text!r} cannot be read; {name} is {type(default).__name__}: {default}") from None
-    return method.tuned(**knobs)
 
 
 def _tell(explanations: "Explanations", written: Path) -> None:
@@ -341,15 +331,17 @@ def _tell_portraits(found: "Sequence[Portrait]") -> None:
     console.print(
         "\n[bold]What do two classifiers lean on?[/] One learned a shortcut: a mark in the corner.", highlight=False
     )
-    table = Table("picture", "model", "its answer", box=None, header_style="bold", pad_edge=False)
-    table.add_column("heat on the mark", justify="right")
-    table.add_column("on the object", justify="right")
+    table = Table("picture", "model", "answer", box=None, header_style="bold", pad_edge=False)
+    for column in ("heat on the mark", "x chance", "on the object", "x chance"):
+        table.add_column(column, justify="right")
     for portrait in found:
         for name, explanation in (("honest", portrait.honest), ("shortcut", portrait.shortcut)):
-            on_mark, on_object = portrait.shares(explanation)
             answer = explanation.targets[0]
             answered = answer if answer == portrait.kind else f"[red]{answer}[/]"
-            table.add_row(f"a {portrait.kind}, marked", name, answered, f"{on_mark:.1%}", f"{on_object:.1%}")
+            heat = [
+                f for share, chance in portrait.shares(explanation) for f in (f"{share:.1%}", f"{share / chance:.1f}")
+            ]
+            table.add_row(f"marked {portrait.kind}", name, answered, *heat)
     console.print(table)
 
 

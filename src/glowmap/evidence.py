@@ -20,7 +20,6 @@ from glowmap.capture import (
     Trunk,
     copies,
     exchanged,
-    mapped,
     record,
     resumed,
     same_output,
@@ -32,8 +31,9 @@ from glowmap.layers import laid_back, lay_out
 from glowmap.memory import chunk_size
 from glowmap.methods import ASKING, Make
 from glowmap.progress import tracked
-from glowmap.shapes import Maps, Scores, crossed
-from glowmap.targets import Answer, Target, checked, settled
+from glowmap.shapes import Maps, PixelSets, Scores, crossed
+from glowmap.structure import mapped
+from glowmap.targets import Answer, Custom, Target, checked, settled
 
 
 @dataclass
@@ -48,13 +48,24 @@ class Run:
     trunks: dict[str, Trunk] = field(default_factory=dict)
     output: Any = None
     overwrites: bool = False  # the model writes into its input
+    cuts: bool = True  # tensors as long as the batch have a row for each image
+    autocast: tuple[bool, torch.dtype] = (False, torch.bfloat16)  # as the caller had it
     notes: list[str] = field(default_factory=list)
-    _proven: dict[str, bool] = field(default_factory=dict)
+    _proven: dict[tuple[str, int], bool] = field(default_factory=dict)
+    _checked: set[int] = field(default_factory=set)
 
     @cached_property
     def answer(self) -> Answer:
         """How to read what the model said of the batch."""
         return self.read(self.output, len(self.batch.images))
+
+    @property
+    def dense(self) -> bool | None:
+        """Whether the model answers for places; None where its output cannot be read."""
+        try:
+            return self.answer.logits.ndim > 2
+        except TargetError:
+            return None
 
     def maps(self, layer: str, tensor: Tensor, rows: int | None = None) -> Maps:
         """Lay a layer's output (or its gradient) out as maps: of the batch, or of so many changed inputs."""
@@ -64,60 +75,91 @@ class Run:
 
     def called(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         """Call the model on other input than the batch."""
-        return called(self.module, replace(self.batch, arguments=arguments, keywords=keywords))
+        enabled, dtype = self.autocast
+        with torch.autocast(self.batch.images.device.type, dtype=dtype, enabled=enabled):
+            return called(self.module, replace(self.batch, arguments=arguments, keywords=keywords))
 
     def on_images(self, image: int, changed: Tensor) -> Any:
         """Call the model on changed images, with whatever else it takes as it was for this image."""
-        arguments, keywords = self._copies(image, len(changed))
-        old = self._copied_images(arguments, keywords)
-        new = changed.to(self.batch.images.dtype, copy=True)  # the model may write into its input
-        return self.called(
-            tuple(new if value is old else value for value in arguments),
-            {name: new if value is old else value for name, value in keywords.items()},
-        )
+        self._check(image)
+        # a copy: the model may write into its input
+        return self.called(*self._inputs(image, len(changed), changed.to(self.batch.images.dtype, copy=True)))
 
     def on_maps(self, layer: str, image: int, maps: Maps) -> Any:
         """Run the model on from a layer whose output became these maps."""
         one = self.recording[layer].output.detach()[image : image + 1]
         own = laid_back(maps, one, self.layers[layer], self.batch.images)
-        with self._from(layer)(self.trunks[layer], image, len(self.batch.images), own):
-            return self.called(*self._copies(image, len(maps)))
+        with self._from(layer, image)(self.trunks[layer], image, len(self.batch.images), own):
+            return self.called(*self._inputs(image, len(maps)))
 
-    def _copies(self, image: int, count: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        inputs = [list(self.batch.arguments), dict(self.batch.keywords)]
-        given = copies(inputs, image, len(self.batch.images), count)
+    def _inputs(self, image: int, count: int, images: Tensor | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Repeat one image's input, or put others in its place; what else the model takes is cut to this image's part of it."""
+        batch = len(self.batch.images)
+        repeated = copies(self.batch.images, image, batch, count) if images is None else images
+
+        def given(value: Any) -> Any:
+            if value is self.batch.images:  # wherever it is given
+                return repeated
+            return copies(value, image, batch, count) if self.cuts else value
+
+        arguments: Any = [given(value) for value in self.batch.arguments]
+        keywords: Any = {name: given(value) for name, value in self.batch.keywords.items()}
         if self.overwrites:  # what shares memory cannot be written to
-            given = mapped(given, torch.clone)
-        return tuple(given[0]), given[1]
+            arguments, keywords = mapped(arguments, torch.clone), mapped(keywords, torch.clone)
+        return tuple(arguments), keywords
 
-    def _copied_images(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-        originals = [*self.batch.arguments, *self.batch.keywords.values()]
-        (place,) = [i for i, value in enumerate(originals) if value is self.batch.images][:1]
-        return [*arguments, *keywords.values()][place]
+    def _check(self, image: int) -> None:
+        """See once an image whether the model answers copies of it as it answered the image, and note where it does not.
 
-    def _from(self, layer: str) -> Callable[..., AbstractContextManager[None]]:
+        A tensor that is as long as the batch may belong to its images, one row each, or to the model's question (prompts).
+        """
+        if image in self._checked:
+            return
+        batch = len(self.batch.images)
+        count = 3 if batch == 2 else 2
+        for self.cuts in (True, False):
+            with torch.no_grad():
+                try:
+                    again = self.called(*self._inputs(image, count))
+                except ModelError:
+                    continue
+            if same_output(again, copies(self.output, image, batch, count)):
+                self._checked.add(image)
+                return
+        self.cuts = True
+        self.notes.append(
+            f"asked about copies of image {image}, the model gives another answer than before: it depends on the batch, on "
+            "chance or on how often it is called, and so does this map"
+        )
+
+    def _from(self, layer: str, image: int) -> Callable[..., AbstractContextManager[None]]:
         """Choose how to run on from a layer: with the trunk's work handed back where that is proven, else the whole model."""
-        if layer not in self._proven:
-            self._proven[layer] = self._proof(layer)
-            if not self._proven[layer]:
-                self.notes.append(
-                    f"running on from layer {layer!r} alone does not give the model's output again, so the whole model is run "
-                    "for each question about changed maps: right, but slow"
-                )
-        return resumed if self._proven[layer] else exchanged
+        if (layer, image) not in self._proven:
+            self._proven[layer, image] = self._proof(layer, image)
+        if self._proven[layer, image]:
+            return resumed
+        note = (
+            f"running on from layer {layer!r} alone does not give the model's output again, so the whole model is run for each "
+            "question about changed maps, which is slow"
+        )
+        if note not in self.notes:
+            self.notes.append(note)
+        self._check(image)
+        return exchanged
 
-    def _proof(self, layer: str) -> bool:
+    def _proof(self, layer: str, image: int) -> bool:
         """Run on from the unchanged maps, twice over, and compare with what the model said."""
         trunk, batch = self.trunks[layer], len(self.batch.images)
         if trunk.runs != 1:
             return False
-        maps = self.recording[layer].output.detach()[:1]
+        maps = self.recording[layer].output.detach()[image : image + 1]
+        count = 3 if batch == 2 else 2
         try:
-            with torch.no_grad(), resumed(trunk, 0, batch, maps.expand(2, *maps.shape[1:]).clone()):
-                again = self.called(*self._copies(0, 2))
+            with torch.no_grad(), resumed(trunk, image, batch, maps.expand(count, *maps.shape[1:]).clone()):
+                again = self.called(*self._inputs(image, count))
         except GlowmapError:
             return False
-        return same_output(again, copies(self.output, 0, batch, 2))
+        return same_output(again, copies(self.output, image, batch, count))
 
 
 def called(module: nn.Module, batch: Batch) -> Any:
@@ -140,7 +182,19 @@ class Evidence:
     def __init__(self, run: Run, question: Target, scores: Scores) -> None:
         self._run, self._question, self._scores = run, question, scores
         self._gradients: dict[str, Tensor] | None = None
+        self._without: dict[str, PixelSets] = {}
         self._settled: dict[int, Target] = {}
+        self._held: set[tuple[int, int]] = set()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's input lies."""
+        return self._run.batch.images.device
+
+    @property
+    def notes(self) -> list[str]:
+        """What came up while evidence was made."""
+        return self._run.notes
 
     def of(self, needs: tuple[str, ...], layer: str) -> list[dict[str, Any]]:
         """Make what a method needs: once for the batch, or, for one that asks, image by image."""
@@ -171,6 +225,12 @@ class Evidence:
         if self._gradients is None:  # of all layers at once, and kept: the graph may be asked again
             self._gradients = self._run.recording.gradients(self._scores, keep_graph=True)
         return self._laid(self._gradients[layer], layer)
+
+    def without_gradient(self, layer: str) -> PixelSets:
+        """Tell in which cells no channel has a gradient: batch x space."""
+        if layer not in self._without:
+            self._without[layer] = (self.gradients(layer) == 0).all(1)
+        return self._without[layer]
 
     def curvature(self, layer: str) -> Maps:
         return self._laid(self._run.recording.curvature(self._scores, layer), layer)
@@ -268,14 +328,30 @@ class Evidence:
         if image not in self._settled:
             self._settled[image] = settled(self._question, self._run.answer, image)
         question, answer = self._settled[image], self._run.read(output, count)
+        if isinstance(question, Custom):
+            self._hold_to_copies(question, image, count)
         return checked(question.score(answer), count, question.wording(answer, 0))
+
+    def _hold_to_copies(self, question: Target, image: int, count: int) -> None:
+        """Refuse a callable that scores copies of an image otherwise than the image: it knows the batch by position."""
+        if (image, count) in self._held:
+            return
+        self._held.add((image, count))
+        answer = self._run.read(copies(self._run.output, image, len(self._run.batch.images), count), count)
+        scores, own = checked(question.score(answer), count, question.wording(answer, 0)), self._scores[image]
+        if not same_output(scores.detach(), own.detach().expand(count)):
+            raise TargetError(
+                f"the target {question.wording(answer, 0)!r} scores {count} copies of image {image} otherwise than the image "
+                "itself; a method that asks again needs a target that treats all images alike: for classes give a tensor of "
+                "labels, for others targets.Each([...])"
+            )
 
     def _chunk(self, widest: int) -> int:
         batch = self._run.batch.images
         return chunk_size(max(widest // len(batch), 1), batch.device)
 
     def _widest(self) -> int:
-        return max((trunk.widest for trunk in self._run.trunks.values()), default=self._run.batch.images.nbytes)
+        return max(self._run.batch.images.nbytes, *(trunk.widest for trunk in self._run.trunks.values()), 0)
 
     def _laid(self, tensor: Tensor, layer: str, rows: int | None = None) -> Maps:
         return wide(self._run.maps(layer, tensor, rows))
@@ -300,7 +376,10 @@ def _chunks(count: int, make: Make, size: int, text: str) -> Iterator[Tensor]:
 def _gradient(scores: Scores, of: Tensor, what: str) -> Tensor:
     if not scores.requires_grad:
         raise TargetError(f"the score carries no gradient to {what}; a target must not detach what it reads")
-    (gradient,) = torch.autograd.grad(scores.sum(), of, allow_unused=True)
+    try:
+        (gradient,) = torch.autograd.grad(scores.sum(), of, allow_unused=True)
+    except RuntimeError as error:
+        raise ModelError(f"the backward pass to {what} raised {told(error)}") from error
     if gradient is None:
         raise TargetError(f"the score does not depend on {what}")
     return gradient.detach()

@@ -18,13 +18,24 @@ from glowmap.files import file_kind, write_whole
 from glowmap.images import Picture
 from glowmap.methods.smoothing import fused
 from glowmap.metrics import energy_share
-from glowmap.render import ColourBar, Tile, follow_edges, label_legend, overlay, paint_labels, panel, ranking_tile
+from glowmap.render import (
+    DIVERGING,
+    ColourBar,
+    Tile,
+    follow_edges,
+    label_legend,
+    overlay,
+    paint_labels,
+    panel,
+    ranking_tile,
+)
 from glowmap.shapes import Flags, Heatmaps, Labels, Probabilities, RawMaps, Scores, crossed
 from glowmap.stored import pack, unpack
 from glowmap.targets import background_class, read_masks
 
 # Bilinear weights of one cell sum to 1 only up to rounding; a span below this share of the values is no heat but noise.
 _FLAT = 1e-6
+_SKEWED = 1.1  # how far a mask's rows and columns may be stretched apart before it is of something else
 OPACITY = 0.65  # of the hottest place: what lies there must still be seen
 _RESIZE = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -100,6 +111,12 @@ class Explanation:
     def _share(self, index: int, mask: Tensor) -> float:
         seen = self.pictures[index].part_of(mask) if self.pictures else None
         inside = (mask if seen is None else seen).to(self.raw.device)[None]
+        strides = [pixels / cells for pixels, cells in zip(self.input_size, inside.shape[1:], strict=True)]
+        if seen is None and max(strides) > _SKEWED * min(strides):
+            raise InputError(
+                f"a mask of {crossed(mask.shape)} has another shape than the input of {crossed(self.input_size)}; give rows x "
+                "columns of the picture, or of what the model saw at any resolution"
+            )
         return float(energy_share(_resized(self.raw[index : index + 1].relu(), tuple(inside.shape[1:])), inside))
 
     @property
@@ -115,11 +132,18 @@ class Explanation:
         ``edges`` brings the heat's borders to the picture's own edges (a guided filter), which looks finer and says no more.
         Raises OutputError where there is no picture: for signals and volumes.
         """
-        picture, heat = self._picture(index), self.heatmap[index].cpu().numpy()
+        picture, heat = self._picture(index), self._shown(index, colormap).cpu().numpy()
         if edges:
             coarse = min(a / b for a, b in zip(heat.shape, self.grid, strict=True))
             heat = follow_edges(heat, picture, max(1, round(coarse * picture.height / heat.shape[0] / 2)))
         return overlay(picture, heat, colormap=colormap, opacity=opacity)
+
+    def _shown(self, index: int, colormap: str) -> Heatmaps:
+        """Give the heat of one image; with a diverging colormap also what speaks against, 0.5 standing for nothing."""
+        if colormap not in DIVERGING:
+            return self.heatmap[index]
+        signed = _resized(self.raw[index : index + 1], self.input_size)[0]
+        return 0.5 + signed / (2 * signed.abs().max()).clamp_min(torch.finfo(signed.dtype).tiny)
 
     def panel(self, *, colormap: str = "glow", opacity: float = OPACITY, scale: int = 1) -> Image.Image:
         """Draw picture, prediction and overlay side by side, a row for each image; ``scale=2`` draws twice as large."""
@@ -342,10 +366,13 @@ def heat_tile(
 ) -> Tile:
     """Show one image's overlay, with the layer's grid and what the ends of the colour bar stand for."""
     low, high = explanation.scale(index)
+    if colormap in DIVERGING:
+        high = float(_resized(explanation.raw[index : index + 1], explanation.input_size).abs().max())
+        low = -high
     drawn = explanation.overlay(index, colormap=colormap, opacity=opacity)
     grid = f"grid {' × '.join(map(str, explanation.grid))}"
     blank = () if explanation.heatmap[index].any() else ("blank: see the notes below",)
-    bar = ColourBar(colormap, spelled(low) if low > high / 1000 else "0", spelled(high))
+    bar = ColourBar(colormap, spelled(low) if abs(low) > high / 1000 else "0", spelled(high))
     return Tile(drawn, heading, (grid, *blank), bar)
 
 

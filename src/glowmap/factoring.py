@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from glowmap.capture import borrowed
-from glowmap.errors import MethodError, TargetError
+from glowmap.errors import MethodError, ModelError, TargetError
 from glowmap.evidence import Run, wide
 from glowmap.explanation import Explanation, Explanations
 from glowmap.layers import LayerName
@@ -33,8 +33,8 @@ def concepts(
     probability; where the model has no class scores it is 0. Collins et al., ECCV 2018, arXiv:1806.10206. Raises MethodError
     for fewer than one concept, and as :func:`glowmap.explain` does.
     """
-    if count < 1:
-        raise MethodError(f"{count} concepts were asked for; ask for at least one")
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise MethodError(f"{count!r} concepts were asked for; ask for a whole number of at least one")
     explainer = Explainer(model, layer=layer)
     batch = explainer.model.read(images)
     found = []
@@ -43,6 +43,15 @@ def concepts(
         shared = explainer.shared(run, was_training)
         for name in explainer.layers:
             activations = wide(run.maps(name, run.recording[name].output.detach()))
+            most = min(activations.shape[1], activations[0, 0].numel() * (len(activations) if together else 1))
+            if count > most:
+                raise MethodError(
+                    f"{count} concepts were asked for, and layer {name!r} has at most {most} to tell apart"
+                )
+            if not activations.isfinite().all():
+                raise ModelError(
+                    f"NaN or infinity in the activations of layer {name!r}; look for overflow in the model"
+                )
             maps, vectors = factorised(activations, count, together=together)
             notes = [f"layer {name!r} has negative activations, which no concept counts"] * bool(
                 (activations < 0).any()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from glowmap.errors import InputError
 from glowmap.shapes import Images, crossed
+from glowmap.structure import mapped
 
 PictureLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 
@@ -56,6 +57,19 @@ class Batch:
     keywords: dict[str, Any]
     images: Images
     pictures: tuple[Picture, ...]
+
+    def copied(self) -> "Batch":
+        """Copy every tensor once, so that the model may write into what it is given."""
+        own: dict[int, Tensor] = {}
+
+        def copy_once(tensor: Tensor) -> Tensor:
+            if id(tensor) not in own:
+                own[id(tensor)] = tensor.detach().clone()
+            return own[id(tensor)]
+
+        arguments = tuple(mapped(value, copy_once) for value in self.arguments)
+        keywords = {name: mapped(value, copy_once) for name, value in self.keywords.items()}
+        return Batch(arguments, keywords, copy_once(self.images), self.pictures)
 
     def changed(self, change: Callable[[Images], Images]) -> "Batch":
         """Copy with other images, and whatever else the model takes as it was."""
@@ -187,8 +201,8 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
 def as_batch(images: Any, expected: str) -> Batch:
     """Take a model's own input as it is: a tensor, a tuple of arguments or a dict of keyword arguments.
 
-    The image tensor is the first floating tensor of three axes or more. Raises InputError for NaN, for no image tensor, and
-    for pictures, which a bare module cannot take (``expected`` says what can).
+    The image tensor is the first floating tensor of three axes or more, of those with most axes. Raises InputError for NaN,
+    for no image tensor, and for pictures, which a bare module cannot take (``expected`` says what can).
     """
     if isinstance(images, list) and any(isinstance(image, Tensor) for image in images):
         raise InputError(
@@ -205,15 +219,10 @@ def as_batch(images: Any, expected: str) -> Batch:
         raise InputError(
             f"no image among the tensors given ({shapes}); give batch x colour x rows x columns in floating point"
         )
-    _check_values(maps[0])
+    image = max(maps, key=lambda tensor: tensor.ndim)  # the first of those with most axes
+    _check_values(image)
     # A model may write into its input (and autograd may not save what inference mode made), so it gets copies.
-    own = {id(tensor): tensor.detach().clone() for tensor in tensors}
-    return Batch(
-        tuple(own.get(id(value), value) for value in arguments),
-        {name: own.get(id(value), value) for name, value in keywords.items()},
-        own[id(maps[0])],
-        pictures_of(maps[0]),
-    )
+    return Batch(arguments, keywords, image, pictures_of(image)).copied()
 
 
 def _check_values(images: Tensor) -> None:

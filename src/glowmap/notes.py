@@ -18,6 +18,7 @@ class Found:
     raw: RawMaps
     dead: Flags | None = None  # the score's gradient is zero in every cell
     unused: Scores | None = None  # the share of the heat on cells where it is
+    notes: tuple[str, ...] = ()  # what came up while its evidence was made
 
 
 def run_notes(run: Run, was_training: bool) -> list[str]:
@@ -45,8 +46,8 @@ def run_notes(run: Run, was_training: bool) -> list[str]:
 
 
 def map_notes(found: Found, layer: str, targets: Sequence[str]) -> list[str]:
-    """Say why a heatmap is blank, or what in it was never used, image by image."""
-    notes = []
+    """Say what came up, why a heatmap is blank, or what in it was never used, image by image."""
+    notes = list(found.notes)
     positive = found.raw.relu()
     blank, highest = is_flat(positive).tolist(), positive.flatten(1).amax(1).tolist()
     for image, (wording, nothing_shows, high) in enumerate(zip(targets, blank, highest, strict=True)):

@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeAlias, overload
 import torch
 from torch import Tensor, nn
 
-from glowmap.capture import borrowed, record, remember, tensors_in
+from glowmap.capture import borrowed, record, remember
 from glowmap.errors import MethodError, ModelError, TargetError
 from glowmap.evidence import Evidence, Run, called, wide
 from glowmap.explanation import Explanation, Explanations, Prediction
@@ -22,7 +22,8 @@ from glowmap.models import Model, as_model, read_logits
 from glowmap.notes import Found, map_notes, run_notes
 from glowmap.progress import tracked
 from glowmap.shapes import RawMaps, Scores
-from glowmap.targets import Answer, Each, Target, TargetLike, as_questions, checked, settled
+from glowmap.structure import tensors_in
+from glowmap.targets import Answer, Custom, Each, Target, TargetLike, as_questions, checked, settled
 
 MethodLike: TypeAlias = str | Method
 
@@ -89,11 +90,14 @@ def compare(
 ) -> Explanations:
     """Put one question by several methods at several layers, from one forward pass and as few backward passes as there can be.
 
-    ``methods`` are by default all that take no more than that: one forward pass, and one backward pass of the head. The
+    ``methods`` are by default all that take no more than that (but for kpca_cam, whose cost is the cube of the cells). The
     answer's ``panel()`` has a row a method and a column a layer. Raises as :func:`explain` does.
     """
+    if isinstance(methods, str | Method):
+        methods = [methods]
     if methods is None:
-        methods = [name for name, method in METHODS.items() if {*method.needs} <= {"activations", "gradients"}]
+        cheap = {"activations", "gradients"}
+        methods = [name for name, one in METHODS.items() if {*one.needs} <= cheap and name != "kpca_cam"]
     return Explainer(model, layer=layers).all(images, target=target, method=list(methods))
 
 
@@ -134,9 +138,10 @@ class Explainer:
         with torch.inference_mode(False):  # whose tensors autograd may not save
             batch = self.model.read(images)
         with borrowed(self.model.module) as was_training:
-            run = self.run(batch, layers, asks=_asks(chosen), resuming=_resumes(chosen))
+            run = self.run(batch, layers, asks=bool(kinds) or _asks(chosen), resuming=_resumes(chosen))
             shared = self.shared(run, was_training)  # before a target has its hands on the output
             asked = [(question, _score(question, run.answer)) for question in questions]
+            run.notes += _mirrored(kinds, questions, run)
             if kinds:
                 maps = self._averaged(
                     run, [question for question, _ in asked], chosen, variants(kinds, batch.images, seed)
@@ -167,24 +172,26 @@ class Explainer:
     ) -> dict[tuple[int, int, str], Found]:
         """Average the maps of changed images, laid back over each other; the questions are those of the unchanged ones."""
         sums: dict[tuple[int, int, str], RawMaps] = {}
+        notes: dict[tuple[int, int, str], dict[str, None]] = {}
+        grids = {name: run.maps(name, run.recording[name].output.detach())[:, :1] for name in run.layers}
+        grids[INPUT] = run.batch.images[:, :1]
         fixed = [Each([settled(question, run.answer, i) for i in range(run.answer.batch)]) for question in questions]
         for change in tracked(changes, len(changes), "smoothing"):
             changed = self.run(
                 run.batch.changed(change.change),
                 run.layers,
-                asks=_asks(methods),
+                asks=True,
                 resuming=_resumes(methods),
                 laid_back=partial(_back, change, run),
             )
             for number, question in enumerate(fixed):
                 evidence = Evidence(changed, question, _score(question, changed.answer))
-                for key, found in _maps(methods, evidence, run.layers).items():
-                    back = change.undo(found.raw[:, None])
-                    before = sums.get((number, *key))
-                    sums[number, *key] = (
-                        back[:, 0] if before is None else before + resized_like(back, before[:, None])[:, 0]
-                    )
-        return {key: Found(total / len(changes)) for key, total in sums.items()}
+                for (method, layer), found in _maps(methods, evidence, run.layers).items():
+                    key, back = (number, method, layer), change.undo(found.raw[:, None])
+                    back = resized_like(back, grids.setdefault(layer, back))[:, 0]
+                    sums[key] = sums[key] + back if key in sums else back
+                    notes.setdefault(key, {}).update(dict.fromkeys(found.notes))
+        return {key: Found(total / len(changes), notes=tuple(notes[key])) for key, total in sums.items()}
 
     def _explanation(
         self, run: Run, found: Found, asked: tuple[Target, Scores], method: Method, layer: str, shared: dict[str, Any]
@@ -211,13 +218,16 @@ class Explainer:
         with ExitStack() as stack:
             recording = stack.enter_context(record(layers))
             run = Run(self.model.module, batch, layers, recording, partial(self._read, batch, laid_back))
+            kind = batch.images.device.type
+            if torch.is_autocast_enabled(kind):
+                run.autocast = (True, torch.get_autocast_dtype(kind))
             if asks:
                 for name, layer in layers.items() or [(INPUT, None)]:
                     run.trunks[name] = stack.enter_context(remember(self.model.module, layer, outputs=resuming))
             # the model may write into its input, which further questions change and ask about
-            own = batch.changed(torch.clone) if asks else batch
+            own = batch.copied() if asks else batch
             run.output = called(self.model.module, own)
-            run.overwrites = own.images._version != 0
+            run.overwrites = any(given._version for given in tensors_in([own.arguments, own.keywords]))
         return run
 
     def _read(self, batch: Batch, laid_back: Callable[[Tensor], Tensor], output: Any, images: int) -> Answer:
@@ -297,29 +307,48 @@ def _places(method: Method, layers: dict[str, nn.Module]) -> list[str]:
 
 def _map(method: Method, evidence: Evidence, layer: str) -> Found:
     """Apply a method, and refuse what is not finite."""
+    before = len(evidence.notes)
     parts = evidence.of(method.needs, layer)
-    raw = torch.cat([method(**part) for part in parts])
+    with torch.autocast(evidence.device.type, enabled=False):  # a method's arithmetic is done where it is safe
+        raw = torch.cat([method(**part) for part in parts])
+    notes = tuple(evidence.notes[before:])
+    del evidence.notes[before:]  # they are of this map alone
     if not raw.isfinite().all():  # what is not finite in the evidence shows in the map: one small test for all
         tensors = [kind for kind, value in parts[0].items() if isinstance(value, Tensor)]
         known = {kind: torch.cat([part[kind] for part in parts]) for kind in tensors}
         _refuse_not_finite({**known, f"{method.name} map": raw}, layer)
     if "gradients" not in method.needs:
-        return Found(raw)
-    zero = (evidence.gradients(layer) == 0).all(1)
+        return Found(raw, notes=notes)
+    zero = evidence.without_gradient(layer)
     unused = energy_share(raw.relu(), zero) if raw.shape == zero.shape else None
-    return Found(raw, zero.flatten(1).all(1), unused)
+    return Found(raw, zero.flatten(1).all(1), unused, notes)
 
 
 def _back(change: Variant, run: Run, logits: Tensor) -> Tensor:
     """Lay what a dense model says of a changed image over what it says of the image itself."""
-    return logits if logits.ndim < 3 else resized_like(change.undo(logits), run.answer.logits)
+    dense = logits.ndim > 2 and logits[0, 0].numel() > 1
+    return resized_like(change.undo(logits), run.answer.logits) if dense else logits
+
+
+def _mirrored(kinds: Sequence[str], questions: Sequence[Target], run: Run) -> list[str]:
+    """Caution against callables that pick places: they get what the model says of the changed image as it is."""
+    one_by_one = [one for q in questions for one in (q.all() if isinstance(q, Each) else [q])]
+    picks = [one for one in one_by_one if isinstance(one, Custom)]
+    if not picks or not {"flips", "scales"} & {*kinds} or (run.dense is False):
+        return []
+    return [
+        f"{picks[0].wording(run.answer, 0)} reads the model's output for flipped or resized images as it is: if it picks "
+        "places, it asks about others there; targets.Pixels asks about the same"
+    ]
 
 
 def _smoothing(smooth: Any) -> list[str]:
-    names = [smooth] if isinstance(smooth, str) else list(smooth)
+    names = [smooth] if isinstance(smooth, str) else smooth
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise MethodError(f"smooth is a name ({', '.join(SMOOTHING)}) or a list of names, not {smooth!r}")
     for name in names:
         SMOOTHING[name]
-    return names
+    return list(names)
 
 
 def _refuse_not_finite(evidence: dict[str, Tensor], layer: str) -> NoReturn:

@@ -74,9 +74,10 @@ class Portrait:
     honest: Explanation
     shortcut: Explanation
 
-    def shares(self, explanation: Explanation) -> tuple[float, float]:
-        """Compute the shares of the heat on the mark and on the object."""
-        return explanation.share(self.mark)[0], explanation.share(self.scene.mask(self.kind))[0]
+    def shares(self, explanation: Explanation) -> list[tuple[float, float]]:
+        """Compute the shares of the heat on the mark and on the object, each with chance: its share of the picture."""
+        places = (self.mark, self.scene.mask(self.kind))
+        return [(explanation.share(place)[0], float(place.mean())) for place in places]
 
     def pictures(self) -> list[Image.Image]:
         """Give the picture and the heat of the honest and of the shortcut model, with nothing written on them."""

@@ -157,7 +157,7 @@ def byun_and_lee(A, F, kernel=((1 / 16, 1 / 8, 1 / 16), (1 / 8, 1 / 4, 1 / 8), (
             if all(0 <= p < side for p, side in zip(place, kernel.shape, strict=True)):
                 new[(k, *uv)] = A[(k, *uv)] * kernel[place]
         L[ij] = F(new)
-    return L
+    return L - L.min()  # the paper stretches it to [0, 1]
 
 
 @replicates("opti_cam")
@@ -207,7 +207,7 @@ def petsiuk(x, f, grids, shifts, p):
         score = f(seen_through(x, M))
         for ij in spots(S.shape):
             S[ij] += score * M[ij] / (p * len(masks))
-    return S
+    return S - S.min()  # the paper shows it stretched to [0, 1]
 
 
 @replicates("d_rise")
@@ -217,7 +217,7 @@ def petsiuk_for_detectors(x, similarity, grids, shifts):
         w = similarity(seen_through(x, M))
         for ij in spots(H.shape):
             H[ij] += w * M[ij]
-    return H
+    return H - H.min()  # the paper shows it stretched to [0, 1]
 
 
 @replicates("occlusion")

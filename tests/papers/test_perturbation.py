@@ -254,10 +254,10 @@ def test_d_rise_is_the_papers_over_a_constant(size):
     assert_twin(found.raw, batch, model, lambda one: twin(one.x, one.f, *drawn(size, **knobs)) / (9 * 0.6))
 
 
-def test_rise_with_everything_kept_is_the_score():
+def test_rise_with_everything_kept_tells_no_place_from_another():
     model, batch = made((7, 9))
     found = explained(model, batch, "rise", layer=None, masks=5, keep=1.0)
-    torch.testing.assert_close(found.raw, found.scores.detach()[:, None, None].expand(2, 7, 9), rtol=1e-9, atol=0)
+    assert float(found.raw.abs().max()) < 1e-12 * float(found.scores.abs().max())
 
 
 class Patch(nn.Module):

@@ -2,9 +2,7 @@
 
 from glowmap.capture.borrow import borrowed as borrowed
 from glowmap.capture.record import Recording as Recording
-from glowmap.capture.record import mapped as mapped
 from glowmap.capture.record import record as record
-from glowmap.capture.record import tensors_in as tensors_in
 from glowmap.capture.resume import Trunk as Trunk
 from glowmap.capture.resume import copies as copies
 from glowmap.capture.resume import exchanged as exchanged

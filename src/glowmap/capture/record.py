@@ -3,7 +3,6 @@
 Hooks stay only as long as a forward pass (:func:`record`).
 """
 
-import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from glowmap.errors import LayerError, ModelError, TargetError, told
 from glowmap.shapes import Scores, crossed
+from glowmap.structure import replaced, tensors_in
 
 
 @dataclass
@@ -147,18 +147,6 @@ def _keeping(recording: Recording, name: str) -> Callable[[nn.Module, Any, Any],
     return keep
 
 
-def tensors_in(output: Any) -> Iterator[Tensor]:
-    """Walk through tensors in tuples, lists and mappings, however nested."""
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        for value in output.values():
-            yield from tensors_in(value)
-    elif isinstance(output, list | tuple):
-        for value in output:
-            yield from tensors_in(value)
-
-
 def maps_in(output: Any, name: str) -> Tensor:
     """Find the one tensor in a layer's output that can be maps: floating point, with at least one axis after the channels."""
     maps = [tensor for tensor in tensors_in(output) if tensor.ndim >= 3 and tensor.is_floating_point()]
@@ -178,27 +166,6 @@ def maps_in(output: Any, name: str) -> Tensor:
             "remove that, or name a layer after it"
         )
     return maps[0]
-
-
-def replaced(output: Any, old: Tensor, new: Tensor) -> Any:
-    """Copy an output with one tensor exchanged."""
-    return mapped(output, lambda tensor: new if tensor is old else tensor)
-
-
-def mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """Apply a function to every tensor in tuples, lists and mappings, however nested; anything else stays as it is."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, Mapping):
-        copied: Any = copy.copy(value)
-        for key, part in value.items():
-            copied[key] = mapped(part, function)
-        return copied
-    if isinstance(value, tuple) and hasattr(value, "_fields"):  # a named tuple takes its fields one by one
-        return type(value)(*(mapped(part, function) for part in value))
-    if isinstance(value, list | tuple):
-        return type(value)(mapped(part, function) for part in value)
-    return value
 
 
 def _listed(names: list[str]) -> str:

@@ -3,6 +3,7 @@
 Methods that ask the model again about changed maps would else pay for the trunk each time.
 """
 
+import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glowmap.capture.record import mapped, maps_in, replaced, tensors_in
+from glowmap.capture.record import maps_in
+from glowmap.errors import LayerError
+from glowmap.structure import mapped, replaced, tensors_in
 
 # An output of a batch may differ by rounding from that of its images; more than this share of its range is another output.
 _SAME = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -36,13 +39,16 @@ def remember(model: nn.Module, layer: nn.Module | None, *, outputs: bool = True)
 
     Without a layer, or with ``outputs`` off, only the sizes are remembered, which takes no memory.
     """
-    trunk = Trunk(layer)
+    trunk, owner = Trunk(layer), threading.get_ident()
     begun: list[int] = []  # how many outputs were known when each module that is still running began
 
     def begin(_module: nn.Module, _inputs: Any) -> None:
-        begun.append(len(trunk.finished))
+        if threading.get_ident() == owner:  # another thread that runs the same module is none of our business
+            begun.append(len(trunk.finished))
 
     def finish(module: nn.Module, _inputs: Any, output: Any) -> None:
+        if threading.get_ident() != owner:
+            return
         before = begun.pop()
         size = sum(tensor.nbytes for tensor in tensors_in(output))
         trunk.widest = max(trunk.widest, size)
@@ -66,35 +72,48 @@ def remember(model: nn.Module, layer: nn.Module | None, *, outputs: bool = True)
 def resumed(trunk: Trunk, image: int, batch: int, maps: Tensor) -> Iterator[None]:
     """Let the model, when it is run inside on ``len(maps)`` copies of one image's input, begin at the layer with these maps.
 
-    ``batch`` is how many images the trunk was remembered for; ``maps`` are laid out as the layer's own output.
+    ``batch`` is how many images the trunk was remembered for; ``maps`` are laid out as the layer's own output. Raises LayerError
+    where the model went another way than before, past the layer (a fused path) or past what was handed back.
     """
+    assert trunk.layer is not None
     known: dict[nn.Module, deque[Any]] = defaultdict(deque)
     for module, output in trunk.finished:
-        known[module].append(output)
+        known[module].append(copies(output, image, batch, len(maps)))
+    known[trunk.layer] = deque([_exchanged(trunk.output, image, batch, maps)])
     with ExitStack() as patched:
         for module, outputs in known.items():
-            patched.enter_context(_forward(module, _handing_back(module, outputs, image, batch, len(maps))))
-        assert trunk.layer is not None
-        patched.enter_context(_forward(trunk.layer, lambda *_, **__: _exchanged(trunk.output, image, batch, maps)))
+            patched.enter_context(_forward(module, _handing_back(module, outputs)))
         yield
+    if any(known.values()):
+        raise LayerError("the model did not run as before; name a module whose forward it calls")
 
 
 @contextmanager
 def exchanged(trunk: Trunk, image: int, batch: int, maps: Tensor) -> Iterator[None]:
-    """Let the whole model run inside, but for the layer's output, which becomes these maps at its last run."""
-    runs = 0
+    """Let the whole model run inside, but for the layer's output, which becomes these maps at its last run.
 
-    def exchange(*_: Any) -> Any:
-        nonlocal runs
-        runs += 1
-        return _exchanged(trunk.output, image, batch, maps) if runs == trunk.runs else None
-
+    Raises LayerError where the layer runs another number of times than before.
+    """
     assert trunk.layer is not None
+    runs, owner = 0, threading.get_ident()
+
+    def exchange(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        nonlocal runs
+        if threading.get_ident() != owner:
+            return None
+        runs += 1
+        return replaced(output, maps_in(output, "the layer"), maps) if runs == trunk.runs else None
+
     handle = trunk.layer.register_forward_hook(exchange)
     try:
         yield
     finally:
         handle.remove()
+    if runs != trunk.runs:
+        raise LayerError(
+            f"the layer ran {trunk.runs} times for the images and {runs} times for copies of one; name a layer that always "
+            "runs as often"
+        )
 
 
 def copies(value: Any, image: int, batch: int, count: int) -> Any:
@@ -123,13 +142,13 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return bool((one - other).abs().max() <= _SAME.get(one.dtype, 1e-4) * max(span, float(one.abs().max()), 1e-30))
 
 
-def _handing_back(module: nn.Module, outputs: "deque[Any]", image: int, batch: int, count: int) -> Callable[..., Any]:
-    own = module.forward
-    waiting = deque(outputs)
+def _handing_back(module: nn.Module, waiting: "deque[Any]") -> Callable[..., Any]:
+    own, owner = module.forward, threading.get_ident()
 
     def forward(*arguments: Any, **keywords: Any) -> Any:
-        # a module that is called again after the layer (a shared activation) computes then
-        return copies(waiting.popleft(), image, batch, count) if waiting else own(*arguments, **keywords)
+        # a module that is called again after the layer (a shared activation), or by another thread, computes
+        mine = waiting and threading.get_ident() == owner
+        return waiting.popleft() if mine else own(*arguments, **keywords)
 
     return forward
 

@@ -52,7 +52,9 @@ class Bundled:
     def save(self, module: nn.Module, folder: Path) -> None:
         """Write a module's weights in half precision, which halves the package and moves no figure of the report."""
         state = module.state_dict()
-        save_file({name: _halved(tensor.contiguous()) for name, tensor in state.items()}, folder / self.file)
+        path = folder / self.file
+        save_file({name: _halved(tensor.contiguous()) for name, tensor in state.items()}, path)
+        path.chmod(0o644)  # others may read it, as they may any other file of the package
 
 
 BUNDLED: Shelf[Bundled] = Shelf("demo model", ModelError)

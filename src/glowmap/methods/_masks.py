@@ -31,6 +31,17 @@ def between(maps: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return torch.where(span == 0, 0, (maps - low) / span.masked_fill(span == 0, 1))
 
 
+def above_least(maps: Tensor) -> Tensor:
+    """Count a map of scores from its least value, so that the heatmap's ReLU cuts nothing off."""
+    return maps - maps.flatten(1).amin(1).reshape(-1, *[1] * (maps.ndim - 1))
+
+
+def told_apart(scores: Tensor, changed: Tensor) -> Tensor:
+    """Subtract scores, and give 0 where the difference is no more than their rounding, which would pass for a map."""
+    drops = scores - changed
+    return torch.where(drops.abs() > 16 * torch.finfo(drops.dtype).eps * scores.abs(), drops, 0)
+
+
 def stretched(maps: Tensor) -> Tensor:
     """Stretch each map of batch x channel x space to [0, 1]; one that is flat has nothing to show and becomes zero."""
     space = tuple(range(2, maps.ndim))

@@ -28,6 +28,7 @@ method of ``Evidence`` in ``evidence.py``.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -84,6 +85,7 @@ class Method:
     knobs: Mapping[str, Any]
     use: str
     paper: str
+    passes: str = ""  # that it takes beside the first, where its evidence does not tell
     chosen: Mapping[str, Any] = field(default_factory=dict)
     principal: bool = False  # the channels' first principal component in the place of their sum
 
@@ -95,7 +97,9 @@ class Method:
     @property
     def price(self) -> str:
         """What the evidence costs, in passes of the model."""
-        prices = list(dict.fromkeys(price for evidence, price in EVIDENCE.items() if evidence in self.needs))
+        if self.passes:
+            return f"1 forward + {self.passes}"
+        prices = [price for evidence, price in EVIDENCE.items() if evidence in self.needs]
         return " + ".join(dict.fromkeys(["1 forward", *prices]))
 
     @cached_property
@@ -118,7 +122,22 @@ class Method:
         for name in knobs:
             if name not in self.knobs:
                 raise MethodError(f"{self.name} has no knob {name!r}; {near_names(name, self.knobs)}")
+            self._check(name, knobs[name])
         return replace(self, chosen={**self.chosen, **knobs})
+
+    def _check(self, name: str, value: Any) -> None:
+        """Refuse a value of another kind than the knob's default; None stands for a number that is found by itself."""
+        default = self.knobs[name]
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        whole = number and isinstance(value, int)
+        fits = {bool: isinstance(value, bool), int: whole, float: number, str: isinstance(value, str)}
+        if not fits.get(type(default), value is None or number):
+            kind = (
+                "a number or None"
+                if default is None
+                else {int: "a whole number"}.get(type(default), type(default).__name__)
+            )
+            raise MethodError(f"{name} of {self.name} is {kind} (by default {default}), not {value!r}")
 
     def __call__(self, **evidence: Any) -> RawMaps:
         """Apply the method to its evidence, and add up its channels where it leaves that open."""
@@ -134,8 +153,11 @@ class Method:
 METHODS: Shelf[Method] = Shelf("method", MethodError)
 
 
-def method(*, paper: str, use: str) -> Callable[[Callable[..., RawMaps]], Callable[..., RawMaps]]:
-    """Put a function on the shelf under its own name; a parameter that names no evidence is a TypeError at import."""
+def method(*, paper: str, use: str, passes: str = "") -> Callable[[Callable[..., RawMaps]], Callable[..., RawMaps]]:
+    """Put a function on the shelf under its own name; a parameter that names no evidence is a TypeError at import.
+
+    ``passes`` says what a method that asks costs beside the first forward pass, with its default knobs.
+    """
 
     def put(function: Callable[..., RawMaps]) -> Callable[..., RawMaps]:
         parameters = inspect.signature(function).parameters
@@ -148,7 +170,7 @@ def method(*, paper: str, use: str) -> Callable[[Callable[..., RawMaps]], Callab
                 )
         if not inspect.getdoc(function):
             raise TypeError(f"{function.__name__} has no docstring; its first sentence is what users choose by")
-        METHODS.put(function.__name__, Method(function.__name__, function, needs, knobs, use, paper))
+        METHODS.put(function.__name__, Method(function.__name__, function, needs, knobs, use, paper, passes))
         return function
 
     return put

@@ -16,6 +16,9 @@ Facing: TypeAlias = Literal["mean", "peak"]
 
 # Of the maps' own size: what their mean over channels says below this is rounding, as after a layer norm, where it is zero.
 _SAYS_NOTHING = 1e-6
+_SMALL = 96  # a matrix up to this size is decomposed whole
+_ROUNDS, _BETWEEN_CHECKS = 8, 8
+_SETTLED = 1e-13  # of the eigenvalue: an eigenvector this good is as good as the solver's
 
 
 def centred(maps: Maps) -> Tensor:
@@ -65,8 +68,40 @@ def _exact(maps: Maps) -> Maps:
 def _leading(symmetric: Tensor) -> tuple[Tensor, Tensor]:
     """Find the largest eigenvalue and its eigenvector of each matrix of a batch; NaN where one is not finite."""
     wrong = ~symmetric.isfinite().all(2).all(1)[:, None]
-    values, vectors = torch.linalg.eigh(symmetric.masked_fill(wrong[:, None], 0.0))
-    return values[:, -1], vectors[:, :, -1].masked_fill(wrong, torch.nan)
+    pairs = [_largest_pair(matrix) for matrix in symmetric.masked_fill(wrong[:, None], 0.0)]
+    values, vectors = (torch.stack(parts) for parts in zip(*pairs, strict=True))
+    return values, vectors.masked_fill(wrong, torch.nan)
+
+
+def _largest_pair(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    found = _lanczos(matrix) if len(matrix) > _SMALL else None
+    if found is not None:
+        return found
+    values, vectors = torch.linalg.eigh(matrix)
+    return values[-1], vectors[:, -1]
+
+
+def _lanczos(matrix: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Look for the largest eigenpair in a Krylov space (Lanczos 1950, every vector made orthogonal to all before it).
+
+    One pair costs a few dozen products with the matrix, where all pairs cost its cube. None where it does not settle: the two
+    largest eigenvalues lie too near each other.
+    """
+    start = torch.randn(len(matrix), generator=torch.Generator().manual_seed(0), dtype=matrix.dtype).to(matrix.device)
+    basis = (start / start.norm())[:, None]
+    for _ in range(_ROUNDS):
+        for _ in range(_BETWEEN_CHECKS):
+            vector = matrix @ basis[:, -1]
+            for _ in range(2):  # once leaves rounding behind
+                vector = vector - basis @ (basis.mT @ vector)
+            if not vector.norm() > 0:
+                return None  # the space is full, as of a matrix of zeros
+            basis = torch.cat([basis, (vector / vector.norm())[:, None]], 1)
+        value, vector = (parts[..., -1] for parts in torch.linalg.eigh(basis.mT @ matrix @ basis))
+        vector = basis @ vector
+        if (matrix @ vector - value * vector).norm() <= _SETTLED * value.abs():
+            return value, vector / vector.norm()
+    return None
 
 
 def _turned(component: Tensor, cells: Tensor, facing: Facing) -> Tensor:

@@ -24,7 +24,10 @@ _POOLS: dict[str, dict[int, Callable[..., Tensor]]] = {  # by the number of the 
 }
 
 
-@method(paper="Selvaraju et al., ICCV 2017, arXiv:1610.02391, eq. 1 and 2", use="the last layer of a classifier")
+@method(
+    paper="Selvaraju et al., ICCV 2017, arXiv:1610.02391, eq. 1 and 2",
+    use="the last layer of a classifier",
+)
 def grad_cam(activations: Maps, gradients: Maps) -> Maps:
     """Weigh each channel by its mean gradient: the one that everybody knows.
 
@@ -58,7 +61,10 @@ def layer_cam(activations: Maps, gradients: Maps) -> Maps:
     return gradients.relu() * activations
 
 
-@method(paper="Chattopadhyay et al., WACV 2018, arXiv:1710.11063, eq. 19", use="several objects of one class")
+@method(
+    paper="Chattopadhyay et al., WACV 2018, arXiv:1710.11063, eq. 19",
+    use="several objects of one class",
+)
 def grad_cam_pp(activations: Maps, gradients: Maps) -> Maps:
     """Weigh small and large active regions more alike, by positive gradients: for several objects of one class.
 
@@ -93,7 +99,10 @@ def xgrad_cam(activations: Maps, gradients: Maps) -> Maps:
     return weights * activations
 
 
-@method(paper="pytorch-grad-cam, GradCAMElementWise; no paper", use="only what speaks for the score, cell by cell")
+@method(
+    paper="pytorch-grad-cam, GradCAMElementWise; no paper",
+    use="only what speaks for the score, cell by cell",
+)
 def elementwise_grad_cam(activations: Maps, gradients: Maps) -> Maps:
     """Add up only what speaks for the score in each cell: HiResCAM that no channel can cancel.
 
@@ -127,7 +136,10 @@ def seg_eigen_cam(activations: Maps, gradients: Maps) -> RawMaps:
     return principal_component(gradients.abs() * activations, facing="peak")
 
 
-@method(paper="Hasany et al., CVPR Workshops 2023, the definition of Seg-XRes-CAM", use="segmentation: between the two")
+@method(
+    paper="Hasany et al., CVPR Workshops 2023, the definition of Seg-XRes-CAM",
+    use="segmentation: between the two",
+)
 def seg_xres_cam(activations: Maps, gradients: Maps, *, window: int = 2, pooling: str = "mean") -> Maps:
     """Weigh each cell by the gradients in a window around it: between HiResCAM and Grad-CAM, for segmentation.
 
@@ -148,7 +160,11 @@ def seg_xres_cam(activations: Maps, gradients: Maps, *, window: int = 2, pooling
     return weights * activations
 
 
-@method(paper="Cai, 2025, arXiv:2501.06261, the definition of ShapleyCAM", use="heads that bend, at twice the price")
+@method(
+    paper="Cai, 2025, arXiv:2501.06261, the definition of ShapleyCAM",
+    use="heads that bend, at twice the price",
+    passes="3 backward of the head",
+)
 def shapley_cam(activations: Maps, gradients: Maps, curvature: Maps) -> Maps:
     """Weigh each channel by its gradient, set right by the head's curvature: Grad-CAM for heads that bend.
 
@@ -160,7 +176,11 @@ def shapley_cam(activations: Maps, gradients: Maps, curvature: Maps) -> Maps:
     return weights * activations
 
 
-@method(paper="Omeiza et al., 2019, arXiv:1908.01224, its weights", use="smoother Grad-CAM++, for more passes")
+@method(
+    paper="Omeiza et al., 2019, arXiv:1908.01224, its weights",
+    use="smoother Grad-CAM++, for more passes",
+    passes="8 both ways",
+)
 def smooth_grad_cam_pp(
     activations: Maps,
     images: Images,
@@ -193,6 +213,7 @@ def smooth_grad_cam_pp(
 @method(
     paper="Sattarzadeh et al., ICASSP 2021, arXiv:2102.07805, its path in the layer's maps",
     use="scores that saturate",
+    passes="16 of the head, both ways",
 )
 def integrated_grad_cam(activations: Maps, gradients_of_maps: Ask, *, steps: int = 16) -> Maps:
     """Average Grad-CAM's weights on the way from no activation to the full one: for scores that saturate.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from glowmap.errors import MethodError
-from glowmap.methods._masks import along, at_least, enlarged, masked, products
+from glowmap.methods._masks import above_least, along, at_least, enlarged, masked, products, told_apart
 from glowmap.methods._method import Ask, method
 from glowmap.shapes import Images, RawMaps, Scores
 
@@ -21,6 +21,7 @@ _SUMMED_AT_ONCE = 64
 @method(
     paper="Petsiuk, Das and Saenko, BMVC 2018, arXiv:1806.07421, section 3",
     use="a black box: a judge of the other methods",
+    passes="2000",
 )
 def rise(
     images: Images, rescore_images: Ask, *, masks: int = 2000, cells: int = 7, keep: float = 0.5, seed: int = 0
@@ -30,7 +31,7 @@ def rise(
     ``1/(p N) sum_n s(x * M_n) M_n``. A mask is a grid of ``cells`` along each axis, each 1 with probability p =
     ``keep`` and else 0, enlarged bilinearly to one cell more than the image and shifted at random within one; drawn from
     ``seed``, N = ``masks`` times. The error falls with the root of N. Every place has a share of the mean score, so that it
-    is the differences within the map that tell, not its sign.
+    is the differences within the map that tell: its least value is taken off.
     """
     return _scored_masks(images, rescore_images, masks, cells, keep, seed)
 
@@ -38,6 +39,7 @@ def rise(
 @method(
     paper="Petsiuk et al., CVPR 2021, arXiv:2006.03204, section 3",
     use="detectors, with a target that compares detections",
+    passes="5000",
 )
 def d_rise(
     images: Images, rescore_images: Ask, *, masks: int = 5000, cells: int = 16, keep: float = 0.5, seed: int = 0
@@ -54,6 +56,7 @@ def d_rise(
 @method(
     paper="Zeiler and Fergus, ECCV 2014, arXiv:1311.2901, section 4.2",
     use="a plain question: what if this were hidden?",
+    passes="1 a window, some 200",
 )
 def occlusion(
     images: Images,
@@ -84,7 +87,7 @@ def occlusion(
     def make(part: slice) -> Tensor:
         return torch.where(products(windows, part) > 0, value, images)
 
-    drops = (scores - rescore_images(counts.numel(), make)).reshape(counts)
+    drops = told_apart(scores, rescore_images(counts.numel(), make)).reshape(counts)
     return (along(drops, windows) / along(torch.ones_like(drops), windows))[None]
 
 
@@ -99,7 +102,7 @@ def _scored_masks(images: Tensor, ask: Ask, count: int, cells: int, keep: float,
     for start in range(0, count, _SUMMED_AT_ONCE):  # made again rather than kept: all of them are gigabytes
         part = slice(start, min(start + _SUMMED_AT_ONCE, count))
         total += torch.tensordot(scores[part].to(total.dtype), make(part)[:, 0], 1)
-    return (total / (count * keep))[None]
+    return above_least((total / (count * keep))[None])
 
 
 def _random_masks(images: Tensor, count: int, cells: int, keep: float, seed: int) -> Callable[[slice], Tensor]:

@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 
 from glowmap.errors import MethodError
-from glowmap.methods._masks import along, at_least, between, enlarged, masked, products, stretched
+from glowmap.methods._masks import (
+    above_least,
+    along,
+    at_least,
+    between,
+    enlarged,
+    masked,
+    products,
+    stretched,
+    told_apart,
+)
 from glowmap.methods._method import Ask, method
 from glowmap.shapes import Images, Maps, RawMaps
 
@@ -18,6 +28,7 @@ from glowmap.shapes import Images, Maps, RawMaps
 @method(
     paper="Wang et al., CVPR workshops 2020, arXiv:1910.01279, algorithm 1",
     use="no gradients to be had, or none that are trusted",
+    passes="1 a channel",
 )
 def score_cam(activations: Maps, images: Images, rescore_images: Ask, *, corners: bool = False) -> Maps:
     """Weigh each channel by the score of the image seen through it: needs no gradient.
@@ -39,6 +50,7 @@ def score_cam(activations: Maps, images: Images, rescore_images: Ask, *, corners
 @method(
     paper="Wang et al., 2020, arXiv:2006.14255, the variant with noise on the maps",
     use="Score-CAM with weights that hang less on one mask; slow",
+    passes="35 a channel",
 )
 def ss_cam(
     activations: Maps, images: Images, rescore_images: Ask, *, samples: int = 35, spread: float = 2.0, seed: int = 0
@@ -65,6 +77,7 @@ def ss_cam(
 @method(
     paper="Naidu et al., 2020, arXiv:2010.03023, the definition of IS-CAM",
     use="Score-CAM for scores that saturate; slow",
+    passes="10 a channel",
 )
 def is_cam(activations: Maps, images: Images, rescore_images: Ask, *, steps: int = 10) -> Maps:
     """Weigh each channel by its mean score as its mask grows from nothing to full strength: Score-CAM, integrated.
@@ -88,6 +101,7 @@ def is_cam(activations: Maps, images: Images, rescore_images: Ask, *, steps: int
 @method(
     paper="Chen et al., ACCV 2022, the definition of gScoreCAM",
     use="CLIP's convolutional towers; Score-CAM on wide layers",
+    passes="1 backward of the head + 300",
 )
 def gscore_cam(
     activations: Maps, images: Images, gradients: Maps, rescore_images: Ask, *, channels: int = 300
@@ -105,6 +119,7 @@ def gscore_cam(
 @method(
     paper="Zhang, Rao and Yang, 2021, arXiv:2103.13859, the definition of Group-CAM",
     use="Score-CAM's kind of map in some thirty passes",
+    passes="1 backward of the head + 33",
 )
 def group_cam(
     activations: Maps,
@@ -145,6 +160,7 @@ def group_cam(
 @method(
     paper="Desai and Ramaswamy, WACV 2020, the weights of Ablation-CAM",
     use="gradients that saturate, or are not to be had",
+    passes="1 of the head a channel",
 )
 def ablation_cam(activations: Maps, scores: Tensor, rescore_maps: Ask) -> Maps:
     """Weigh each channel by how far the score falls without it: a faithful weight without a gradient.
@@ -160,31 +176,34 @@ def ablation_cam(activations: Maps, scores: Tensor, rescore_maps: Ask) -> Maps:
         maps[torch.arange(len(without)), without] = 0
         return maps
 
-    return _weighed(activations, scores - rescore_maps(activations.shape[1], make))
+    return _weighed(activations, told_apart(scores, rescore_maps(activations.shape[1], make)))
 
 
 @method(
     paper="Byun and Lee, 2022, arXiv:2209.14074, the definition of Recipro-CAM",
-    use="no gradients to be had, and a hurry: one pass of the head a cell",
+    use="no gradients to be had, and few cells",
+    passes="1 of the head a cell",
 )
 def recipro_cam(activations: Maps, rescore_maps: Ask, *, radius: int = 1) -> RawMaps:
     """Score each cell alone with its nearest neighbours: no gradient, and a pass of the head for each cell.
 
-    The map at cell ij is ``s(A * g_ij)``, with g_ij the Gaussian of 3 x 3 cells around ij whose factors along an axis are 1/4,
-    1/2, 1/4, cut off at the edges, 0 elsewhere. Another ``radius`` takes the binomial factors of that width; 0 leaves the cell
-    alone. An axis of one cell has no neighbours and no factor. The authors' code spreads the vector of the centre cell over
-    the window; the paper, as here, multiplies the maps. They show class probabilities; here it is whatever score is asked for.
+    The map at cell ij is ``s(A * g_ij)``, less the least of them, since it is their order that tells; g_ij is the Gaussian of
+    3 x 3 cells around ij whose factors along an axis are 1/4, 1/2, 1/4, cut off at the edges, 0 elsewhere. Another ``radius``
+    takes the binomial factors of that width; 0 leaves the cell alone. An axis of one cell has no neighbours and no factor. The
+    authors' code spreads the vector of the centre cell over the window; the paper, as here, multiplies the maps. They show class
+    probabilities, stretched to [0, 1]; here it is whatever score is asked for.
     """
     at_least(0, radius=radius)
     space = activations.shape[2:]
     bells = [_bell(side, radius, activations) for side in space]
     scores: Tensor = rescore_maps(space.numel(), lambda part: activations * products(bells, part))
-    return scores.to(activations.dtype).reshape(1, *space)
+    return above_least(scores.to(activations.dtype).reshape(1, *space))
 
 
 @method(
     paper="Zhang et al., 2023, arXiv:2301.07002, the definition of Opti-CAM",
     use="the mask of the layer's maps that the model likes best",
+    passes="50 both ways",
 )
 def opti_cam(activations: Maps, images: Images, input_gradients: Ask, *, steps: int = 50, rate: float = 0.1) -> Maps:
     """Look for the weights whose map, as a mask, raises the score most: what suffices for the model, place by place.

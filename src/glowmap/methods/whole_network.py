@@ -26,6 +26,7 @@ _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 @method(
     paper="Simonyan et al., ICLR workshop 2014, arXiv:1312.6034, section 3.1",
     use="single pixels; passes the sanity checks, but is noisy",
+    passes="1 both ways",
 )
 def input_gradient(images: Images, input_gradients: Ask) -> RawMaps:
     """Take the gradient by the image itself: the plainest answer to which pixels the score reacts to, and a noisy one.
@@ -41,6 +42,7 @@ def input_gradient(images: Images, input_gradients: Ask) -> RawMaps:
 @method(
     paper="Sundararajan et al., ICML 2017, arXiv:1703.01365, eq. 1",
     use="shares that add up to the score; partly shows the image whatever was learned",
+    passes="32 both ways",
 )
 def integrated_gradients(images: Images, input_gradients: Ask, *, steps: int = 32, baseline: float = 0.0) -> RawMaps:
     """Add up gradients on the way from a blank image to this one: every pixel's share of the score, with its sign.
@@ -67,6 +69,7 @@ def integrated_gradients(images: Images, input_gradients: Ask, *, steps: int = 3
 @method(
     paper="Smilkov et al., 2017, arXiv:1706.03825, the definition of SmoothGrad",
     use="single pixels, less noise; passes the sanity checks as the gradient does",
+    passes="32 both ways",
 )
 def smooth_grad(
     images: Images, input_gradients: Ask, *, samples: int = 32, spread: float = 0.15, seed: int = 0
@@ -98,6 +101,7 @@ def smooth_grad(
 @method(
     paper="Springenberg et al., ICLR workshop 2015, arXiv:1412.6806, section 3.4",
     use="crisp pictures; fails the sanity checks: shows edges whatever was learned",
+    passes="1 both ways",
 )
 def guided_backprop(guided_gradients: Images) -> RawMaps:
     """Let only positive gradients back through every ReLU: crisp edges, which say little of this class or these weights.
@@ -114,6 +118,7 @@ def guided_backprop(guided_gradients: Images) -> RawMaps:
 @method(
     paper="Selvaraju et al., ICCV 2017, arXiv:1610.02391, the definition of Guided Grad-CAM",
     use="figures: edges where Grad-CAM is hot; fails the sanity checks, as guided_backprop does",
+    passes="1 backward of the head + 1 both ways",
 )
 def guided_grad_cam(activations: Maps, gradients: Maps, guided_gradients: Images) -> PixelMaps:
     """Multiply guided backprop with the enlarged Grad-CAM: the image's edges, where the layer found the class.
@@ -134,6 +139,7 @@ def guided_grad_cam(activations: Maps, gradients: Maps, guided_gradients: Images
 @method(
     paper="Srinivas and Fleuret, NeurIPS 2019, arXiv:1905.00780, the definition of FullGrad",
     use="fine detail of ReLU networks; counts the biases too; partly shows the image whatever was learned",
+    passes="1 both ways",
 )
 def full_grad(bias_gradients: Sequence[Tensor]) -> RawMaps:
     """Add up what the image and every bias of the network did to the score: complete for networks of ReLUs.
@@ -168,6 +174,7 @@ def _spread_out(term: Maps, size: torch.Size) -> PixelMaps:
 @method(
     paper="Englebert et al., ICPR 2022, arXiv:2204.13359, PCAM+, PCAM- and PCAM+/-",
     use="sharp maps from several layers at once; slow: two passes a channel; no gradient to be fooled by",
+    passes="2 a channel of every layer",
 )
 def poly_cam(
     images: Images, scores: Scores, activations_of_layers: list[Tensor], rescore_images: Ask, *, weights: str = "both"

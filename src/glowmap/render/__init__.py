@@ -3,7 +3,7 @@
 Pictures are PIL images and maps are numpy arrays; nothing here knows a model or a tensor, and nothing writes a file.
 """
 
-from glowmap.render.colormap import COLORMAPS, colorize
+from glowmap.render.colormap import COLORMAPS, DIVERGING, colorize
 from glowmap.render.guided import follow_edges
 from glowmap.render.labels import label_colour, label_legend, paint_labels
 from glowmap.render.overlay import overlay, resize_heat
@@ -13,6 +13,7 @@ from glowmap.render.tile import ColourBar, Tile
 
 __all__ = [
     "COLORMAPS",
+    "DIVERGING",
     "ColourBar",
     "Tile",
     "colorize",

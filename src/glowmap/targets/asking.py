@@ -26,13 +26,17 @@ class Each:
 
     @cached_property
     def _all(self) -> list[Target]:
+        if not isinstance(self.questions, Sequence) or isinstance(self.questions, str):
+            raise TargetError(f"Each takes a list of questions, one for each image, not {self.questions!r}")
         return [as_target(question) for question in self.questions]
 
     def _targets(self, answer: Answer) -> list[Target]:
-        if len(self.questions) != answer.batch:
-            raise TargetError(
-                f"{len(self.questions)} targets for {answer.batch} images; give one target for each image"
-            )
+        if len(self._all) != answer.batch:
+            raise TargetError(f"{len(self._all)} targets for {answer.batch} images; give one target for each image")
+        return self._all
+
+    def all(self) -> list[Target]:
+        """List the questions."""
         return self._all
 
     def of(self, answer: Answer, image: int) -> Target:

@@ -99,11 +99,13 @@ def read_masks(mask: Mask, *, axes: int) -> tuple[list[Tensor], bool]:
 
 
 def _as_booleans(mask: Mask) -> Tensor:
-    if isinstance(mask, Tensor):
-        return mask != 0
-    values = np.asarray(mask)
+    values = (
+        mask.detach().cpu().numpy() if isinstance(mask, Tensor) and mask.dtype != torch.bfloat16 else np.asarray(mask)
+    )
     if values.dtype.kind not in "biuf":
         raise TargetError(f"a mask is an array, a tensor or a picture of numbers, not {type(mask).__name__}")
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise TargetError("the mask holds NaN or infinity; give numbers, of which non-zero is inside")
     return torch.from_numpy(np.asarray(values != 0))
 
 

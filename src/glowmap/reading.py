@@ -1,0 +1,63 @@
+"""What is written on the command line, read: numbers, sizes, colours, classes and a method's knobs."""
+
+import re
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from glowmap.errors import InputError
+
+if TYPE_CHECKING:
+    from glowmap.models import Model
+    from glowmap.methods import Method
+
+
+def tuned(method: "Method", settings: list[str], others: list[str]) -> "Method":
+    """Set the knobs that the command line names; one that only another of the methods has is left to that one."""
+    from glowmap.methods import METHODS
+
+    knobs = {}
+    for text in settings:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--set {text!r} cannot be read; write KNOB=VALUE, for example masks=2000")
+        if name in method.knobs or not any(name in METHODS[other].knobs for other in others):
+            knobs[name] = knob_value(value, method.knobs.get(name))
+    return method.tuned(**knobs)
+
+
+def knob_value(text: str, default: object) -> object:
+    """Read a knob's value: text where its default is text, else a number, true, false or none."""
+    words = {"true": True, "yes": True, "false": False, "no": False, "none": None}
+    if isinstance(default, str):
+        return text
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        with suppress(ValueError):
+            number = kind(text)
+            return float(number) if isinstance(default, float) else number
+    return text
+
+
+def rows_and_columns(text: str) -> tuple[int, int]:
+    """Read a size: one number for a square, or rows x columns."""
+    read = re.fullmatch(r"(\d+)(?:x(\d+))?", text.lower())
+    if read is None:
+        raise InputError(f"--size {text!r} cannot be read; write 224 or 375x500 (rows x columns)")
+    return int(read[1]), int(read[2] or read[1])
+
+
+def colours(text: str, option: str) -> list[float]:
+    """Read one number for all colours, or one each for red, green and blue."""
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 3):
+        raise InputError(f"{option} {text!r} cannot be read; write 0.5 or 0.485,0.456,0.406")
+    return numbers
+
+
+def class_asked(text: str, model: "Model") -> int | str:
+    """Read digits as an index, unless the model has a class of that very name."""
+    return int(text) if text.isdecimal() and text not in (model.class_names or ()) else text

@@ -1,0 +1,81 @@
+"""Knobs of methods, from Python and from the command line: what fits, and what is refused before anything runs."""
+
+import pytest
+import torch
+
+import glowmap
+from glowmap.errors import InputError, MethodError
+from glowmap.reading import knob_value, tuned
+
+METHODS = glowmap.METHODS
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs", "message"),
+    [
+        ("rise", {"masks": "3"}, "masks of rise is a whole number \\(by default 2000\\), not '3'"),
+        ("rise", {"masks": 2.5}, "masks of rise is a whole number"),
+        ("rise", {"masks": True}, "masks of rise is a whole number"),
+        ("rise", {"keep": float("nan")}, "keep of rise is float"),
+        ("occlusion", {"window": "32"}, "window of occlusion is a number or None"),
+        ("score_cam", {"corners": "false"}, "corners of score_cam is bool"),
+        ("seg_xres_cam", {"pooling": 3}, "pooling of seg_xres_cam is str"),
+        ("grad_cam", {"masks": 3}, "grad_cam has no knob 'masks'; there are none"),
+        ("rise", {"mask": 3}, "rise has no knob 'mask'; near names: masks"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused(name, knobs, message):
+    with pytest.raises(MethodError, match=message):
+        METHODS[name].tuned(**knobs)
+
+
+def test_values_that_fit_are_used():
+    chosen = METHODS["rise"].tuned(masks=7).tuned(keep=1).chosen
+    assert chosen == {"masks": 7, "keep": 1}
+    assert METHODS["occlusion"].tuned(window=4, stride=None).chosen == {"window": 4, "stride": None}
+    assert METHODS["rise"].chosen == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "default", "value"),
+    [
+        ("false", False, False),
+        ("True", False, True),
+        ("no", True, False),
+        ("16", None, 16),
+        ("0.1", None, 0.1),
+        ("none", None, None),
+        ("3", 2.0, 3.0),
+        ("rbf", "sigmoid", "rbf"),
+        ("true", "mean", "true"),
+        ("many", 2000, "many"),
+    ],
+)
+def test_knobs_are_read_from_text(text, default, value):
+    read = knob_value(text, default)
+    assert read == value
+    assert type(read) is type(value)
+
+
+def test_a_knob_goes_to_the_methods_that_have_it():
+    names = ["rise", "grad_cam"]
+    assert tuned(METHODS["rise"], ["masks=50"], names).chosen == {"masks": 50}
+    assert tuned(METHODS["grad_cam"], ["masks=50"], names).chosen == {}
+    with pytest.raises(MethodError, match="grad_cam has no knob 'masks'"):
+        tuned(METHODS["grad_cam"], ["masks=50"], ["grad_cam"])
+    with pytest.raises(InputError, match="--set 'masks' cannot be read; write KNOB=VALUE"):
+        tuned(METHODS["rise"], ["masks"], names)
+
+
+def test_a_switch_changes_the_map():
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, 2), torch.nn.Flatten(), torch.nn.LazyLinear(2))
+    batch = torch.randn(1, 3, 9, 9)
+    model(batch)
+    maps = {
+        text: glowmap.explain(
+            model.eval(), batch, target=0, layer="0", method=tuned(METHODS["score_cam"], [f"corners={text}"], [])
+        ).raw
+        for text in ("true", "false")
+    }
+    assert torch.equal(maps["false"], glowmap.explain(model, batch, target=0, layer="0", method="score_cam").raw)
+    assert not torch.equal(maps["true"], maps["false"])
