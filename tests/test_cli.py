@@ -93,6 +93,46 @@ def test_out_is_named_after_picture_and_target(own, run):
     assert Path("street-red.png").exists()
 
 
+def test_several_methods_with_their_knobs_smoothed_and_fused(own, run):
+    layers = ["--layer", "features.0", "--layer", "features.1", "-t", "red", "-o", "all.npz"]
+    several = ["--method", "seg_xres_cam", "--method", "hires_cam", "--set", "window=3", "--smooth", "flips"]
+    code, _, err = run("explain", "street.png", *own, *layers, *several, "--fuse", "max")
+    assert (code, err) == (0, "")
+    found = glowmap.Explanations.load("all.npz")
+    assert [one.method for one in found] == [f"{name} + flips, max of layers" for name in ("seg_xres_cam", "hires_cam")]
+    model = glowmap.load("own.py:colours", mean=0.5, std=0.5, classes="names.txt")
+    wanted = glowmap.explain(
+        model,
+        "street.png",
+        target="red",
+        layer=["features.0", "features.1"],
+        method=glowmap.METHODS["seg_xres_cam"].tuned(window=3),
+        smooth="flips",
+    ).fused("max")
+    assert np.array_equal(found[0].raw, wanted[0].raw)
+
+
+def test_concepts(own, run):
+    code, out, err = run("concepts", "street.png", *own, "--layer", "features.0", "--count", "2")
+    assert (code, err) == (0, "")
+    assert "concept 1: " in out
+    assert "deep_feature_factorisation at features.0 (20 x 30)" in out
+    assert Path("street-concepts.png").exists()
+    code, _, err = run("concepts", "street.png", *own, "--layer", "features.0", "--count", "9")
+    assert code == 2
+    assert err.startswith("error: 9 concepts were asked for, and layer 'features.0' has at most 3")
+
+
+def test_one_method_is_told_whole(run):
+    code, out, _ = run("methods", "rise")
+    assert code == 0
+    assert "--set masks=2000" in out
+    assert "1/(p N) sum_n s(x * M_n) M_n" in out
+    code, _, err = run("methods", "rize")
+    assert code == 2
+    assert "no method 'rize'; near names: rise" in err
+
+
 def test_size_and_three_colours(own, run):
     code, out, _ = run(
         "explain", "street.png", *own, "--size", "8x12", "--mean", "0.5,0.5,0.4", "-t", "red", "-l", "features"

@@ -125,10 +125,8 @@ def explain(
     scale: ScaleOption = None,
 ) -> None:
     """Show where in a picture the model finds the evidence for a class."""
-    out = out or Path(re.sub(r"[^\w.-]+", "_", f"{picture.stem}-{'-'.join(target or ['answer'])}") + ".png")
-    if os.path.realpath(out) == os.path.realpath(picture):  # Path.resolve fails on names that are too long
-        raise OutputError(f"{out} is the picture itself and would be overwritten; choose another --out")
-    from glowmap.files import file_kind
+    named = re.sub(r"[^\w.-]+", "_", f"{picture.stem}-{'-'.join(target or ['answer'])}")
+    out = _free(out or Path(f"{named}.png"), picture)
     from glowmap.images import read_picture
     from glowmap.methods import METHODS
     from glowmap.render import COLORMAPS
@@ -138,9 +136,6 @@ def explain(
     names = method or ["grad_cam"]
     methods = [tuned(METHODS[name], setting or [], names) for name in names]
     COLORMAPS[colormap]
-    file_kind(out)
-    if not out.absolute().parent.is_dir():
-        raise OutputError(f"{out} cannot be written: there is no folder {out.parent}; make it, or choose another --out")
     pixels = read_picture(picture)
     loaded = _loaded(model, weights, size=size, mean=mean, std=std, classes=classes, device=device)
     questions = [class_asked(name, loaded) for name in target] if target else [None]
@@ -150,6 +145,33 @@ def explain(
         explanations = explanations.fused(fuse) if fuse else explanations
         written = explanations.save(out, colormap=colormap, opacity=opacity, scale=scale)
     _tell(explanations, written)
+
+
+@app.command()
+def concepts(
+    picture: PictureArgument,
+    model: ModelOption,
+    layer: LayerOption = None,
+    count: Annotated[int, typer.Option(min=1, help="How many concepts to split the layer into.")] = 4,
+    out: OutOption = None,
+    weights: WeightsOption = "default",
+    size: SizeOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    classes: ClassesOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Show what a layer tells apart in a picture, without a question, and which classes each concept speaks for."""
+    out = _free(out or Path(f"{picture.stem}-concepts.png"), picture)
+    from glowmap.factoring import concepts as split
+    from glowmap.images import read_picture
+
+    pixels = read_picture(picture)
+    loaded = _loaded(model, weights, size=size, mean=mean, std=std, classes=classes, device=device)
+    with console.status("splitting"):
+        found = split(loaded, pixels, layer=layer, count=count)
+        written = found.save(out)
+    _tell(found, written)
 
 
 @app.command()
@@ -230,6 +252,18 @@ def methods(
     console.print(table, soft_wrap=False)
     if not wide:
         console.print("[dim]`glowmap methods NAME` tells what it does, what it needs, its knobs and its paper[/]")
+
+
+def _free(out: Path, picture: Path) -> Path:
+    """Refuse a place that cannot be written, before anything is computed for it."""
+    from glowmap.files import file_kind
+
+    if os.path.realpath(out) == os.path.realpath(picture):  # Path.resolve fails on names that are too long
+        raise OutputError(f"{out} is the picture itself and would be overwritten; choose another --out")
+    file_kind(out)
+    if not out.absolute().parent.is_dir():
+        raise OutputError(f"{out} cannot be written: there is no folder {out.parent}; make it, or choose another --out")
+    return out
 
 
 def _tell_method(method: "Method") -> None:

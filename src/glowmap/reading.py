@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from glowmap.errors import InputError
 
 if TYPE_CHECKING:
-    from glowmap.models import Model
     from glowmap.methods import Method
+    from glowmap.models import Model
 
 
 def tuned(method: "Method", settings: list[str], others: list[str]) -> "Method":
