@@ -1,4 +1,5 @@
 import os
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -29,3 +30,21 @@ def street(tmp_path):
     path = tmp_path / "street.png"
     Image.fromarray(pixels).save(path)
     return path
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """The command line in this process: arguments in; exit code, standard output and standard error out."""
+    from glowmap import cli
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["glowmap", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = ended.code or 0
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run

@@ -43,21 +43,6 @@ def own(tmp_path, monkeypatch, street):
     return ["--model", "own.py:colours", "--classes", "names.txt", "--mean", "0.5", "--std", "0.5"]
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["glowmap", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = ended.code or 0
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
-
-
 def test_explain_writes_the_panel_and_says_what_it_explained(own, run):
     code, out, err = run("explain", "street.png", *own, "--target", "blue", "--layer", "features", "--out", "sky.png")
     assert (code, err) == (0, "")

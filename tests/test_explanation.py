@@ -13,7 +13,7 @@ from PIL import Image
 import glowmap
 from cases import Classifier, ColourSegmenter, Segmenter, images
 from glowmap.errors import InputError, OutputError
-from glowmap.explanation import Explanation, min_max
+from glowmap.explanation import Explanation, heat_tile, min_max
 from glowmap.images import Picture
 
 
@@ -77,6 +77,20 @@ def test_the_share_of_the_heat_inside_a_mask():
     left[:, :6] = 255
     fine = F.interpolate(torch.tensor(raw)[:1, None].relu(), (12, 12), mode="bilinear")[0, 0]
     assert maps.share(left)[0] == pytest.approx(float(fine[:, :6].sum() / fine.sum()))
+
+
+def test_a_diverging_colormap_shows_what_speaks_against_too():
+    picture = Picture(Image.new("RGB", (60, 20), (40, 90, 40)), (0.0, 0.0, 60.0, 20.0))
+    maps = of([[[-2.0, 0.0, 2.0]]], (20, 60), pictures=(picture,))
+    signed = np.asarray(maps.overlay(colormap="signed", opacity=1.0)).astype(int)
+    against, nothing, in_favour = signed[10, 4], signed[10, 30], signed[10, 55]
+    assert against[2] > against[0] + 40  # blue
+    assert in_favour[0] > in_favour[2] + 40  # red
+    assert nothing[1] > max(nothing[0], nothing[2])  # the picture's own green
+    tile = heat_tile(maps, 0, "", colormap="signed")
+    assert (tile.bar.low, tile.bar.high) == ("-2", "2")
+    blank = of([[[0.0, 0.0]]], (20, 60), pictures=(picture,))
+    assert blank.overlay(colormap="signed").size == (60, 20)
 
 
 def test_a_mask_of_the_pictures_size_is_cut_to_what_the_model_saw():

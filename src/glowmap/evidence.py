@@ -169,9 +169,9 @@ def called(module: nn.Module, batch: Batch) -> Any:
     except GlowmapError:
         raise
     except Exception as error:
+        alone = "give one picture a batch axis, images[None], or " if batch.images.ndim == 3 else ""
         raise ModelError(
-            f"{type(module).__name__} raised {told(error)}; "
-            f"check that it takes an input of {crossed(batch.images.shape)} "
+            f"{type(module).__name__} raised {told(error)}; {alone}check that it takes an input of {crossed(batch.images.shape)} "
             f"({str(batch.images.dtype).removeprefix('torch.')} on {batch.images.device})"
         ) from error
 
