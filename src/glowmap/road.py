@@ -138,7 +138,13 @@ class Explainer:
         with torch.inference_mode(False):  # whose tensors autograd may not save
             batch = self.model.read(images)
         with borrowed(self.model.module) as was_training:
-            run = self.run(batch, layers, asks=bool(kinds) or _asks(chosen), resuming=_resumes(chosen))
+            run = self.run(
+                batch,
+                layers,
+                asks=bool(kinds) or _asks(chosen),
+                resuming=_resumes(chosen),
+                graph=_differentiates(chosen),
+            )
             shared = self.shared(run, was_training)  # before a target has its hands on the output
             asked = [(question, _score(question, run.answer)) for question in questions]
             run.notes += _mirrored(kinds, questions, run)
@@ -182,6 +188,7 @@ class Explainer:
                 run.layers,
                 asks=True,
                 resuming=_resumes(methods),
+                graph=_differentiates(methods),
                 laid_back=partial(_back, change, run),
             )
             for number, question in enumerate(fixed):
@@ -212,11 +219,12 @@ class Explainer:
         *,
         asks: bool,
         resuming: bool,
+        graph: bool = False,
         laid_back: Callable[[Tensor], Tensor] = lambda logits: logits,
     ) -> Run:
-        """Run the borrowed model once; ``asks`` measures it for further questions, ``resuming`` remembers its trunk."""
+        """Run the borrowed model once: ``graph`` for gradients, ``asks`` for more questions, ``resuming`` to keep its trunk."""
         with ExitStack() as stack:
-            recording = stack.enter_context(record(layers))
+            recording = stack.enter_context(record(layers, graph=graph))
             run = Run(self.model.module, batch, layers, recording, partial(self._read, batch, laid_back))
             kind = batch.images.device.type
             if torch.is_autocast_enabled(kind):
@@ -260,6 +268,10 @@ def _asks(methods: Sequence[Method]) -> bool:
 
 def _resumes(methods: Sequence[Method]) -> bool:
     return any({"rescore_maps", "gradients_of_maps"} & {*method.needs} for method in methods)
+
+
+def _differentiates(methods: Sequence[Method]) -> bool:
+    return any({"gradients", "curvature", "class_weights"} & {*method.needs} for method in methods)
 
 
 def _methods(method: Any) -> list[Method]:

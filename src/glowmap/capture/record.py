@@ -30,8 +30,9 @@ class Seen:
 class Recording:
     """The outputs of the recorded layers, by name, in the order in which they were asked for."""
 
-    def __init__(self, names: list[str]) -> None:
+    def __init__(self, names: list[str], *, graph: bool = True) -> None:
         self.names = names
+        self._graph = graph
         self._seen: dict[str, Seen] = {}
 
     def __getitem__(self, name: str) -> Seen:
@@ -57,16 +58,23 @@ class Recording:
     def keep(self, name: str, output: Any) -> Any:
         """Keep the maps in a layer's output and hand the model a clone of them, so that in-place operations spoil nothing."""
         maps = maps_in(output, name)
+        if not self._graph:  # nobody will ask for gradients
+            copied = maps.detach().clone()
+            self._put(name, Seen(copied, 1, copied._version, in_no_grad=False))
+            return output
         # The model may run the layer under no_grad; its result is the place where our graph begins all the same.
         in_no_grad = not torch.is_grad_enabled()
         with torch.enable_grad():
             # A view of its own: the same tensor may also reach the score past the layer, over a skip connection.
             kept = maps.view_as(maps) if maps.requires_grad else maps.detach().requires_grad_()
             passed_on = kept.clone()
-        before = self._seen.pop(name, None)  # the last run counts, also for the order
-        calls = before.calls + 1 if before else 1
-        self._seen[name] = Seen(kept, calls, kept._version, in_no_grad)
+        self._put(name, Seen(kept, 1, kept._version, in_no_grad))
         return replaced(output, maps, passed_on)
+
+    def _put(self, name: str, seen: Seen) -> None:
+        before = self._seen.pop(name, None)  # the last run counts, also for the order
+        seen.calls += before.calls if before else 0
+        self._seen[name] = seen
 
     def gradients(self, scores: Scores, *, keep_graph: bool = False) -> dict[str, Tensor]:
         """Differentiate each image's score by every recorded layer, in one backward pass that ends at the first of them.
@@ -119,12 +127,13 @@ class Recording:
 
 
 @contextmanager
-def record(layers: Mapping[str, nn.Module]) -> Iterator[Recording]:
+def record(layers: Mapping[str, nn.Module], *, graph: bool = True) -> Iterator[Recording]:
     """Record these layers in the forward pass that is run inside; the recording stays when the hooks are gone.
 
-    The autograd graph begins at the first recorded layer that runs, given a model that is :func:`borrowed`.
+    The autograd graph begins at the first recorded layer that runs, given a model that is :func:`borrowed`; without ``graph``
+    there is none.
     """
-    recording = Recording(list(layers))
+    recording = Recording(list(layers), graph=graph)
     with ExitStack() as hooked:
         for name, module in layers.items():
             try:
