@@ -111,6 +111,10 @@ def test_errors_name_the_fact_and_the_remedy():
         street(0, only="cat")
     with pytest.raises(InputError, match="in the ratio 2:3, not at 100 x 100; try 100 x 150"):
         street(0).drawn(100, 100)
+    with pytest.raises(InputError, match="a street's seed is a whole number from 0 on, not -1"):
+        street(-1)
+    with pytest.raises(InputError, match="a street of 0 x 0 pixels, drawn 2 times finer, has no pixels; try 128 x 192"):
+        street(0).drawn(0, 0)
     with pytest.raises(InputError, match="no kind of object 'lorry'"):
         street(0).drawn().mask("lorry")
 

@@ -135,9 +135,9 @@ def lit(colours: NDArray[np.float32], place: Backdrop, owners: NDArray[np.uint8]
     rows, columns = owners.shape
     grain = _grain(rng, rows, columns)
     strength = np.where(owners == NOBODY, np.float32(0.022), np.float32(0.05))
-    colours *= (1 + strength * grain)[..., None]
     y, x = np.linspace(-1, 1, rows, dtype=np.float32)[:, None], np.linspace(-1, 1, columns, dtype=np.float32)
     fall = (1 + np.float32(rng.uniform(-0.08, 0.08)) * x) * (1 - np.float32(0.1) * (x * x + y * y))
+    colours *= (1 + strength * grain)[..., None]
     colours *= fall[..., None] * np.array(place.light, dtype=np.float32)
     colours += rng.standard_normal(colours.shape, dtype=np.float32) * np.float32(place.noise)
     return Image.fromarray((colours.clip(0, 1) * 255 + np.float32(0.5)).astype(np.uint8))

@@ -71,8 +71,8 @@ class Canvas:
         """Fill a band across the picture from one colour to another."""
         first, last = (round(edge * self.rows * self._finer) for edge in (top, bottom))
         steps = np.linspace(np.array(upper[:3]), np.array(lower[:3]), max(last - first, 1))
-        band = np.repeat(np.rint(steps).astype(np.uint8)[:, None], self._colour.width, axis=1)
-        self._colour.paste(Image.fromarray(band), (0, first))
+        band = Image.fromarray(np.rint(steps).astype(np.uint8)[:, None])
+        self._colour.paste(band.resize((self._colour.width, band.height), Image.Resampling.NEAREST), (0, first))
 
     def finished(self) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Give the colours in [0, 1] with their shade, rows x columns x 3, and the owners, rows x columns."""

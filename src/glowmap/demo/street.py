@@ -68,6 +68,10 @@ class Street:
 
     def drawn(self, rows: int = ROWS, columns: int = COLUMNS, *, finer: int = 2) -> Scene:
         """Draw the street; a resolution changes how finely it is drawn, and nothing else."""
+        if min(rows, columns, finer) < 1:
+            raise InputError(
+                f"a street of {rows} x {columns} pixels, drawn {finer} times finer, has no pixels; try {ROWS} x {COLUMNS}"
+            )
         if columns * 2 != rows * 3:
             raise InputError(
                 f"a street is drawn in the ratio 2:3, not at {rows} x {columns}; try {rows} x {rows * 3 // 2}"
@@ -88,6 +92,8 @@ def street(seed: int, *, only: str | None = None) -> Street:
     ``only`` names the one kind that stands before the houses and trees, alone and in full view, or is ``EMPTY``: for a
     classifier, whose pictures have one answer. Raises InputError for a kind that is not on the shelf.
     """
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise InputError(f"a street's seed is a whole number from 0 on, not {seed!r}")
     rng = np.random.default_rng(seed)
     backdrop = Backdrop.drawn_from(rng)
     things = [*_houses(rng, backdrop), *_trees(rng, backdrop)]
