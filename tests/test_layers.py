@@ -305,3 +305,28 @@ def test_tokens_are_laid_out_as_the_patches_they_stand_for(before, method):
     torch.testing.assert_close(found.raw, wanted.raw)
     note = f"the tokens of layer 'layer' were laid out as 4 x 5 patches, and {before} before them left out"
     assert found.notes == (note,)
+
+
+@pytest.mark.parametrize(("size", "grid"), [((64,), (16,)), ((32, 32), (8, 8))], ids=["1D", "2D"])
+def test_an_activation_is_read_as_the_layers_beside_it(size, grid):
+    """Its own kind says nothing, and as many channels as cells fit either way: the linear layers around it tell."""
+
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            conv = {1: nn.Conv1d, 2: nn.Conv2d}[len(size)]
+            self.patches = conv(3, 8, 4, 4)
+            self.mlp = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Identity())
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, images):
+            maps = self.mlp(self.patches(images).movedim(1, -1))
+            return self.head(torch.tanh(maps).flatten(1, -2).mean(1))
+
+    model, batch = Mixed().eval(), torch.randn(2, 3, *size)
+    for layer in ("mlp.1", "mlp.2"):
+        found = glowmap.explain(model, batch, target=1, layer=layer, method="hires_cam")
+        maps = model.mlp[:2](model.patches(batch).movedim(1, -1)).detach().requires_grad_()
+        (slope,) = torch.autograd.grad(model.head(torch.tanh(maps).flatten(1, -2).mean(1))[:, 1].sum(), maps)
+        assert found.grid == grid
+        torch.testing.assert_close(found.raw, (maps * slope).sum(-1).detach())

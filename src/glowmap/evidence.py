@@ -27,7 +27,7 @@ from glowmap.capture import (
 )
 from glowmap.errors import GlowmapError, MethodError, ModelError, TargetError, told
 from glowmap.images import Batch
-from glowmap.layers import laid_back, lay_out
+from glowmap.layers import laid_back, lay_out, witness
 from glowmap.memory import chunk_size
 from glowmap.methods import ASKING, Make
 from glowmap.progress import tracked
@@ -71,7 +71,7 @@ class Run:
         """Lay a layer's output (or its gradient) out as maps: of the batch, or of so many changed inputs."""
         own = self.batch.images
         like = own if rows is None else own[:1].expand(rows, *own.shape[1:])
-        return lay_out(tensor, layer, self.layers[layer], like)
+        return lay_out(tensor, layer, witness(self.module, layer), like)
 
     def called(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         """Call the model on other input than the batch."""
@@ -88,7 +88,7 @@ class Run:
     def on_maps(self, layer: str, image: int, maps: Maps) -> Any:
         """Run the model on from a layer whose output became these maps."""
         one = self.recording[layer].output.detach()[image : image + 1]
-        own = laid_back(maps, one, self.layers[layer], self.batch.images)
+        own = laid_back(maps, one, witness(self.module, layer), self.batch.images)
         with self._from(layer, image)(self.trunks[layer], image, len(self.batch.images), own):
             return self.called(*self._inputs(image, len(maps)))
 

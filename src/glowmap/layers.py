@@ -108,11 +108,26 @@ def _channels_last(shape: Sequence[int], pixels: Sequence[int], module: nn.Modul
     first, last = _unevenness(shape[2:], pixels), _unevenness(shape[1:-1], pixels)
     if first > _SAME_STRIDE or last > _SAME_STRIDE:
         return last <= _SAME_STRIDE  # one reading fits; where none does, channels come first as nearly everywhere
+    works_on_first, works_on_last = _works_on(module)
+    return works_on_last if works_on_last != works_on_first else last < first
+
+
+def _works_on(module: nn.Module) -> tuple[bool, bool]:
+    """Tell whether what a module is made of works on channels that come first, and whether on channels that come last."""
     # Subclasses are left out: a LayerNorm2d keeps its channels first.
     kinds = {type(part) for part in module.modules()}
-    works_on_last = bool(kinds & {nn.LayerNorm, nn.Linear})
-    works_on_first = any(word in kind.__name__ for kind in kinds for word in ("Conv", "Pool", "BatchNorm", "GroupNorm"))
-    return works_on_last if works_on_last != works_on_first else last < first
+    on_first = any(word in kind.__name__ for kind in kinds for word in ("Conv", "Pool", "BatchNorm", "GroupNorm"))
+    return on_first, bool(kinds & {nn.LayerNorm, nn.Linear})
+
+
+def witness(model: nn.Module, name: str) -> nn.Module:
+    """Find the module that tells where a layer's channels are: itself, or the nearest around it that is made of one kind.
+
+    An activation says nothing of its input; the linear layers or convolutions beside it do.
+    """
+    parts = name.split(".")
+    around = (model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts), -1, -1))
+    return next((one for one in around if len({*_works_on(one)}) == 2), model.get_submodule(name))
 
 
 def _unevenness(grid: Sequence[int], pixels: Sequence[int]) -> float:
@@ -138,15 +153,16 @@ def surveyed(model: nn.Module, images: Tensor, *, depth: int) -> Iterator[list[S
     with ExitStack() as hooked:
         for name, module in model.named_modules():
             if name and name.count(".") < depth:
-                hooked.callback(module.register_forward_hook(_noting(rows, name, images)).remove)
+                note = _noting(rows, name, witness(model, name), images)
+                hooked.callback(module.register_forward_hook(note).remove)
         yield rows
 
 
-def _noting(rows: list[Surveyed], name: str, images: Tensor) -> Callable[[nn.Module, Any, Any], None]:
+def _noting(rows: list[Surveyed], name: str, judge: nn.Module, images: Tensor) -> Callable[[nn.Module, Any, Any], None]:
     def note(module: nn.Module, _inputs: Any, output: Any) -> None:
         with suppress(LayerError):  # what has no grid is what the list leaves out
             if isinstance(output, Tensor):
-                maps = lay_out(output, name, module, images)
+                maps = lay_out(output, name, judge, images)
                 rows.append(Surveyed(name, type(module).__name__, maps.shape[1], tuple(maps.shape[2:])))
 
     return note
