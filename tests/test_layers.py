@@ -330,3 +330,11 @@ def test_an_activation_is_read_as_the_layers_beside_it(size, grid):
         (slope,) = torch.autograd.grad(model.head(torch.tanh(maps).flatten(1, -2).mean(1))[:, 1].sum(), maps)
         assert found.grid == grid
         torch.testing.assert_close(found.raw, (maps * slope).sum(-1).detach())
+
+
+def test_a_linear_head_says_nothing_of_the_layers_before_it():
+    model = nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)).eval()
+    headed = nn.Sequential(nn.Identity(), nn.Flatten(), nn.Linear(3 * 6 * 8, 2)).eval()
+    for one in (model, headed):
+        found = glowmap.explain(one, torch.rand(1, 3, 6, 8), target=1, layer="0")  # 3 x 6 would pass for a grid as well
+        assert found.grid == (6, 8)

@@ -123,10 +123,11 @@ def _works_on(module: nn.Module) -> tuple[bool, bool]:
 def witness(model: nn.Module, name: str) -> nn.Module:
     """Find the module that tells where a layer's channels are: itself, or the nearest around it that is made of one kind.
 
-    An activation says nothing of its input; the linear layers or convolutions beside it do.
+    An activation says nothing of its input; the linear layers or convolutions beside it do. The model as a whole does not: a
+    linear head says nothing of the layers before it.
     """
     parts = name.split(".")
-    around = (model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts), -1, -1))
+    around = (model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts), 0, -1))
     return next((one for one in around if len({*_works_on(one)}) == 2), model.get_submodule(name))
 
 
