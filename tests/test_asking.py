@@ -95,7 +95,8 @@ class BatchBound(Classifier):
 
 def test_a_model_that_depends_on_its_batch_gets_a_note():
     found = glowmap.explain(BatchBound().eval(), images(3), target=1, method=tuned("occlusion"))
-    assert any("gives another answer than before: it depends on the batch" in note for note in found.notes)
+    told = [note for note in found.notes if "gives another answer than before: it depends on the batch" in note]
+    assert [note.split(",")[0] for note in told] == [f"asked about copies of image {number}" for number in range(3)]
 
 
 def test_a_model_that_writes_into_its_input_is_smoothed_right():

@@ -4,176 +4,21 @@ Each kind that a method's parameter can name (the table is in ``methods/_method.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glowmap.capture import (
-    Biases,
-    Guiding,
-    Recording,
-    Trunk,
-    copies,
-    exchanged,
-    record,
-    resumed,
-    same_output,
-    shortfalls,
-)
-from glowmap.errors import GlowmapError, MethodError, ModelError, TargetError, told
-from glowmap.images import Batch
-from glowmap.layers import laid_back, lay_out, witness
+from glowmap.capture import Biases, Guiding, copies, record, same_output, shortfalls
+from glowmap.errors import MethodError, ModelError, TargetError, told
+from glowmap.forward import Run, called
 from glowmap.memory import chunk_size
 from glowmap.methods import ASKING, Make
 from glowmap.progress import tracked
-from glowmap.shapes import Maps, PixelSets, Scores, crossed
-from glowmap.structure import mapped
-from glowmap.targets import Answer, Custom, Target, checked, settled
-
-
-@dataclass
-class Run:
-    """One forward pass: the model and its input, what was recorded at which layers, and how to read what came out."""
-
-    module: nn.Module
-    batch: Batch
-    layers: dict[str, nn.Module]
-    recording: Recording
-    read: Callable[[Any, int], Answer]  # (raw output, how many images) -> how to read it
-    trunks: dict[str, Trunk] = field(default_factory=dict)
-    output: Any = None
-    overwrites: bool = False  # the model writes into its input
-    cuts: bool = True  # tensors as long as the batch have a row for each image
-    autocast: tuple[bool, torch.dtype] = (False, torch.bfloat16)  # as the caller had it
-    notes: list[str] = field(default_factory=list)
-    _proven: dict[tuple[str, int], bool] = field(default_factory=dict)
-    _checked: set[int] = field(default_factory=set)
-
-    @cached_property
-    def answer(self) -> Answer:
-        """How to read what the model said of the batch."""
-        return self.read(self.output, len(self.batch.images))
-
-    @property
-    def dense(self) -> bool | None:
-        """Whether the model answers for places; None where its output cannot be read."""
-        try:
-            return self.answer.logits.ndim > 2
-        except TargetError:
-            return None
-
-    def maps(self, layer: str, tensor: Tensor, rows: int | None = None) -> Maps:
-        """Lay a layer's output (or its gradient) out as maps: of the batch, or of so many changed inputs."""
-        own = self.batch.images
-        like = own if rows is None else own[:1].expand(rows, *own.shape[1:])
-        return lay_out(tensor, layer, witness(self.module, layer), like)
-
-    def called(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-        """Call the model on other input than the batch."""
-        enabled, dtype = self.autocast
-        with torch.autocast(self.batch.images.device.type, dtype=dtype, enabled=enabled):
-            return called(self.module, replace(self.batch, arguments=arguments, keywords=keywords))
-
-    def on_images(self, image: int, changed: Tensor) -> Any:
-        """Call the model on changed images, with whatever else it takes as it was for this image."""
-        self._check(image)
-        # a copy: the model may write into its input
-        return self.called(*self._inputs(image, len(changed), changed.to(self.batch.images.dtype, copy=True)))
-
-    def on_maps(self, layer: str, image: int, maps: Maps) -> Any:
-        """Run the model on from a layer whose output became these maps."""
-        one = self.recording[layer].output.detach()[image : image + 1]
-        own = laid_back(maps, one, witness(self.module, layer), self.batch.images)
-        with self._from(layer, image)(self.trunks[layer], image, len(self.batch.images), own):
-            return self.called(*self._inputs(image, len(maps)))
-
-    def _inputs(self, image: int, count: int, images: Tensor | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Repeat one image's input, or put others in its place; what else the model takes is cut to this image's part of it."""
-        batch = len(self.batch.images)
-        repeated = copies(self.batch.images, image, batch, count) if images is None else images
-
-        def given(value: Any) -> Any:
-            if value is self.batch.images:  # wherever it is given
-                return repeated
-            return copies(value, image, batch, count) if self.cuts else value
-
-        arguments: Any = [given(value) for value in self.batch.arguments]
-        keywords: Any = {name: given(value) for name, value in self.batch.keywords.items()}
-        if self.overwrites:  # what shares memory cannot be written to
-            arguments, keywords = mapped(arguments, torch.clone), mapped(keywords, torch.clone)
-        return tuple(arguments), keywords
-
-    def _check(self, image: int) -> None:
-        """See once an image whether the model answers copies of it as it answered the image, and note where it does not.
-
-        A tensor that is as long as the batch may belong to its images, one row each, or to the model's question (prompts).
-        """
-        if image in self._checked:
-            return
-        batch = len(self.batch.images)
-        count = 3 if batch == 2 else 2
-        for self.cuts in (True, False):
-            with torch.no_grad():
-                try:
-                    again = self.called(*self._inputs(image, count))
-                except ModelError:
-                    continue
-            if same_output(again, copies(self.output, image, batch, count)):
-                self._checked.add(image)
-                return
-        self.cuts = True
-        self.notes.append(
-            f"asked about copies of image {image}, the model gives another answer than before: it depends on the batch, on "
-            "chance or on how often it is called, and so does this map"
-        )
-
-    def _from(self, layer: str, image: int) -> Callable[..., AbstractContextManager[None]]:
-        """Choose how to run on from a layer: with the trunk's work handed back where that is proven, else the whole model."""
-        if (layer, image) not in self._proven:
-            self._proven[layer, image] = self._proof(layer, image)
-        if self._proven[layer, image]:
-            return resumed
-        note = (
-            f"running on from layer {layer!r} alone does not give the model's output again, so the whole model is run for each "
-            "question about changed maps, which is slow"
-        )
-        if note not in self.notes:
-            self.notes.append(note)
-        self._check(image)
-        return exchanged
-
-    def _proof(self, layer: str, image: int) -> bool:
-        """Run on from the unchanged maps, twice over, and compare with what the model said."""
-        trunk, batch = self.trunks[layer], len(self.batch.images)
-        if trunk.runs != 1:
-            return False
-        maps = self.recording[layer].output.detach()[image : image + 1]
-        count = 3 if batch == 2 else 2
-        try:
-            with torch.no_grad(), resumed(trunk, image, batch, maps.expand(count, *maps.shape[1:]).clone()):
-                again = self.called(*self._inputs(image, count))
-        except GlowmapError:
-            return False
-        return same_output(again, copies(self.output, image, batch, count))
-
-
-def called(module: nn.Module, batch: Batch) -> Any:
-    """Call a model; what it raises becomes a ModelError that says on what input."""
-    try:
-        return module(*batch.arguments, **batch.keywords)
-    except GlowmapError:
-        raise
-    except Exception as error:
-        alone = "give one picture a batch axis, images[None], or " if batch.images.ndim == 3 else ""
-        raise ModelError(
-            f"{type(module).__name__} raised {told(error)}; {alone}check that it takes an input of {crossed(batch.images.shape)} "
-            f"({str(batch.images.dtype).removeprefix('torch.')} on {batch.images.device})"
-        ) from error
+from glowmap.shapes import Maps, PixelSets, Scores
+from glowmap.targets import Custom, Target, checked, settled
 
 
 class Evidence:
@@ -293,7 +138,8 @@ class Evidence:
     def guided_gradients(self, _layer: str) -> Tensor:
         guiding = Guiding()
         images, scores = self._watched(guiding)
-        self._note(guiding.notes(type(self._run.module).__name__))
+        for note in guiding.notes(type(self._run.module).__name__):
+            self._run.note(note)
         return wide(_gradient(scores, images, "the input"))
 
     def bias_gradients(self, _layer: str) -> list[Tensor]:
@@ -302,7 +148,8 @@ class Evidence:
         images, scores = self._watched(biases)
         terms = [wide(images.detach()) * wide(_gradient(scores, images, "the input"))]
         terms += biases.terms(len(images))
-        self._note(shortfalls(terms, scores, images.dtype))
+        for note in shortfalls(terms, scores, images.dtype):
+            self._run.note(note)
         return terms
 
     def _watched(self, watcher: Guiding | Biases) -> tuple[Tensor, Scores]:
@@ -313,9 +160,6 @@ class Evidence:
             output = called(self._run.module, batch)
         answer = self._run.read(output, len(images))
         return images, checked(self._question.score(answer), len(images), self._question.wording(answer, 0))
-
-    def _note(self, notes: list[str]) -> None:
-        self._run.notes += [note for note in notes if note not in self._run.notes]
 
     def _asked(self, image: int, answer: Callable[[Tensor], Any], count: int, make: Make, widest: int) -> Scores:
         scores = []

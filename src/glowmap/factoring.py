@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from glowmap.capture import borrowed
 from glowmap.errors import MethodError, ModelError, TargetError
-from glowmap.evidence import Run, wide
+from glowmap.evidence import wide
 from glowmap.explanation import Explanation, Explanations
+from glowmap.forward import Run
 from glowmap.layers import LayerName
 from glowmap.methods.factorisation import factorised
 from glowmap.models import Model
@@ -56,7 +57,8 @@ def concepts(
             notes = [f"layer {name!r} has negative activations, which no concept counts"] * bool(
                 (activations < 0).any()
             )
-            seen = [_seen_in(run, name, image, vectors[image]) for image in range(len(maps))]
+            filled = vectors.reshape(*vectors.shape, *[1] * (maps.ndim - 2)).expand(*vectors.shape, *maps.shape[2:])
+            seen = [_seen_in(run, name, image, filled[image]) for image in range(len(maps))]
             for number in range(count):
                 told = [_told(run, number, probabilities) for probabilities in seen]
                 found.append(
@@ -73,13 +75,11 @@ def concepts(
     return Explanations(found)
 
 
-def _seen_in(run: Run, layer: str, image: int, vectors: Tensor) -> Tensor | None:
-    """Fill the layer with each concept's vector, and read what the rest of the model makes of it."""
-    space = run.maps(layer, run.recording[layer].output.detach()).shape[2:]
-    filled = vectors.reshape(*vectors.shape, *[1] * len(space)).expand(*vectors.shape, *space)
+def _seen_in(run: Run, layer: str, image: int, filled: Tensor) -> Tensor | None:
+    """Read what the rest of the model makes of a layer that is filled with each concept's vector."""
     try:
         with torch.no_grad():
-            logits = run.read(run.on_maps(layer, image, filled), len(vectors)).logits.float()
+            logits = run.read(run.on_maps(layer, image, filled), len(filled)).logits.float()
     except TargetError:
         return None  # an output without class scores is no error here
     logits = logits.flatten(2).mean(2) if logits.ndim > 2 else logits

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from glowmap.evidence import Run
 from glowmap.explanation import is_flat
+from glowmap.forward import Run
 from glowmap.shapes import Flags, RawMaps, Scores, crossed
 
 _MUCH = 0.1  # of the heat on places that the score does not depend on, from which on a note says so

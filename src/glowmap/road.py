@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from glowmap.capture import borrowed, record, remember
 from glowmap.errors import MethodError, ModelError, TargetError
-from glowmap.evidence import Evidence, Run, called, wide
+from glowmap.evidence import Evidence, wide
 from glowmap.explanation import Explanation, Explanations, Prediction
+from glowmap.forward import Run, called
 from glowmap.images import Batch, Picture
 from glowmap.layers import LayerName, Surveyed, find_layers, surveyed
 from glowmap.methods import ASKING, METHODS, OF_THE_INPUT, Method
@@ -159,7 +160,7 @@ class Explainer:
                     for key, raw in _maps(chosen, Evidence(run, question, score), layers).items()
                 }
             return Explanations(
-                self._explanation(run, found, asked[number], chosen[one], layer, shared | {"smoothing": kinds})
+                self._explanation(run, found, asked[number], " + ".join((chosen[one].name, *kinds)), layer, shared)
                 for (number, one, layer), found in maps.items()
             )
 
@@ -201,15 +202,13 @@ class Explainer:
         return {key: Found(total / len(changes), notes=tuple(notes[key])) for key, total in sums.items()}
 
     def _explanation(
-        self, run: Run, found: Found, asked: tuple[Target, Scores], method: Method, layer: str, shared: dict[str, Any]
+        self, run: Run, found: Found, asked: tuple[Target, Scores], method: str, layer: str, shared: dict[str, Any]
     ) -> Explanation:
         question, score = asked
         wordings = tuple(question.wording(run.answer, image) for image in range(run.answer.batch))
         notes = (*run.notes, *map_notes(found, layer, wordings))
-        name = " + ".join((method.name, *shared["smoothing"]))
-        told = {key: value for key, value in shared.items() if key != "smoothing"}
         return Explanation(
-            found.raw, wide(score.detach()), layer=layer, method=name, targets=wordings, notes=notes, **told
+            found.raw, wide(score.detach()), layer=layer, method=method, targets=wordings, notes=notes, **shared
         )
 
     def run(

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from glowmap.errors import MethodError
+from glowmap.methods._masks import enlarged
 from glowmap.shapes import Heatmaps, Images, RawMaps
 from glowmap.shelf import Shelf
 
@@ -104,9 +104,8 @@ def _scaled(size: tuple[int, ...], factor: float) -> Variant:
 
 
 def _resized(values: Tensor, size: tuple[int, ...]) -> Tensor:
-    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(size)]
     wide = values if values.dtype == torch.float64 else values.float()
-    return F.interpolate(wide, size, mode=mode, align_corners=False).to(values.dtype)
+    return enlarged(wide, size).to(values.dtype)
 
 
 def resized_like(values: Tensor, like: Tensor) -> Tensor:

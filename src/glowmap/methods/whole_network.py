@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,7 +19,6 @@ from glowmap.shapes import Images, Maps, RawMaps, Scores
 
 PixelMaps = Float[Tensor, "batch *pixels"]  # raw maps on the image's grid, beside evidence on a layer's
 FinestMaps = Float[Tensor, "batch *cells"]  # on the grid of the finest of several layers
-_LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 @method(
@@ -131,9 +129,7 @@ def guided_grad_cam(activations: Maps, gradients: Maps, guided_gradients: Images
     """
     space = tuple(range(2, gradients.ndim))
     cam = (gradients.mean(space, keepdim=True) * activations).sum(1, keepdim=True).relu()
-    size, axes = guided_gradients.shape[2:], guided_gradients.ndim - 2
-    enlarged = F.interpolate(cam, size, mode=_LINEAR[axes], align_corners=False)
-    return (guided_gradients * enlarged.to(guided_gradients.dtype)).sum(1)
+    return (guided_gradients * enlarged(cam, guided_gradients.shape[2:]).to(guided_gradients.dtype)).sum(1)
 
 
 @method(
@@ -168,7 +164,7 @@ def _spread_out(term: Maps, size: torch.Size) -> PixelMaps:
     span = strength.flatten(1).amax(1).reshape(low.shape) - low
     scaled = torch.where(span == 0, 0, (strength - low) / span)
     # enlarging is linear: the sum of the channels is enlarged in their place
-    return F.interpolate(scaled.sum(1, keepdim=True), size, mode=_LINEAR[len(size)], align_corners=True)[:, 0]
+    return enlarged(scaled.sum(1, keepdim=True), size, corners=True)[:, 0]
 
 
 @method(
