@@ -59,8 +59,8 @@ def test_errors_name_the_fact_and_the_remedy(classifier):
         glowmap.compare(classifier, images(1), 1, methods=[], layers=LAYERS)
     with pytest.raises(MethodError, match="fem has no knob 'sigma'; near names: sigmas"):
         glowmap.METHODS["fem"].tuned(sigma=1.0)
-    with pytest.raises(LayerError, match="no layer given"):
-        glowmap.compare(classifier, images(1), 1)
+    with pytest.raises(LayerError, match="an empty list of layers"):
+        glowmap.compare(classifier, images(1), 1, layers=[])
 
 
 def planted(images=1, cells=30, channels=12, seed=0):

@@ -29,8 +29,9 @@ def test_by_name_by_module_and_several_in_the_order_asked_for():
         ("3", "near names: features.3"),
         ("", "no layer ''"),
         (nn.ReLU(), "the given ReLU is no part of this Classifier"),
-        (None, "no layer given for Classifier; pass layer=..., for example one inside features"),
-        ([], "no layer given"),
+        ([], "an empty list of layers; give at least one, or None for the one that is found"),
+        ("features.3#", "names no run of a layer; write features.3#1"),
+        ("features.3#0", "names no run of a layer"),
         ("head", r"layer 'head' \(2 x 4\) has no spatial axes"),
     ],
 )

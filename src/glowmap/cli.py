@@ -214,7 +214,7 @@ def layers(
     """List the layers worth naming, with their channels and grids, in the order in which they run."""
     import numpy as np
 
-    from glowmap.road import survey
+    from glowmap.choosing import survey
     from glowmap.shapes import crossed
 
     loaded = _loaded(model, "default" if ".py:" in model and weights == "random" else weights, size=size)

@@ -123,8 +123,8 @@ class Evidence:
                 output = self._run.on_images(image, images)
             scores = self._score(image, output, len(images))  # outside: a target may itself run the model
             gradients = recording.gradients(scores)[layer]
-            maps, rows = recording[layer].output.detach(), len(images)
-            found.append((self._laid(maps, layer, rows), self._laid(gradients, layer, rows)))
+            maps = recording[layer].output.detach()
+            found.append((self._laid(maps, layer), self._laid(gradients, layer)))
         return torch.cat([activations for activations, _ in found]), torch.cat([slopes for _, slopes in found])
 
     def input_gradients(self, layer: str, image: int, count: int, make: Make) -> Tensor:
@@ -197,8 +197,8 @@ class Evidence:
     def _widest(self) -> int:
         return max(self._run.batch.images.nbytes, *(trunk.widest for trunk in self._run.trunks.values()), 0)
 
-    def _laid(self, tensor: Tensor, layer: str, rows: int | None = None) -> Maps:
-        return wide(self._run.maps(layer, tensor, rows))
+    def _laid(self, tensor: Tensor, layer: str) -> Maps:
+        return wide(self._run.maps(layer, tensor))
 
 
 def _of_image(evidence: Any, image: int) -> Any:

@@ -40,9 +40,10 @@ def concepts(
     batch = explainer.model.read(images)
     found = []
     with borrowed(explainer.model.module) as was_training:
-        run = explainer.run(batch, explainer.layers, asks=True, resuming=True)
+        layers = explainer.layers(batch, blindly=True)
+        run = explainer.run(batch, layers, asks=True, resuming=True)
         shared = explainer.shared(run, was_training)
-        for name in explainer.layers:
+        for name in layers:
             activations = wide(run.maps(name, run.recording[name].output.detach()))
             most = min(activations.shape[1], activations[0, 0].numel() * (len(activations) if together else 1))
             if count > most:

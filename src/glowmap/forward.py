@@ -1,6 +1,6 @@
 """One forward pass, and what the model is asked after it: about changed images, and about changed maps from a layer on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from glowmap.capture import Recording, Trunk, copies, exchanged, resumed, same_output
 from glowmap.errors import GlowmapError, ModelError, TargetError, told
 from glowmap.images import Batch
-from glowmap.layers import laid_back, lay_out, witness
+from glowmap.layers import Grid, Layout, read_layout, witness
 from glowmap.shapes import Maps, crossed
 from glowmap.structure import mapped
 from glowmap.targets import Answer
@@ -31,6 +31,8 @@ class Run:
     output: Any = None
     overwrites: bool = False  # the model writes into its input
     autocast: tuple[bool, torch.dtype] = (False, torch.bfloat16)  # as the caller had it
+    grids: Callable[[], Sequence[Grid]] = tuple  # that convolutions made of this input, which tell how tokens lie
+    layouts: dict[str, Layout] = field(default_factory=dict)  # by layer, where they are known
     notes: list[str] = field(default_factory=list)
     _proven: dict[tuple[str, int], bool] = field(default_factory=dict)
     _cuts: dict[int, bool] = field(default_factory=dict)  # by image: tensors as long as the batch have a row for it
@@ -40,11 +42,6 @@ class Run:
     def answer(self) -> Answer:
         """How to read what the model said of the batch."""
         return self.read(self.output, len(self.batch.images))
-
-    @cached_property
-    def _witnesses(self) -> dict[str, nn.Module]:
-        """What tells how each layer's output is laid out."""
-        return {name: witness(self.module, name) for name in self.layers}
 
     def note(self, text: str) -> None:
         """Note something once."""
@@ -59,11 +56,19 @@ class Run:
         except TargetError:
             return None
 
-    def maps(self, layer: str, tensor: Tensor, rows: int | None = None) -> Maps:
-        """Lay a layer's output (or its gradient) out as maps: of the batch, or of so many changed inputs."""
-        own = self.batch.images
-        like = own if rows is None else own[:1].expand(rows, *own.shape[1:])
-        return lay_out(tensor, layer, self._witnesses[layer], like)
+    def layout(self, layer: str) -> Layout:
+        """Tell how a layer's output is laid out."""
+        images, shape = self.batch.images, self.recording[layer].output.shape
+        known = self.layouts.get(layer)
+        if known is None or not known.reads(shape, len(images)):
+            grids = self.grids() if len(shape) == 3 else ()
+            known = read_layout(shape, layer, witness(self.module, layer), images, grids)
+            self.layouts[layer] = known
+        return known
+
+    def maps(self, layer: str, tensor: Tensor) -> Maps:
+        """Lay a layer's output (or its gradient) out as maps: of the batch, or of changed inputs."""
+        return self.layout(layer).maps(tensor)
 
     def called(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         """Call the model on other input than the batch."""
@@ -80,7 +85,7 @@ class Run:
     def on_maps(self, layer: str, image: int, maps: Maps) -> Any:
         """Run the model on from a layer whose output became these maps."""
         one = self.recording[layer].output.detach()[image : image + 1]
-        own = laid_back(maps, one, self._witnesses[layer], self.batch.images)
+        own = self.layout(layer).back(maps, one)
         with self._from(layer, image)(self.trunks[layer], image, len(self.batch.images), own):
             return self.called(*self._inputs(image, len(maps)))
 

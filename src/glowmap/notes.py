@@ -1,12 +1,12 @@
 """Notes of caution: what a person must know before trusting a map."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from glowmap.explanation import is_flat
 from glowmap.forward import Run
 from glowmap.shapes import Flags, RawMaps, Scores, crossed
+from glowmap.targets import Custom, Each, Target
 
 _MUCH = 0.1  # of the heat on places that the score does not depend on, from which on a note says so
 
@@ -32,11 +32,9 @@ def run_notes(run: Run, was_training: bool) -> list[str]:
         if seen.calls > 1
     ]
     notes += [
-        f"the tokens of layer {name!r} were laid out as {crossed(grid)} patches, and {before} before them left out"
-        for name, seen in recorded.items()
-        if (seen.output.ndim < run.batch.images.ndim)
-        and (grid := run.maps(name, seen.output).shape[2:])
-        and (before := seen.output.shape[1] - math.prod(grid)) >= 0
+        f"the tokens of layer {name!r} were laid out as {crossed(layout.grid)} patches, and {layout.before} before them left out"
+        for name in recorded
+        if (layout := run.layout(name)).of_tokens
     ]
     return notes + [
         f"the model runs layer {name!r} under torch.no_grad(); what it computes from it there is missing in the gradients"
@@ -68,3 +66,15 @@ def map_notes(found: Found, layer: str, targets: Sequence[str]) -> list[str]:
         where = f"image {image}, " if len(targets) > 1 else ""
         notes.append(f"{where}{wording} at {layer!r}: {reason}")
     return notes
+
+
+def mirrored_notes(kinds: Sequence[str], questions: Sequence[Target], run: Run) -> list[str]:
+    """Caution against callables that pick places: they get what the model says of the changed image as it is."""
+    one_by_one = [one for q in questions for one in (q.all() if isinstance(q, Each) else [q])]
+    picks = [one for one in one_by_one if isinstance(one, Custom)]
+    if not picks or not {"flips", "scales"} & {*kinds} or (run.dense is False):
+        return []
+    return [
+        f"{picks[0].wording(run.answer, 0)} reads the model's output for flipped or resized images as it is: if it picks "
+        "places, it asks about others there; targets.Pixels asks about the same"
+    ]

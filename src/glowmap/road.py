@@ -10,21 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from glowmap.capture import borrowed, record, remember
+from glowmap.choosing import choose, grids_of
 from glowmap.errors import MethodError, ModelError, TargetError
 from glowmap.evidence import Evidence, wide
 from glowmap.explanation import Explanation, Explanations, Prediction
 from glowmap.forward import Run, called
 from glowmap.images import Batch, Picture
-from glowmap.layers import LayerName, Surveyed, find_layers, surveyed
+from glowmap.layers import Choice, LayerName, find_layers
 from glowmap.methods import ASKING, METHODS, OF_THE_INPUT, Method
 from glowmap.methods.smoothing import SMOOTHING, Variant, resized_like, variants
 from glowmap.metrics import energy_share
 from glowmap.models import Model, as_model, read_logits
-from glowmap.notes import Found, map_notes, run_notes
+from glowmap.notes import Found, map_notes, mirrored_notes, run_notes
 from glowmap.progress import tracked
 from glowmap.shapes import RawMaps, Scores
 from glowmap.structure import tensors_in
-from glowmap.targets import Answer, Custom, Each, Target, TargetLike, as_questions, checked, settled
+from glowmap.targets import Answer, Each, Target, TargetLike, as_questions, checked, settled
 
 MethodLike: TypeAlias = str | Method
 
@@ -107,18 +108,36 @@ class Explainer:
 
     def __init__(self, model: nn.Module | Model, *, layer: LayerName | Sequence[LayerName] | None = None) -> None:
         self.model = as_model(model)
-        self._wanted = self.model.layer if layer is None else layer
+        wanted = self.model.layer if layer is None else layer
         self._one_layer = not isinstance(layer, list | tuple)
-        self._layers: dict[str, nn.Module] | None = None
-        if self._wanted is not None:
-            self._layers = find_layers(self.model.module, self._wanted)
+        self._named = None if wanted is None else find_layers(self.model.module, wanted)
+        self._choice: Choice | None = None
 
     @property
-    def layers(self) -> dict[str, nn.Module]:
-        """The layers that are explained, by name. LayerError where none was given and the model names none."""
-        if self._layers is None:
-            self._layers = find_layers(self.model.module, self._wanted)
-        return self._layers
+    def layer(self) -> Choice | str | None:
+        """What is explained: the layers named, or the one that was found and why; None before the first images came."""
+        return self._choice if self._named is None else ", ".join(self._named)
+
+    def find(self, images: Any, *, target: Any = None) -> Choice:
+        """Find the layer worth looking at for such images, with the runners-up; known at once if it was found before.
+
+        Raises LayerError where no layer can be read as a grid with a gradient at its places.
+        """
+        batch = self.model.read(images)
+        with borrowed(self.model.module):
+            return self._found(batch, as_questions(target)[0])
+
+    def layers(self, batch: Batch, question: Target | None = None, *, blindly: bool = False) -> dict[str, nn.Module]:
+        """Give the layers to explain, by name: those named, or the one found (of the borrowed model)."""
+        if self._named is not None:
+            return self._named
+        self._choice = self._found(batch, question or as_questions(None)[0], blindly=blindly)
+        return find_layers(self.model.module, self._choice.name)
+
+    def _found(self, batch: Batch, question: Target, *, blindly: bool = False) -> Choice:
+        return choose(
+            self.model.module, batch, partial(self._read, batch, lambda logits: logits), question, blindly=blindly
+        )
 
     def __call__(
         self, images: Any, *, target: Any = None, method: Any = "grad_cam", smooth: Any = (), seed: int = 0
@@ -135,10 +154,12 @@ class Explainer:
         kinds = _smoothing(smooth)
         chosen = [replace(one, principal="principal" in kinds) for one in _methods(method)]
         questions = as_questions(target)
-        layers = {} if all(one.at_input for one in chosen) else self.layers
         with torch.inference_mode(False):  # whose tensors autograd may not save
             batch = self.model.read(images)
         with borrowed(self.model.module) as was_training:
+            layers: dict[str, nn.Module] = {}
+            if not all(one.at_input for one in chosen):
+                layers = self.layers(batch, questions[0], blindly=not _differentiates(chosen))
             run = self.run(
                 batch,
                 layers,
@@ -148,7 +169,7 @@ class Explainer:
             )
             shared = self.shared(run, was_training)  # before a target has its hands on the output
             asked = [(question, _score(question, run.answer)) for question in questions]
-            run.notes += _mirrored(kinds, questions, run)
+            run.notes += mirrored_notes(kinds, questions, run)
             if kinds:
                 maps = self._averaged(
                     run, [question for question, _ in asked], chosen, variants(kinds, batch.images, seed)
@@ -225,6 +246,9 @@ class Explainer:
         with ExitStack() as stack:
             recording = stack.enter_context(record(layers, graph=graph))
             run = Run(self.model.module, batch, layers, recording, partial(self._read, batch, laid_back))
+            run.grids = partial(grids_of, self.model.module, batch)
+            if self._choice is not None and self._choice.name in layers:
+                run.layouts[self._choice.name] = self._choice.layout
             kind = batch.images.device.type
             if torch.is_autocast_enabled(kind):
                 run.autocast = (True, torch.get_autocast_dtype(kind))
@@ -241,7 +265,7 @@ class Explainer:
         return Answer(
             output,
             batch=images,
-            read_logits=lambda raw: laid_back(read_logits(raw)),
+            read_logits=lambda raw: laid_back(getattr(self.model, "read_logits", read_logits)(raw)),
             class_names=self.model.class_names,
             input_size=tuple(batch.images.shape[2:]),
             model=self.model.name,
@@ -249,16 +273,7 @@ class Explainer:
         )
 
     def __repr__(self) -> str:
-        return f"<Explainer of {self.model.name} at {', '.join(self._layers or [INPUT])}>"
-
-
-def survey(model: nn.Module | Model, images: Any, *, depth: int = 2) -> list[Surveyed]:
-    """Run the model once and list the layers worth naming, at most ``depth`` names deep, in the order in which they ran."""
-    asked = as_model(model)
-    batch = asked.read(images)
-    with borrowed(asked.module), torch.no_grad(), surveyed(asked.module, batch.images, depth=depth) as rows:
-        called(asked.module, batch)
-    return rows
+        return f"<Explainer of {self.model.name} at {self.layer or 'a layer that it will find'}>"
 
 
 def _asks(methods: Sequence[Method]) -> bool:
@@ -339,18 +354,6 @@ def _back(change: Variant, run: Run, logits: Tensor) -> Tensor:
     """Lay what a dense model says of a changed image over what it says of the image itself."""
     dense = logits.ndim > 2 and logits[0, 0].numel() > 1
     return resized_like(change.undo(logits), run.answer.logits) if dense else logits
-
-
-def _mirrored(kinds: Sequence[str], questions: Sequence[Target], run: Run) -> list[str]:
-    """Caution against callables that pick places: they get what the model says of the changed image as it is."""
-    one_by_one = [one for q in questions for one in (q.all() if isinstance(q, Each) else [q])]
-    picks = [one for one in one_by_one if isinstance(one, Custom)]
-    if not picks or not {"flips", "scales"} & {*kinds} or (run.dense is False):
-        return []
-    return [
-        f"{picks[0].wording(run.answer, 0)} reads the model's output for flipped or resized images as it is: if it picks "
-        "places, it asks about others there; targets.Pixels asks about the same"
-    ]
 
 
 def _smoothing(smooth: Any) -> list[str]:

@@ -1,0 +1,14 @@
+"""Layers: found by name or by evidence, and their outputs laid out as maps."""
+
+from glowmap.layers.finding import Asked as Asked
+from glowmap.layers.finding import Choice as Choice
+from glowmap.layers.finding import find_layer as find_layer
+from glowmap.layers.layout import Grid as Grid
+from glowmap.layers.layout import Layout as Layout
+from glowmap.layers.layout import known_grids as known_grids
+from glowmap.layers.layout import read_layout as read_layout
+from glowmap.layers.layout import witness as witness
+from glowmap.layers.naming import LayerName as LayerName
+from glowmap.layers.naming import find_layers as find_layers
+from glowmap.layers.survey import Surveyed as Surveyed
+from glowmap.layers.survey import surveyed as surveyed

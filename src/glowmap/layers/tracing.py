@@ -1,0 +1,111 @@
+"""One traced pass: what every module of a model put out on the way from the images to a score, and in which order."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glowmap.layers.layout import Grid, known_grids
+from glowmap.structure import tensors_in
+
+
+@dataclass(eq=False)
+class Put:
+    """A tensor that modules put out, and the names under which it can be had, innermost first."""
+
+    tensor: Tensor
+    order: int
+    names: list[str] = field(default_factory=list)  # with "#2" for a second run
+    modules: list[nn.Module] = field(default_factory=list)
+    alone: list[bool] = field(default_factory=list)  # by name: the module returned this tensor and nothing around it
+    entered: Tensor | None = None  # the first tensor that the innermost module was given
+
+    @property
+    def name(self) -> str:
+        """The name that a person would use: the outermost of the modules that return this tensor as it is."""
+        best = min(range(len(self.names)), key=lambda i: (not self.alone[i], self.names[i].count("."), -i))
+        return self.names[best]
+
+    @property
+    def kind(self) -> str:
+        """The class of the module by that name."""
+        return type(self.modules[self.names.index(self.name)]).__name__
+
+    @property
+    def makes_nothing(self) -> bool:
+        """Whether it came without a parameter's doing, by another arrangement of what went in: pooling, resizing, identity."""
+        module, entered = self.modules[0], self.entered
+        if any(True for _ in module.parameters()) or entered is None:
+            return False
+        if entered is self.tensor:
+            return False  # it was written into
+        return entered.shape != self.tensor.shape or bool(torch.equal(entered.detach(), self.tensor.detach()))
+
+    @property
+    def half_way(self) -> bool:
+        """Whether it is the bare product of a linear layer: queries, keys, values, the inside of a perceptron."""
+        return all(type(module) is nn.Linear for module in self.modules)
+
+
+@dataclass
+class Traced:
+    """What a traced pass left: every floating tensor of three axes or more, in the order in which they came into being."""
+
+    puts: list[Put] = field(default_factory=list)
+    grids: list[Grid] = field(default_factory=list)  # that convolutions made
+    weighed: dict[int, int] = field(default_factory=dict)  # by Put.order: how many parameters its innermost module owns
+
+    def parametric_after(self, put: Put) -> bool:
+        """Whether a module with parameters of its own ran after this tensor was made."""
+        return any(weight for order, weight in self.weighed.items() if order > put.order)
+
+
+@contextmanager
+def traced(model: nn.Module) -> Iterator[Traced]:
+    """Trace the forward pass that is run inside: the model must be borrowed, and the images in need of a gradient."""
+    trace, owner = Traced(), threading.get_ident()
+    runs: dict[str, int] = {}
+    by_tensor: dict[int, tuple[Put, int]] = {}  # the version tells when it was written to since
+    count = 0
+
+    def note(name: str) -> Callable[[nn.Module, Any, Any, Any], None]:
+        def keep(module: nn.Module, arguments: Any, keywords: Any, output: Any) -> None:
+            nonlocal count
+            if threading.get_ident() != owner:
+                return
+            count += 1
+            runs[name] = runs.get(name, 0) + 1
+            given = [tensor for tensor in tensors_in([arguments, keywords]) if tensor.is_floating_point()]
+            trace.weighed[count] = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+            maps = [tensor for tensor in tensors_in(output) if tensor.ndim >= 3 and tensor.is_floating_point()]
+            if len(maps) != 1:
+                return  # nothing that can be recorded
+            put, version = by_tensor.get(id(maps[0]), (None, -1))
+            if any(maps[0] is tensor for tensor in given) and (put is None or version == maps[0]._version):
+                return  # handed through as it came
+            if put is None or version != maps[0]._version:
+                if put is not None and put in trace.puts:  # overwritten in place: the record would be spoiled
+                    trace.puts.remove(put)
+                put = Put(maps[0], count, entered=given[0] if given else None)
+                by_tensor[id(maps[0])] = (put, maps[0]._version)
+                trace.puts.append(put)
+            put.names.append(f"{name}#{runs[name]}")
+            put.modules.append(module)
+            put.alone.append(isinstance(output, Tensor))
+
+        return keep
+
+    with ExitStack() as hooked:
+        trace.grids = hooked.enter_context(known_grids(model))
+        for name, module in model.named_modules():
+            if name and not isinstance(module, torch.jit.ScriptModule):
+                hooked.callback(module.register_forward_hook(note(name), with_kwargs=True).remove)
+        yield trace
+    for put in trace.puts:
+        put.names = [name if runs[(plain := name.rpartition("#")[0])] > 1 else plain for name in put.names]
+    # an operation outside any module may have written into a tensor after it was put out
+    trace.puts = [put for put in trace.puts if by_tensor[id(put.tensor)][1] == put.tensor._version]
