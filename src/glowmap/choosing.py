@@ -112,7 +112,7 @@ def _asked(answer: Answer, question: Target) -> Asked:
     with suppress(TargetError):
         logits = answer.logits
     places = _for_places(answer.raw) if logits is None else logits.ndim > 2
-    classes = None if logits is None or places else logits.shape[1]
+    classes = None if logits is None else logits.shape[1]
     if isinstance(question, Custom):
         return Asked(question.score(answer).sum(), classes, places)
     said = [logits] if logits is not None else [one for one in tensors_in(answer.raw) if one.is_floating_point()]

@@ -5,8 +5,8 @@ The rules, in the order in which they are tried:
 - a classifier: the last output at whose places there is a gradient and through which *all* of the score's gradient by the
   picture goes; where a normalisation after it carries the whole gradient of its patches, that normalisation (a transformer
   that reads out a class token: the input of the last block's attention);
-- a dense model or a detector: the encoder's end, that is, on the coarsest grid that holds a tenth of the parameters, the output
-  with most channels through which all passes that goes through this grid;
+- a dense model or a detector: the encoder's end, that is, on the coarsest grid that holds a good part of the parameters, the
+  output with most channels through which all passes that goes through this grid;
 - else the last output with a gradient at most of its places.
 
 Any output but a convolution's must prove its layout: its cells must depend on the picture where the layout has them.
@@ -16,21 +16,25 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from glowmap.errors import LayerError
-from glowmap.layers.layout import Grid, Layout, read_layout, token_layouts, witness
+from glowmap.layers.layout import Grid, Layout, is_plain, read_layout, token_layouts, witness
 from glowmap.layers.proving import carries, coverage, gradients, offset, proven
 from glowmap.layers.tracing import Put, Traced, traced
 from glowmap.shapes import crossed
 
 _COVERED = 0.5  # the share of places that must have a gradient
+_COVERED_BY_FEW = 0.02  # the same where the model speaks of places, of which a score may mean a few (boxes)
 _LATE = 0.5  # of the outputs must have run before one that counts as the last that all evidence goes through
-_HOLDS = 0.1  # the share of parameters from which on a grid is one of the encoder's own
-_TRIES = 40
+_HOLDS = 0.15  # the share of parameters from which on a grid is one of the encoder's own
+_BEGINS = 1 / 3  # of a grid's outputs or parameters, in their order, are its beginning
+_MIXED = 8  # times as many mixed sequences as grids: a model that is made of them
+_TRIES = 16
 _SHOWN = 6
 
 
@@ -131,30 +135,46 @@ def _last_grid(model: nn.Module, images: Tensor, trace: Traced) -> Choice:
 class _Search:
     def __init__(self, model: nn.Module, images: Tensor, trace: Traced, asked: Asked, whole: Tensor) -> None:
         self.images, self.trace, self.asked, self.whole = images, trace, asked, whole
-        slopes = gradients(asked.score, [put.tensor for put in trace.puts])
-        reached = [(put, slope) for put, slope in zip(trace.puts, slopes, strict=True) if slope is not None]
+        puts = [put for put in trace.puts if put.tensor.requires_grad]
+        slopes = gradients(asked.score, [put.tensor for put in puts])
+        reached = [(put, slope) for put, slope in zip(puts, slopes, strict=True) if slope is not None]
         found = [self._candidate(model, put, slope) for put, slope in reached]
         self.candidates = [one for one in found if one is not None]
 
     def _candidate(self, model: nn.Module, put: Put, slope: Tensor) -> _Candidate | None:
-        shape, batch, pixels = put.tensor.shape, len(self.images), tuple(self.images.shape[2:])
+        shape, pixels = put.tensor.shape, tuple(self.images.shape[2:])
         try:
-            layout = read_layout(shape, put.name, witness(model, put.names[0]), self.images, self.trace.grids)
+            layout: Layout | None = read_layout(
+                shape, put.name, witness(model, put.names[0]), self.images, self.trace.grids
+            )
         except LayerError:
-            longest = [grid for grid in self.trace.grids if len(grid) == len(pixels)]
-            if len(shape) != 3 or shape[0] != batch or self.images.ndim == 3 or not longest:
-                return None
-            # a grid of patches may stand anywhere among other tokens; where, its gradients tell
-            patches = max(longest, key=lambda grid: torch.Size(grid).numel() * (torch.Size(grid).numel() < shape[1]))
-            if torch.Size(patches).numel() >= shape[1]:
-                return None
-            return _Candidate(put, Layout("tokens", patches, -1), False, slope, 0.0)
-        sure = layout.kind == "channels first" and len(pixels) > 1
-        return _Candidate(put, layout, sure, slope, coverage(slope, layout))
+            layout = self._elsewhere(shape)
+        if layout is None:
+            return None
+        if layout.before < 0:
+            return _Candidate(put, layout, False, slope, 0.0)
+        return _Candidate(put, layout, is_plain(layout, shape, pixels), slope, coverage(slope, layout))
+
+    def _elsewhere(self, shape: Sequence[int]) -> Layout | None:
+        """Expect the patches of the finest known grid somewhere among other tokens (``before`` is -1: their gradients tell)."""
+        grids = [grid for grid in self.trace.grids if len(grid) == self.images.ndim - 2 and self.images.ndim > 3]
+        fits = [grid for grid in grids if 1 < math.prod(grid) < shape[1]] if len(shape) == 3 else []
+        if not fits or shape[0] != len(self.images):
+            return None
+        return Layout("tokens", max(fits, key=math.prod), -1)
+
+    @cached_property
+    def _pool(self) -> list[_Candidate]:
+        """The candidates that count: tokens with a grid somewhere among them only where there is hardly anything else.
+
+        A language model behind the vision tower is left out so; a transformer that takes patches and text in one sequence is not.
+        """
+        plain = [one for one in self.candidates if one.layout.before >= 0]
+        return plain if _MIXED * len(plain) >= len(self.candidates) else self.candidates
 
     def choice(self) -> Choice:
-        rules = (self._encoder_end, self._last_cut) if self.asked.places else (self._last_cut, self._encoder_end)
-        for rule in (*rules, self._last_covered):
+        rules = (self._encoder_end, self._last_cut, self._last_cut_unproven, self._last_covered)
+        for rule in rules[not self.asked.places :]:
             found = rule()
             if found is not None:
                 best, reason = found
@@ -172,10 +192,10 @@ class _Search:
 
     # -- what rules a candidate out --------------------------------------------------------------------------------
 
-    def _fits(self, one: _Candidate, covered: float = _COVERED) -> bool:
+    def _fits(self, one: _Candidate) -> bool:
         """Rule out what has no gradient at its places, makes nothing, or is half of a step; and note why."""
         if "fits" not in one.checked:
-            one.why_not = self._why_not(one, covered)
+            one.why_not = self._why_not(one, _COVERED_BY_FEW if self.asked.places else _COVERED)
             one.checked["fits"] = not one.why_not
         return one.checked["fits"]
 
@@ -224,7 +244,7 @@ class _Search:
     # -- the rules -------------------------------------------------------------------------------------------------
 
     def _last_cut(self) -> tuple[_Candidate, str] | None:
-        late = self.candidates[int(_LATE * len(self.candidates)) :]
+        late = self._pool[int(_LATE * len(self._pool)) :]
         tries = [one for one in reversed(late) if self._fits(one)][:_TRIES]
         for one in tries:
             if not carries(one.put.tensor, one.gradient, self.images, self.whole):
@@ -233,6 +253,21 @@ class _Search:
                 after = self._normalised(one)
                 if after is not None or self._proven(one):
                     return after or (one, "the last that all evidence goes through")
+        return None
+
+    def _last_cut_unproven(self) -> tuple[_Candidate, str] | None:
+        """Take a cut whose grid is known and whose cells look everywhere, as those of global attention without a residual do."""
+        late = self._pool[int(_LATE * len(self._pool)) :]
+        for one in [one for one in reversed(late) if self._fits(one)][:_TRIES]:
+            if (
+                one.layout.before == 0
+                and one.layout.kind == "tokens"
+                and carries(one.put.tensor, one.gradient, self.images, self.whole)
+            ):
+                return (
+                    one,
+                    "the last that all evidence goes through, but its cells look everywhere, so its grid is not proven",
+                )
         return None
 
     def _normalised(self, cut: _Candidate) -> tuple[_Candidate, str] | None:
@@ -248,28 +283,73 @@ class _Search:
         return None
 
     def _encoder_end(self) -> tuple[_Candidate, str] | None:
-        fitting = [one for one in self.candidates if one.layout.before >= 0]
-        held: dict[Grid, int] = {}
-        for one in fitting:
-            held[one.layout.grid] = held.get(one.layout.grid, 0) + self.trace.weighed[one.put.order]
-        own = [grid for grid, weight in held.items() if weight >= _HOLDS * sum(held.values())]
-        for grid in sorted(own, key=lambda grid: torch.Size(grid).numel()):
-            level = [one for one in fitting if one.layout.grid == grid and one.coverage > 0]
-            # most channels; of equals the outermost module, then the last
-            ends = sorted(level, key=lambda one: (-one.channels, one.put.name.count("."), -one.put.order))
-            for one in ends:
-                if self._fits(one) and self._passes_all(one, level[0]) and self._proven(one):
-                    return one, f"the encoder's end: all that goes through its grid of {crossed(grid)} goes through it"
+        stretches = self._stretches()
+        total = sum(self._held(stretch) for stretch in stretches)
+        own = [stretch for stretch in stretches if self._held(stretch) >= _HOLDS * total]
+        own.sort(key=lambda stretch: (math.prod(stretch[0].layout.grid), -self._held(stretch)))
+        for stretch in own:
+            for one in sorted(self._late(stretch), key=lambda one: (-one.channels, *_outermost(one, stretch))):
+                if self._ends(one, stretch[0]):
+                    grid = crossed(one.layout.grid)
+                    return self._around(
+                        one, stretch
+                    ), f"the encoder's end: all that goes through its {grid} goes through it"
+        return self._trunk_end(max(own, key=self._held)) if own else None
+
+    def _trunk_end(self, stretch: Sequence[_Candidate]) -> tuple[_Candidate, str] | None:
+        """Take the end of the longest way on one grid, of which several places are read (a transformer below a decoder)."""
+        widths = [one.channels for one in stretch]
+        trunk = [one for one in self._late(stretch) if one.channels == max(set(widths), key=widths.count)]
+        for one in sorted(trunk, key=lambda one: _outermost(one, stretch)):
+            if self._fits(one) and self._proven(one):
+                return one, "the end of the longest way on one grid, of which the model reads several places"
         return None
 
-    def _passes_all(self, one: _Candidate, source: _Candidate) -> bool:
-        return one is source or carries(one.put.tensor, one.gradient, source.put.tensor, source.gradient)
+    def _stretches(self) -> list[list[_Candidate]]:
+        """Cut the outputs, in their order, where the grid changes: what a decoder does on a grid is not the encoder's."""
+        stretches: list[list[_Candidate]] = []
+        for one in self.candidates:
+            if one.layout.before < 0 or not one.coverage:
+                continue
+            if stretches and stretches[-1][0].layout.grid == one.layout.grid:
+                stretches[-1].append(one)
+            else:
+                stretches.append([one])
+        return stretches
+
+    def _late(self, stretch: Sequence[_Candidate]) -> Sequence[_Candidate]:
+        """Leave out what a grid begins with, which carries all of it and says little yet: by outputs and by parameters."""
+        held = list(accumulate(self.trace.weighed[one.put.order] for one in stretch))
+        first = next(i for i, so_far in enumerate(held) if max(i / len(held), so_far / max(held[-1], 1)) >= _BEGINS)
+        return stretch[first:]
+
+    def _held(self, stretch: Sequence[_Candidate]) -> int:
+        return sum(self.trace.weighed[one.put.order] for one in stretch)
+
+    def _ends(self, one: _Candidate, source: _Candidate) -> bool:
+        """Tell whether all that goes through a grid, from its source on, goes through this output."""
+        if "ends" not in one.checked:
+            passes = one is source or carries(one.put.tensor, one.gradient, source.put.tensor, source.gradient)
+            one.checked["ends"] = passes and self._fits(one) and self._proven(one)
+        return one.checked["ends"]
+
+    def _around(self, one: _Candidate, level: Sequence[_Candidate]) -> _Candidate:
+        """Find the outermost module around this one that ends the grid too: the stage, not the inside of its block."""
+        around = [each for each in level if one.put.name.startswith(f"{each.put.name.partition('#')[0]}.")]
+        around.sort(key=lambda each: each.put.name.count("."))
+        return next((each for each in around if self._ends(each, level[0])), one)
 
     def _last_covered(self) -> tuple[_Candidate, str] | None:
-        for one in [one for one in reversed(self.candidates) if self._fits(one)][:_TRIES]:
+        for one in [one for one in reversed(self._pool) if self._fits(one)][:_TRIES]:
             if self._proven(one):
                 return one, "the last with a gradient at its places, though some evidence goes past it"
         return None
+
+
+def _outermost(one: _Candidate, stretch: Sequence[_Candidate]) -> tuple[int, int, int]:
+    """Order by the part of the model, the first before its decoder; then the outermost module; then the last."""
+    parts = list(dict.fromkeys(each.put.name.partition(".")[0] for each in stretch))
+    return parts.index(one.put.name.partition(".")[0]), one.put.name.count("."), -one.put.order
 
 
 def _no_gradient(model: nn.Module, connected: bool) -> str:

@@ -96,6 +96,8 @@ def read_layout(
     """
     pixels, spelled = tuple(images.shape[2:]), crossed(shape)
     tokens = token_layouts(shape, len(images), pixels, grids or ())
+    if _works_on(judge)[1]:  # a linear layer or its norm has the channels last, however much they look like a grid
+        tokens = [layout for layout in tokens if layout.kind != "channel tokens"]
     if shape[0] != len(images) and not tokens:
         raise LayerError(
             f"the output of layer {name!r} ({spelled}) has {shape[0]} rows for {len(images)} images; "
@@ -135,8 +137,12 @@ def token_layouts(shape: Sequence[int], batch: int, pixels: Grid, grids: Sequenc
     squares = [tuple(pixel // side for pixel in pixels) for side in sides] if len(pixels) > 1 else []
     merged = [tuple(-(-cells // 2**n) for cells in grid) for grid in known for n in range(1, _HALVINGS + 1)]
     found: dict[Layout, None] = {}
-    for source, most in ((known, TOKENS_BEFORE), (squares, TOKENS_BEFORE), (merged, 1)):
-        fits = [layout for grid in source for layout in _readings(shape, batch, grid) if layout.before <= most]
+    for source in (known, squares, merged):
+        fits = [layout for grid in source for layout in _readings(shape, batch, grid)]
+        if source is not known:  # nothing but their number speaks for these: a few words may be as many
+            fits = [layout for layout in fits if 2 * layout.before < math.prod(layout.grid)]
+        if source is merged:
+            fits = [layout for layout in fits if layout.before <= 1]
         # channels-first tokens are rare, and any channel count may look like a grid
         found.update(dict.fromkeys(sorted(fits, key=lambda layout: (layout.kind == "channel tokens", layout.before))))
     return list(found)
@@ -177,6 +183,13 @@ def _channels_last(shape: Sequence[int], pixels: Sequence[int], module: nn.Modul
     return works_on_last if works_on_last != works_on_first else last < first
 
 
+def is_plain(layout: Layout, shape: Sequence[int], pixels: Grid) -> bool:
+    """Tell whether the strides leave no doubt that channels come first."""
+    if layout.kind != "channels first" or len(pixels) == 1:
+        return False
+    return _unevenness(shape[2:], pixels) <= _SAME_STRIDE < _unevenness(shape[1:-1], pixels)
+
+
 def _works_on(module: nn.Module) -> tuple[bool, bool]:
     """Tell whether what a module is made of works on channels that come first, and whether on channels that come last."""
     # Subclasses are left out: a LayerNorm2d keeps its channels first.
@@ -197,6 +210,7 @@ def witness(model: nn.Module, name: str) -> nn.Module:
 
 
 def _unevenness(grid: Sequence[int], pixels: Sequence[int]) -> float:
-    """Compare the axes' strides: 1 where all shrank by the same factor, as a picture's rows and columns do in a network."""
-    strides = [pixel / cell for pixel, cell in zip(pixels, grid, strict=True)]
+    """Compare the strides of rows and columns: 1 where both shrank by the same factor, as they do in a network."""
+    # the frames of a clip, or the slices of a volume, have a stride of their own
+    strides = [pixel / cell for pixel, cell in zip(pixels[-2:], grid[-2:], strict=True)]
     return max(strides) / min(strides)

@@ -48,7 +48,11 @@ class Put:
     @property
     def half_way(self) -> bool:
         """Whether it is the bare product of a linear layer: queries, keys, values, the inside of a perceptron."""
-        return all(type(module) is nn.Linear for module in self.modules)
+        first = self.modules[0]
+        if type(first) is not nn.Linear:
+            return False
+        own = sum(parameter.numel() for parameter in first.parameters())
+        return all(sum(one.numel() for one in module.parameters()) == own for module in self.modules)
 
 
 @dataclass
