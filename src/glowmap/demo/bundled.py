@@ -25,12 +25,11 @@ MEAN, STD = 0.5, 0.25
 
 @dataclass(frozen=True)
 class Bundled:
-    """A model of the demo: its network, its classes in order, the layer worth looking at, and its file of weights."""
+    """A model of the demo: its network, its classes in order, and its file of weights."""
 
     name: str
     build: Callable[[int], nn.Module]
     classes: tuple[str, ...]
-    layer: str
 
     @property
     def file(self) -> str:
@@ -59,9 +58,9 @@ class Bundled:
 
 BUNDLED: Shelf[Bundled] = Shelf("demo model", ModelError)
 for _model in (
-    Bundled("demo", segmenter, CLASSES, "backbone.layer4"),
-    Bundled("demo/honest", classifier, ANSWERS, "layer4"),
-    Bundled("demo/shortcut", classifier, ANSWERS, "layer4"),
+    Bundled("demo", segmenter, CLASSES),
+    Bundled("demo/honest", classifier, ANSWERS),
+    Bundled("demo/shortcut", classifier, ANSWERS),
 ):
     BUNDLED.put(_model.name, _model)
 

@@ -9,10 +9,16 @@ from torch import nn
 
 from glowmap.errors import InputError, ModelError, told
 from glowmap.models import demo as demo
+from glowmap.models import open_clip as open_clip
+from glowmap.models import segmentation as segmentation
+from glowmap.models import timm as timm
 from glowmap.models import torchvision as torchvision
+from glowmap.models import transformers as transformers
+from glowmap.models import ultralytics as ultralytics
 from glowmap.models._family import FAMILIES as FAMILIES
-from glowmap.models._family import Colours as Colours
 from glowmap.models._family import Model as Model
+from glowmap.models._preset import Clips
+from glowmap.models._preset import Colours as Colours
 from glowmap.models.plain import ResizedAndNormalised, from_file, load_weights
 from glowmap.models.plain import Size as Size
 from glowmap.models.plain import read_logits as read_logits
@@ -29,10 +35,13 @@ def load(
     device: str | torch.device | None = None,
     seed: int = 0,
 ) -> Model:
-    """Make a model that takes pictures, from a torchvision name, ``demo``, ``FILE.py:factory`` or a module of your own.
+    """Make a model that takes pictures, from a library's name for it, ``demo``, ``FILE.py:factory`` or a module of your own.
 
-    ``demo`` comes with the package: a segmentation model trained on drawn streets. So do ``demo/honest`` and
-    ``demo/shortcut``, two classifiers that differ in what they lean on.
+    Names are torchvision's as they are (``resnet50``), timm's as ``timm/convnext_tiny``, those of the Hugging Face hub as
+    ``hf/google/vit-base-patch16-224`` or a folder as ``hf/PATH``, segmentation_models_pytorch's as ``smp/Unet-resnet34``, and
+    open_clip's with the weights' tag as ``open_clip/ViT-B-32:laion2b_s34b_b79k``. ``demo`` comes with the package: a
+    segmentation model trained on drawn streets. So do ``demo/honest`` and ``demo/shortcut``, two classifiers that differ in
+    what they lean on.
 
     ``weights`` are ``"default"`` (the library's trained ones, downloaded once; a module's or factory's as they are),
     ``"random"`` (drawn from ``seed``), or a checkpoint's path. ``size`` (rows and columns, or a number for a square),
@@ -48,6 +57,8 @@ def load(
     own = built.preprocess or ResizedAndNormalised()
     if built.preprocess is None and mean is None and std is None:
         built = built.changed(notes=(*built.notes, "no mean and std were given: the model gets RGB in [0, 1] as it is"))
+    if size is not None and isinstance(own, Clips):
+        raise InputError(f"a size is of pictures, and {built.name} takes clips; resize the clip, or leave the size out")
     if size is not None:
         own = ResizedAndNormalised(size, own.mean, own.std)
     if mean is not None or std is not None:
@@ -59,15 +70,42 @@ def load(
 
 
 def as_model(model: Any) -> Model:
-    """Take what :func:`load` returned, or any module, which then takes its own input tensors."""
+    """Take what :func:`load` returned, or any module, which then takes its own input tensors.
+
+    A module of a known library comes with what is known of it: its class names, how its scores are read, its preprocessing.
+    Wrappers (torch.compile's, DataParallel's, ultralytics' YOLO) are taken off, which is noted.
+    """
     if isinstance(model, Model):
         return model
-    if not isinstance(model, nn.Module):
+    module, notes = _unwrapped(model)
+    if not isinstance(module, nn.Module):
         raise ModelError(
             f"a model is a torch.nn.Module or what glowmap.load(...) returns, not {type(model).__name__}; "
             "for a name write glowmap.load(name), for a class or a factory call it first"
         )
-    return Model(model, type(model).__name__, notes=torchvision.cautions(model))
+    if isinstance(module, torch.jit.ScriptModule):  # whose classes are not those of any library
+        return Model(module, f"{module.original_name} (TorchScript)", notes=notes)
+    families = (family for _, family in FAMILIES.items())
+    found = next((known for family in families if (known := family.recognise(module))), None)
+    plain = found or Model(module, type(module).__name__)
+    return plain.changed(notes=(*notes, *plain.notes))
+
+
+def _unwrapped(model: Any) -> tuple[Any, tuple[str, ...]]:
+    """Take off what stands around a module, and note it."""
+    notes: list[str] = []
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner, note = model.module, "the model inside {} is run, on one device"
+        elif type(model).__name__ == "OptimizedModule" and isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            inner, note = (
+                model._orig_mod,
+                "the model inside torch.compile's {} is run, uncompiled, as only then its layers can be seen",
+            )
+        else:
+            return ultralytics.unwrapped(model), tuple(notes)
+        notes.append(note.format(type(model).__name__))
+        model = inner
 
 
 def _from_name(name: str, weights: str | Path, seed: int) -> Model:
@@ -75,7 +113,12 @@ def _from_name(name: str, weights: str | Path, seed: int) -> Model:
         return _from_module(from_file(name), weights, name.rpartition(":")[2])
     if name.endswith(".py"):
         raise ModelError(f"{name} names a file but no factory in it; write {name}:factory")
-    family = name.partition("/")[0]
+    family, slash, _ = name.partition("/")
+    if slash and family not in FAMILIES:
+        raise ModelError(
+            f"no family of models {family!r}; before a slash stand {', '.join(known for known in FAMILIES)}, "
+            f"as in hf/{name} for a folder or a model of the Hugging Face hub"
+        )
     return FAMILIES[family if family in FAMILIES else "torchvision"].build(name, weights, seed)
 
 

@@ -1,40 +1,24 @@
 """What a family is, and what comes of it: a model that can be asked about pictures."""
 
-from collections.abc import Callable, Sequence
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from glowmap.errors import InputError, ModelError
-from glowmap.images import Batch, Picture, PictureLike, as_batch, read_pictures
+from glowmap.errors import InputError, MissingExtra, ModelError
+from glowmap.images import Batch, PictureLike, as_batch, read_pictures
+from glowmap.models._preset import Clips, Colours, Preprocess
+from glowmap.models.plain import read_logits
 from glowmap.shelf import Shelf
-
-Colours: TypeAlias = float | Sequence[float]
 
 RANDOM = "the weights are random: the map shows how the network is wired, not anything it has learned"
 
-
-@runtime_checkable
-class Preprocess(Protocol):
-    """How a picture becomes the model's input (colour x rows x columns), and which part of the picture goes in."""
-
-    def normalised(self, mean: Colours | None, std: Colours | None) -> "Preprocess":
-        """Copy with another mean or standard deviation; None keeps the own one."""
-        ...
-
-    @property
-    def mean(self) -> Colours:
-        """What is subtracted from the colours in [0, 1]."""
-
-    @property
-    def std(self) -> Colours:
-        """What the colours are divided by."""
-
-    def __call__(self, picture: Image.Image) -> tuple[Tensor, Picture]: ...
+_PICTURES = ("pixel_values", "image", "images")  # the keywords under which libraries take pictures
 
 
 @dataclass(frozen=True)
@@ -42,8 +26,9 @@ class Model:
     """A module with what one must know to ask it about pictures.
 
     ``preprocess`` turns a picture into the module's input; without it the model takes ready-made tensors alone.
-    ``class_names`` are in the order of the module's outputs; ``notes`` go with every explanation. ``layer`` is the one to
-    explain where nobody names another.
+    ``class_names`` are in the order of the module's outputs; ``notes`` go with every explanation. ``read_logits``
+    finds the class scores, image x class (x rows x columns), in what the module returns. ``beside`` names what the module must
+    be given beside images, such as the tokens of a text.
     """
 
     module: nn.Module
@@ -51,7 +36,8 @@ class Model:
     preprocess: Preprocess | None = None
     class_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
-    layer: str | None = None
+    read_logits: Callable[[Any], Tensor] = read_logits
+    beside: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         classes = "unknown classes" if self.class_names is None else f"{len(self.class_names)} classes"
@@ -60,12 +46,28 @@ class Model:
     def read(self, images: Any) -> Batch:
         """Turn pictures, or the module's own input tensors, into one batch on the module's device.
 
-        Raises InputError for what is neither, and for pictures that come out of preprocessing at different sizes.
+        In a dict of keywords the pictures may stand as they are under "pixel_values", "image" or "images". Raises InputError
+        for what is neither, and for pictures that come out of preprocessing at different sizes.
         """
+        if isinstance(images, dict):
+            return self._with_keywords(images)
         several = images if isinstance(images, list | tuple) else (images,)
-        if self.preprocess is None or isinstance(images, dict) or any(isinstance(image, Tensor) for image in several):
-            return as_batch(images, self._expected())
-        return self._batch(images)
+        ready = any(isinstance(image, Tensor) for image in several)
+        if self.beside and not (ready and isinstance(images, tuple)):
+            raise InputError(
+                f"{self.name} takes {' and '.join(self.beside)} beside the images; pass a dict of its keywords: "
+                f"{{'pixel_values': images, {', '.join(f'{name!r}: ...' for name in self.beside)}}}"
+            )
+        if isinstance(self.preprocess, Clips) and isinstance(images, Tensor) and images.dtype == torch.uint8:
+            return as_batch(self._moved(self.preprocess.clip(images)), self._expected())
+        return as_batch(images, self._expected()) if ready or self.preprocess is None else self._batch(images)
+
+    def _with_keywords(self, keywords: dict[str, Any]) -> Batch:
+        name = next((name for name in _PICTURES if name in keywords), None)
+        if name is None or self.preprocess is None or isinstance(keywords[name], Tensor):
+            return as_batch(keywords, self._expected())
+        batch = self._batch(keywords[name])
+        return Batch((), {**keywords, name: batch.images}, batch.images, batch.pictures).copied()
 
     def _batch(self, images: PictureLike | Sequence[PictureLike]) -> Batch:
         assert self.preprocess is not None
@@ -76,11 +78,12 @@ class Model:
                 f"the pictures come out of preprocessing at different sizes ({', '.join(map(str, sorted(sizes)))}); "
                 "explain them one by one, or give them one size: glowmap.load(..., size=(rows, columns))"
             )
-        batch = torch.stack(tensors)
-        parameter = next((p for p in self.module.parameters() if p.is_floating_point()), None)
-        if parameter is not None:
-            batch = batch.to(parameter.device, parameter.dtype)
+        batch = self._moved(torch.stack(tensors))
         return Batch((batch,), {}, batch, pictures)
+
+    def _moved(self, images: Tensor) -> Tensor:
+        parameter = next((p for p in self.module.parameters() if p.is_floating_point()), None)
+        return images if parameter is None else images.to(parameter.device, parameter.dtype)
 
     def _expected(self) -> str:
         return (
@@ -96,11 +99,54 @@ class Model:
 
 @dataclass(frozen=True)
 class Family:
-    """A library's models: the names it can build, and how (name, weights, seed) becomes a :class:`Model`."""
+    """A library's models: the names it can build, how a name becomes a :class:`Model`, and how a module is known as its own.
+
+    ``build`` takes (name, weights, seed). ``recognise`` gives None for a module that is none of the library's, and never
+    imports the library for it: whoever holds such a module has done so.
+    """
 
     library: str
     names: Callable[[], Sequence[str]]
     build: Callable[[str, str | Path, int], Model]
+    recognise: Callable[[nn.Module], Model | None]
 
 
 FAMILIES: Shelf[Family] = Shelf("model family", ModelError)
+
+
+def library(name: str, extra: str, purpose: str) -> Any:
+    """Import a family's library; MissingExtra where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise MissingExtra(name, extra, purpose) from None
+
+
+def is_of(module: object, package: str) -> bool:
+    """Tell whether a class of this package is among those that an object is made of."""
+    return any(cls.__module__.partition(".")[0] == package for cls in type(module).__mro__)
+
+
+@contextmanager
+def drawn_from(seed: int) -> Iterator[None]:
+    """Draw random weights from a seed, and leave the global generator alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def names_in_order(names: Any, count: int | None = None) -> tuple[str, ...] | None:
+    """Put class names (a list, or a dict by index) in order; None where they are no names, or not ``count`` of them."""
+    if isinstance(names, Mapping):
+        if sorted(names) != list(range(len(names))):
+            return None
+        names = [names[index] for index in range(len(names))]
+    if not isinstance(names, list | tuple) or not names or (count is not None and len(names) != count):
+        return None
+    placeholders = ({str(index), f"LABEL_{index}", f"class{index}"} for index in range(len(names)))
+    if all(str(name) in dummies for name, dummies in zip(names, placeholders, strict=True)):
+        return None
+    return tuple(map(str, names))
+
+
+__all__ = ["FAMILIES", "RANDOM", "Colours", "Family", "Model", "drawn_from", "is_of", "library", "names_in_order"]

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
+from torch import nn
 
 from glowmap.demo.bundled import BUNDLED, COLUMNS, MEAN, ROWS, STD
-from glowmap.models._family import FAMILIES, RANDOM, Family, Model
+from glowmap.models._family import FAMILIES, RANDOM, Family, Model, drawn_from
 from glowmap.models.plain import ResizedAndNormalised, load_weights
 
 
@@ -25,15 +25,19 @@ def build(name: str, weights: str | Path, seed: int) -> Model:
     if str(weights) == "default":
         module = bundled.trained()
     else:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with drawn_from(seed):
             module = bundled.untrained().eval()
         if str(weights) == "random":
             notes = (RANDOM,)
         else:
             load_weights(module, Path(weights))
     preprocess = ResizedAndNormalised((ROWS, COLUMNS), MEAN, STD)
-    return Model(module, name, preprocess, bundled.classes, notes, layer=bundled.layer)
+    return Model(module, name, preprocess, bundled.classes, notes)
 
 
-FAMILIES.put("demo", Family("glowmap", names, build))
+def recognise(module: nn.Module) -> Model | None:
+    """Know none: a network of the demo is loaded by its name."""
+    return None
+
+
+FAMILIES.put("demo", Family("glowmap", names, build, recognise))

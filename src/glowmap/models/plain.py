@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from glowmap.errors import InputError, ModelError, TargetError, told
 from glowmap.images import Picture, refuse_gigantic, whole
-from glowmap.models._family import Colours
+from glowmap.models._preset import Colours
 from glowmap.shelf import near_names
 
 Size = int | tuple[int, int]
@@ -32,6 +32,11 @@ def read_logits(output: Any) -> Tensor:
     else:
         candidates = [output[0]] if isinstance(output, tuple | list) and output else [output]
     if not candidates or not isinstance(candidates[0], Tensor):
+        if candidates and isinstance(candidates[0], Mapping) and "boxes" in candidates[0]:
+            raise TargetError(
+                "the model answers with detections, not with class scores; ask about one of them with "
+                "target=glowmap.targets.Detection(category, box), or give a callable from the output to one score per image"
+            )
         keys = f" with the keys {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
         raise TargetError(
             f"no class scores are found in the model's output, a {type(output).__name__}{keys}; "
@@ -42,11 +47,15 @@ def read_logits(output: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class ResizedAndNormalised:
-    """Resize to rows x columns (a number is a square, None leaves the size), scale to [0, 1], subtract mean, divide by std."""
+    """Resize to rows x columns (a number is a square, None leaves the size), scale to [0, 1], subtract mean, divide by std.
+
+    Where the size is left, rows and columns grow to the next ``multiple``, for networks that take no other.
+    """
 
     size: Size | None = None
     mean: Colours = 0.0
     std: Colours = 1.0
+    multiple: int = 1
 
     def __post_init__(self) -> None:
         if self.size is not None:
@@ -63,6 +72,9 @@ class ResizedAndNormalised:
         resized = picture
         if self.size is not None:
             resized = picture.resize(self._rows_columns()[::-1], Image.Resampling.BILINEAR)
+        elif any(side % self.multiple for side in picture.size):
+            width, height = (-(-side // self.multiple) * self.multiple for side in picture.size)
+            resized = picture.resize((width, height), Image.Resampling.BILINEAR)
         pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255
         return (pixels - _colours(self.mean, "mean")) / _colours(self.std, "std"), whole(picture)
 

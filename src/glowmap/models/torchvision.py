@@ -1,29 +1,26 @@
-"""torchvision's classification and segmentation models by name, with their own preprocessing and class names."""
+"""torchvision's models by name (classification, segmentation, detection, video), with their preprocessing and class names."""
 
-import copy
 import inspect
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
-from glowmap.errors import MissingExtra, ModelError
-from glowmap.images import Picture, refuse_gigantic, whole
-from glowmap.models._family import FAMILIES, RANDOM, Colours, Family, Model
-from glowmap.models.plain import ResizedAndNormalised, load_weights, read_weights
+from glowmap.errors import ModelError
+from glowmap.models._family import FAMILIES, RANDOM, Family, Model, drawn_from, is_of, library
+from glowmap.models._preset import Clips, Preprocess, Preset, cut
+from glowmap.models.plain import load_weights, read_weights
 from glowmap.shelf import near_names
 
 
 def names() -> Sequence[str]:
     """List what torchvision can build; MissingExtra where it is not installed."""
     models = _torchvision().models
-    shelves = (models, models.segmentation)
+    shelves = (models, models.segmentation, models.detection, models.video)
     return [name for shelf in shelves for name in models.list_models(module=shelf)]
 
 
@@ -48,7 +45,14 @@ def build(name: str, weights: str | Path, seed: int) -> Model:
         path = Path(weights)
         module = _bare(name, seed, auxiliary=any(key.startswith("aux_classifier") for key in read_weights(path)))
         load_weights(module, path)
-    return Model(module.eval(), name, Preset(default.transforms()), tuple(default.meta["categories"]), notes)
+    notes += cautions(module)
+    return Model(module.eval(), name, _preprocess(default.transforms()), tuple(default.meta["categories"]), notes)
+
+
+def recognise(module: nn.Module) -> Model | None:
+    """Know a torchvision model, and any that is built on its detectors; a bare one does not say what its classes are."""
+    notes = cautions(module)
+    return Model(module, type(module).__name__, notes=notes) if notes or is_of(module, "torchvision") else None
 
 
 def cautions(module: nn.Module) -> tuple[str, ...]:
@@ -62,11 +66,7 @@ def cautions(module: nn.Module) -> tuple[str, ...]:
 
 
 def _torchvision() -> Any:
-    try:
-        import torchvision
-    except ImportError:
-        raise MissingExtra("torchvision", "torchvision", "a model by a torchvision name") from None
-    return torchvision
+    return library("torchvision", "torchvision", "a model by a torchvision name")
 
 
 def _downloaded(name: str, weights: Any) -> nn.Module:
@@ -86,61 +86,28 @@ def _bare(name: str, seed: int, *, auxiliary: bool) -> nn.Module:
     models = _torchvision().models
     accepted = inspect.signature(models.get_model_builder(name)).parameters
     options = {"weights_backbone": None, "aux_loss": auxiliary}
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    with drawn_from(seed), warnings.catch_warnings():
         warnings.simplefilter(
             "ignore", FutureWarning
         )  # Inception and GoogLeNet announce a change of their initialisation
-        torch.manual_seed(seed)
         module: nn.Module = models.get_model(
             name, weights=None, **{option: value for option, value in options.items() if option in accepted}
         )
     return module
 
 
-@dataclass(frozen=True)
-class Preset:
-    """The library's own transform for the values, and the part of the picture that it keeps."""
-
-    transform: Any
-
-    def __call__(self, picture: Image.Image) -> tuple[Tensor, Picture]:
-        self._refuse_stretched(picture)
-        return self.transform(picture), self._seen(picture)
-
-    def normalised(self, mean: Colours | None, std: Colours | None) -> "Preset":
-        """Copy with another mean or standard deviation; None keeps the own one."""
-        own = ResizedAndNormalised(None, self.mean, self.std).normalised(mean, std)
-        transform = copy.copy(self.transform)
-        transform.mean, transform.std = ([float(c) for c in np.broadcast_to(v, 3)] for v in (own.mean, own.std))
-        return Preset(transform)
-
-    @property
-    def mean(self) -> Colours:
-        return getattr(self.transform, "mean", 0.0)
-
-    @property
-    def std(self) -> Colours:
-        return getattr(self.transform, "std", 1.0)
-
-    def _refuse_stretched(self, picture: Image.Image) -> None:
-        """Raise InputError for a narrow strip that, enlarged until its shorter side fits, fits no memory."""
-        if getattr(self.transform, "resize_size", None):
-            shorter, longer = sorted(picture.size)
-            enlarged = longer * self.transform.resize_size[0] // shorter
-            refuse_gigantic(
-                (enlarged, self.transform.resize_size[0]), f"the picture of {picture.size}, resized for this model,"
-            )
-
-    def _seen(self, picture: Image.Image) -> Picture:
-        """Undo "shorter side to resize_size, then the centre's crop_size" in the picture's own pixels."""
-        if not hasattr(self.transform, "crop_size"):
-            return whole(picture)
-        shorter, crop = self.transform.resize_size[0], self.transform.crop_size[0]
-        width, height = picture.size
-        resized = [int(shorter * side / min(width, height)) for side in (width, height)]
-        left, top = (round((side - crop) / 2) for side in resized)
-        across, down = width / resized[0], height / resized[1]
-        return Picture(picture, (left * across, top * down, (left + crop) * across, (top + crop) * down))
+def _preprocess(transform: Any) -> Preprocess:
+    """Keep a preset to what a preprocessing step promises: it may resize the shorter side, then cut out the centre."""
+    if type(transform).__name__ == "VideoClassification":
+        return Clips(transform)
+    transforms = _torchvision().transforms
+    steps = []
+    if getattr(transform, "resize_size", None):
+        steps.append(transforms.Resize(transform.resize_size))
+    if hasattr(transform, "crop_size"):
+        steps.append(transforms.CenterCrop(transform.crop_size))
+    mean, std = getattr(transform, "mean", 0.0), getattr(transform, "std", 1.0)
+    return Preset(transform, partial(cut, steps), mean, std)
 
 
-FAMILIES.put("torchvision", Family("torchvision", names, build))
+FAMILIES.put("torchvision", Family("torchvision", names, build, recognise))

@@ -1,0 +1,121 @@
+"""open_clip's models of pictures and texts by name (``open_clip/ViT-B-32:laion2b_s34b_b79k``), and as modules."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from torch import Tensor, nn
+
+from glowmap.errors import ModelError, TargetError, told
+from glowmap.models._family import FAMILIES, RANDOM, Family, Model, drawn_from, is_of, library
+from glowmap.models._hub import fetched, offline
+from glowmap.models._preset import Preset, cut
+from glowmap.models.plain import load_weights
+from glowmap.models.plain import read_logits as read_plain
+from glowmap.shelf import near_names
+
+_PREFIX = "open_clip/"
+
+
+def names() -> Sequence[str]:
+    """List what open_clip can build; MissingExtra where it is not installed."""
+    return [_PREFIX + name for name in _open_clip().list_models()]
+
+
+def build(name: str, weights: str | Path, seed: int) -> Model:
+    """Build a model by name, with the trained weights of a tag behind a colon, ``random`` ones, or those of a file.
+
+    Raises ModelError for an unknown name or tag, and where weights can be neither found nor downloaded.
+    """
+    open_clip = _open_clip()
+    short, _, tag = name.removeprefix(_PREFIX).partition(":")
+    if short not in open_clip.list_models():
+        raise ModelError(f"no model {short!r} in open_clip; {near_names(_PREFIX + short, names())}")
+    with drawn_from(seed):
+        module = _trained(open_clip, short, tag) if str(weights) == "default" else _made(open_clip, short, None)
+    if str(weights) not in ("default", "random"):
+        load_weights(module, Path(weights))
+    notes = (RANDOM,) if str(weights) == "random" else ()
+    return Model(module.eval(), name, _preset(module.visual), None, notes, read_logits=read_logits)
+
+
+def recognise(module: nn.Module) -> Model | None:
+    """Know a model of pictures and texts by its two towers, or its picture tower alone."""
+    if not is_of(module, "open_clip"):
+        return None
+    tower = getattr(module, "visual", None)
+    if not isinstance(tower, nn.Module):
+        preprocess = _preset(module) if hasattr(module, "preprocess_cfg") else None
+        return Model(module, type(module).__name__, preprocess)
+    return Model(module, type(module).__name__, _preset(tower), read_logits=read_logits)
+
+
+def read_logits(output: Any) -> Tensor:
+    """Read image x text: the likeness (cosine) of the two embeddings, times the model's scale, and its bias where it has one.
+
+    Radford et al., ICML 2021, arXiv:2103.00020, figure 3; the bias is that of SigLIP, arXiv:2303.15343. Raises TargetError
+    where the model was given no text.
+    """
+    keys = ("image_features", "text_features", "logit_scale", "logit_bias")
+    if isinstance(output, Mapping) and "image_features" in output:
+        parts = [output.get(key) for key in keys]
+    elif isinstance(output, tuple | list) and len(output) >= 3:
+        parts = [*output[:4], None][:4]
+    else:
+        return read_plain(output)
+    pictures, texts, scale, bias = parts
+    if not isinstance(pictures, Tensor) or not isinstance(texts, Tensor) or scale is None:
+        raise TargetError(
+            "the model was given no text to compare the picture with; pass a dict of its keywords: "
+            "{'image': images, 'text': open_clip.get_tokenizer(name)([...])}"
+        )
+    likeness: Tensor = scale * pictures @ texts.T
+    return likeness if bias is None else likeness + bias
+
+
+def _open_clip() -> Any:
+    return library("open_clip", "open_clip", "a model by an open_clip name")
+
+
+def _preset(tower: Any) -> Preset | None:
+    """Make open_clip's own transform for asking a model, with the part of the picture that it keeps."""
+    settings: Any = getattr(tower, "preprocess_cfg", None)
+    if settings is None:
+        return None
+    open_clip = _open_clip()
+    transform = open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(**settings), is_train=False)
+    return Preset(transform, partial(cut, transform.transforms), settings["mean"], settings["std"])
+
+
+def _trained(open_clip: Any, short: str, tag: str) -> Any:
+    tags = open_clip.list_pretrained_tags_by_model(short)
+    if tag not in tags:
+        known = near_names(tag, tags) if tag else f"there are {', '.join(tags) or 'none'}"
+        raise ModelError(
+            f"no trained weights {tag!r} of open_clip's {short}; {known}: write open_clip/{short}:TAG, or weights='random'"
+            if tag
+            else f"which trained weights of open_clip's {short} are meant is not said; {known}: write open_clip/{short}:TAG"
+        )
+    place = open_clip.get_pretrained_cfg(short, tag).get("hf_hub", "")
+    if place:
+        repository, _, file = place.rpartition("/")
+        file = file or "open_clip_pytorch_model.bin"
+        safe = "open_clip_model.safetensors" if file == "open_clip_pytorch_model.bin" else ""
+        fetched(repository, [safe or str(PurePosixPath(file).with_suffix(".safetensors")), file], _remedy(short))
+    return _made(open_clip, short, tag)
+
+
+def _made(open_clip: Any, short: str, tag: str | None) -> Any:
+    try:
+        with offline():  # what is needed is in the cache by now
+            return open_clip.create_model(short, pretrained=tag, pretrained_hf=False)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ModelError(f"open_clip's {short} cannot be built ({told(error)}); {_remedy(short)}") from error
+
+
+def _remedy(short: str) -> str:
+    return f"save that file on this machine and give weights='its path' with open_clip/{short}, or ask for weights='random'"
+
+
+FAMILIES.put("open_clip", Family("open_clip", names, build, recognise))

@@ -1,0 +1,224 @@
+"""transformers' models by name (``hf/google/vit-base-patch16-224``), from a folder (``hf/PATH``), and as modules."""
+
+import inspect
+import re
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from glowmap.errors import ModelError, told
+from glowmap.models._family import (
+    FAMILIES,
+    RANDOM,
+    Family,
+    Model,
+    drawn_from,
+    is_of,
+    library,
+    names_in_order,
+)
+from glowmap.models._hub import cached, reach
+from glowmap.models._preset import Measured, Preset
+from glowmap.models._transformers_outputs import OutputReader
+from glowmap.models.plain import load_weights, read_weights
+from glowmap.shelf import near_names
+
+_PREFIX = "hf/"
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+_REMEDY = (
+    "save its folder (config.json, model.safetensors, preprocessor_config.json) on this machine and write hf/PATH, "
+    "where weights='random' needs config.json alone"
+)
+# What is asked beside a picture, by the names of a forward's parameters; heads whose answer has a score for each label.
+_TEXTS = ("input_ids", "decoder_input_ids")
+_LABELLED = re.compile(r"For(Image|Video)Classification|Segmentation|ObjectDetection|ForQuestionAnswering|ForMasked")
+
+
+def names() -> Sequence[str]:
+    """List what can be built by name: nothing that could be listed, as the hub holds a million."""
+    return []
+
+
+def build(name: str, weights: str | Path, seed: int) -> Model:
+    """Build the model that a hub's name or a folder's ``config.json`` says, with its processor where there is one.
+
+    ``default`` weights are those beside the config, in safetensors alone; ``random`` ones are drawn from the seed. No code that
+    comes with a model is run. Raises ModelError for what is not there, cannot be reached, or is no model of transformers.
+    """
+    transformers = library("transformers", "transformers", "a model by the name of one on the Hugging Face hub")
+    place, local = _place(name.removeprefix(_PREFIX), needs_weights=str(weights) == "default")
+    config = _kept(lambda: transformers.AutoConfig.from_pretrained(place, local_files_only=local), name)
+    kind = _kind(transformers, config, name)
+    notes: tuple[str, ...] = ()
+    with drawn_from(seed):
+        if str(weights) == "default":
+            module, notes = _trained(kind, place, local, name)
+        elif str(weights) == "random":
+            module, notes = _kept(lambda: kind(config), name), (RANDOM,)
+        else:
+            module = _filled(kind, config, Path(weights), name)
+    known = _described(module.eval(), name)
+    return known.changed(preprocess=_preset(transformers, place, local), notes=notes)
+
+
+def recognise(module: nn.Module) -> Model | None:
+    """Know a model by its base class, its classes by its config, and how its output is read; it does not hold its processor."""
+    return (
+        _described(module, type(module).__name__)
+        if is_of(module, "transformers") and hasattr(module, "config")
+        else None
+    )
+
+
+def _described(module: Any, name: str) -> Model:
+    config = module.config
+    labels = int(getattr(config, "num_labels", 0) or 0)
+    labelled = _LABELLED.search(type(module).__name__)
+    takes = list(inspect.signature(module.forward).parameters)
+    beside = tuple(name for name in _TEXTS if name in takes)
+    return Model(
+        module,
+        name,
+        class_names=names_in_order(getattr(config, "id2label", None), labels) if labelled else None,
+        read_logits=OutputReader(0 if beside else labels, _vocabulary(config)),
+        beside=beside,
+    )
+
+
+def _vocabulary(config: Any) -> int:
+    try:
+        text = config.get_text_config(decoder=True)  # its own, where it has no other
+    except (AttributeError, ValueError):  # several, of which none is the one
+        text = config
+    return int(getattr(text, "vocab_size", 0) or 0)
+
+
+def _place(name: str, *, needs_weights: bool) -> tuple[str, bool]:
+    """Tell where to load from, and whether all that is needed is on this machine."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"the folder {folder} holds no config.json; give one that save_pretrained(...) wrote")
+        if needs_weights and not any((folder / file).is_file() for file in _WEIGHTS):
+            raise ModelError(
+                f"the folder {folder} holds no model.safetensors; save the model there with save_pretrained(...), "
+                "give a checkpoint's path as weights, or ask for weights='random'"
+            )
+        return str(folder), True
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith((".", "/")):
+        raise ModelError(
+            f"there is no folder {name}; write hf/PATH for a folder, or hf/OWNER/NAME for a model of the hub"
+        )
+    local = cached(name, ["config.json"]) is not None and (not needs_weights or cached(name, _WEIGHTS) is not None)
+    if not local:
+        reach(name, _WEIGHTS[0] if needs_weights else "config.json", _REMEDY)
+    return name, local
+
+
+def _kept(load: Any, name: str) -> Any:
+    """Load something of a stranger's; whatever transformers makes of it is told in one line."""
+    try:
+        return load()
+    except Exception as error:  # a config may ask for anything that there is not
+        code = "trust_remote_code" in str(error) or "custom code" in str(error)
+        raise ModelError(
+            f"{name} brings its own code, which is not run here; build it yourself and give the module, or FILE.py:factory"
+            if code
+            else f"{name} cannot be loaded ({told(error)}); {_REMEDY}"
+        ) from error
+
+
+def _kind(transformers: Any, config: Any, name: str) -> Any:
+    """Choose the class that the config names, or else the one that classifies with such a config."""
+    wanted = (getattr(config, "architectures", None) or [""])[0]
+    kind = getattr(transformers, wanted, None) if wanted.isidentifier() else None
+    if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel):
+        return kind
+    if wanted:
+        heads = [known for known in dir(transformers) if known.startswith(wanted[:4]) and "For" in known]
+        raise ModelError(f"{name} is a {wanted}, which transformers does not have; {near_names(wanted, heads)}")
+    mapping = transformers.AutoModelForImageClassification._model_mapping
+    if type(config) not in mapping:
+        raise ModelError(
+            f"the config of {name} does not say of which class the model is; write it into its 'architectures'"
+        )
+    return mapping[type(config)]
+
+
+def _trained(kind: Any, place: str, local: bool, name: str) -> tuple[Any, tuple[str, ...]]:
+    """Load a model's weights, and note what the file does not hold of it."""
+
+    def load() -> Any:
+        return kind.from_pretrained(
+            place, local_files_only=local, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+
+    module, found = _kept(load, name)
+    drawn = sorted({*found["missing_keys"], *(key[0] for key in found.get("mismatched_keys", ()))})
+    if not drawn:
+        return module, ()
+    return module, (
+        f"{len(drawn)} tensors of {name} are not in its weights ({', '.join(drawn[:2])}{', ...' if drawn[2:] else ''}) and were "
+        "drawn at random: what comes through them means nothing",
+    )
+
+
+def _filled(kind: Any, config: Any, path: Path, name: str) -> Any:
+    """Build a model with a checkpoint's weights, under the module's own names or under those that files of it have."""
+    module = _kept(lambda: kind(config), name)
+    try:
+        load_weights(module, path)
+        return module
+    except ModelError:
+        state = read_weights(path)
+        renamed, found = _kept(
+            lambda: kind.from_pretrained(None, config=config, state_dict=state, output_loading_info=True), name
+        )
+        if any(found[kinds] for kinds in ("missing_keys", "unexpected_keys", "mismatched_keys")):
+            raise
+        return renamed
+
+
+def _preset(transformers: Any, place: str, local: bool) -> Preset | None:
+    """Load the processor that stands beside a config, where one does."""
+    folder = Path(place)
+    if folder.is_dir():
+        if not any((folder / file).is_file() for file in _PROCESSORS):
+            return None
+    elif local and cached(place, _PROCESSORS) is None:
+        return None
+    try:
+        processor = transformers.AutoImageProcessor.from_pretrained(place, local_files_only=local)
+    except (OSError, ValueError, ImportError, KeyError):  # none, or of another kind
+        return None
+    return preset_of(processor)
+
+
+def preset_of(processor: Any) -> Preset:
+    """Make an image processor a preprocessing step, with its mean and std, and the part of the picture that it keeps."""
+    normalises = getattr(processor, "do_normalize", False) and processor.image_mean is not None
+    mean, std = (processor.image_mean, processor.image_std) if normalises else (0.0, 1.0)
+    transform = partial(_processed, processor)
+    largest = 1.0 if getattr(processor, "do_rescale", True) else 255.0
+
+    def colours(picture: Image.Image) -> Tensor:
+        given = transform(picture)
+        if given.ndim != 3:
+            return given
+        return (given * torch.as_tensor(std).reshape(-1, 1, 1) + torch.as_tensor(mean).reshape(-1, 1, 1)) / largest
+
+    return Preset(transform, Measured(colours), mean, std)
+
+
+def _processed(processor: Any, picture: Image.Image) -> Tensor:
+    values: Tensor = processor(images=picture, return_tensors="pt")["pixel_values"][0]
+    return values
+
+
+FAMILIES.put("hf", Family("transformers", names, build, recognise))
