@@ -243,10 +243,12 @@ def test_what_cannot_be_written_leaves_nothing(explained, tmp_path, monkeypatch)
     assert [file.name for file in tmp_path.iterdir()] == ["panel.png"]
 
 
-def test_signals_have_numbers_but_no_picture():
+def test_without_a_picture_there_are_numbers():
     signal = of(torch.randn(2, 6), (12,))
     assert signal.heatmap.shape == (2, 12)
-    with pytest.raises(OutputError, match=r"1 spatial axes and cannot be drawn as a picture; use .heatmap or .raw"):
+    with pytest.raises(
+        OutputError, match=r"no picture of the input \(of 1 spatial axes\) to draw on; use .heatmap or .raw"
+    ):
         signal.overlay()
     with pytest.raises(OutputError, match="nothing|no explanations"):
         glowmap.Explanations([]).panel()

@@ -3,8 +3,8 @@
 import io
 import os
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from glowmap.errors import InputError
 from glowmap.shapes import Images, crossed
-from glowmap.structure import mapped
+from glowmap.structure import mapped, replaced, tensors_in
 
 PictureLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 
@@ -49,6 +49,31 @@ class Picture:
         return mask[top:bottom, left:right]
 
 
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A clip or a volume as the model took it, in bytes: frames (slices) x rows x columns x colours, three or one (grey)."""
+
+    values: NDArray[np.uint8]
+
+    def part_of(self, mask: Tensor) -> Tensor | None:
+        """Take a mask of its own size as it is; None for a mask of another size."""
+        return mask if tuple(mask.shape) == self.values.shape[:3] else None
+
+
+@dataclass(frozen=True, eq=False)
+class Signal:
+    """A signal as the model took it: channels x samples."""
+
+    values: NDArray[np.float32]
+
+    def part_of(self, mask: Tensor) -> Tensor | None:
+        """Take a mask of its own length as it is; None for a mask of another."""
+        return mask if tuple(mask.shape) == self.values.shape[1:] else None
+
+
+Shown: TypeAlias = Picture | Volume | Signal  # what heat can be drawn over
+
+
 @dataclass(frozen=True)
 class Batch:
     """What one forward pass takes: the model's arguments, the image tensor among them, and the pictures it came from."""
@@ -56,7 +81,7 @@ class Batch:
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
     images: Images
-    pictures: tuple[Picture, ...]
+    pictures: tuple[Shown, ...]
 
     def copied(self) -> "Batch":
         """Copy every tensor once, so that the model may write into what it is given."""
@@ -67,15 +92,13 @@ class Batch:
                 own[id(tensor)] = tensor.detach().clone()
             return own[id(tensor)]
 
-        arguments = tuple(mapped(value, copy_once) for value in self.arguments)
-        keywords = {name: mapped(value, copy_once) for name, value in self.keywords.items()}
+        arguments, keywords = mapped([self.arguments, self.keywords], copy_once)
         return Batch(arguments, keywords, copy_once(self.images), self.pictures)
 
     def changed(self, change: Callable[[Images], Images]) -> "Batch":
         """Copy with other images, and whatever else the model takes as it was."""
         new = change(self.images)
-        arguments = tuple(new if value is self.images else value for value in self.arguments)
-        keywords = {name: new if value is self.images else value for name, value in self.keywords.items()}
+        arguments, keywords = replaced([self.arguments, self.keywords], self.images, new)  # wherever it is given
         return Batch(arguments, keywords, new, self.pictures)
 
 
@@ -137,7 +160,7 @@ def _decoded(open_picture: Callable[[], Image.Image], name: str) -> Image.Image:
             return _to_rgb(opened, name)
     except InputError:
         raise
-    except UnidentifiedImageError:
+    except (UnidentifiedImageError, ImportError):  # the latter where another library adds formats that need a third
         raise InputError(f"{name} is no picture that Pillow can read; give a PNG, JPEG, WebP, TIFF, ...") from None
     except Image.DecompressionBombError:
         raise InputError(f"{name} is gigantic; {_TOO_LARGE}") from None
@@ -199,30 +222,45 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
 
 
 def as_batch(images: Any, expected: str) -> Batch:
-    """Take a model's own input as it is: a tensor, a tuple of arguments or a dict of keyword arguments.
+    """Take a model's own input as it is: a tensor, a tuple of arguments, or a dict (or other mapping) of keyword arguments.
 
-    The image tensor is the first floating tensor of three axes or more, of those with most axes. Raises InputError for NaN,
-    for no image tensor, and for pictures, which a bare module cannot take (``expected`` says what can).
+    The tensors may stand in lists, dicts, named tuples and dataclasses among them. The image tensor is the first floating
+    tensor of three axes or more, of those with most axes. Raises InputError for NaN, for no image tensor, and for pictures,
+    which a bare module cannot take (``expected`` says what can).
     """
     if isinstance(images, list) and any(isinstance(image, Tensor) for image in images):
         raise InputError(
             "a list of tensors is ambiguous; torch.stack(...) a batch, or give a tuple of the model's arguments"
         )
-    arguments = images if isinstance(images, tuple) else () if isinstance(images, dict) else (images,)
-    keywords = dict(images) if isinstance(images, dict) else {}
-    tensors = [value for value in (*arguments, *keywords.values()) if isinstance(value, Tensor)]
+    by_name = isinstance(images, Mapping) and not is_dataclass(images)
+    several = isinstance(images, tuple) and not hasattr(images, "_fields")  # a named tuple is one argument
+    arguments = images if several else () if by_name else (images,)
+    keywords = dict(images.items()) if by_name else {}
+    image = _image_in([*arguments, *keywords.values()], f"a {type(images).__name__} came, but {expected}")
+    _check_values(image)
+    # A model may write into its input (and autograd may not save what inference mode made), so it gets copies.
+    return Batch(arguments, keywords, image, pictures_of(image)).copied()
+
+
+def _image_in(given: list[Any], expected: str) -> Tensor:
+    """Find the image tensor among what a model is given, wherever it stands."""
+    tensors = list(tensors_in(given))
     maps = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.ndim >= 3]
     if not tensors:
-        raise InputError(f"a {type(images).__name__} came, but {expected}")
+        raise InputError(expected)
     if not maps:
         shapes = ", ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in tensors)
         raise InputError(
             f"no image among the tensors given ({shapes}); give batch x colour x rows x columns in floating point"
         )
     image = max(maps, key=lambda tensor: tensor.ndim)  # the first of those with most axes
-    _check_values(image)
-    # A model may write into its input (and autograd may not save what inference mode made), so it gets copies.
-    return Batch(arguments, keywords, image, pictures_of(image)).copied()
+    beside = next((one for one in given if isinstance(one, list) and any(part is image for part in one)), [])
+    if image.ndim == 3 and (len(beside) > 1 or (beside and image.shape[0] in (1, 3))):
+        raise InputError(
+            f"a list of tensors of {crossed(image.shape)} may be pictures, one each, which have no batch axis; "
+            "torch.stack(...) them to one tensor of batch x colour x rows x columns"
+        )
+    return image
 
 
 def _check_values(images: Tensor) -> None:
@@ -235,22 +273,32 @@ def _check_values(images: Tensor) -> None:
         )
 
 
-def pictures_of(images: Images) -> tuple[Picture, ...]:
-    """Show tensors as pictures: as they are where they lie in [0, 1], else stretched to their own range, image by image.
+def pictures_of(images: Images) -> tuple[Shown, ...]:
+    """Show tensors as pictures, clips or volumes: as they are where they lie in [0, 1], else stretched to their own range.
 
-    One channel becomes grey, more than three are averaged. Only rows x columns can be shown: else there are none.
+    Three channels are colours (with three spatial axes: of a clip), any other number of them becomes their mean in grey. A
+    signal keeps its values. There is nothing to show of more than three spatial axes.
     """
-    if images.ndim != 4:
-        return ()
+    axes = images.ndim - 2
+    if axes == 1:
+        return tuple(Signal(one.detach().float().cpu().numpy().copy()) for one in images)
+    if axes == 2:
+        return tuple(
+            whole(Image.fromarray(one[..., 0] if one.shape[-1] == 1 else one).convert("RGB")) for one in _bytes(images)
+        )
+    return tuple(Volume(one) for one in _bytes(images)) if axes == 3 else ()
+
+
+def _bytes(images: Images) -> NDArray[np.uint8]:
     shown = images.detach().float()
     if shown.shape[1] != 3:
-        shown = shown.mean(1, keepdim=True).expand(-1, 3, -1, -1)
-    low, high = shown.amin((1, 2, 3), keepdim=True), shown.amax((1, 2, 3), keepdim=True)
+        shown = shown.mean(1, keepdim=True)
+    values = tuple(range(1, shown.ndim))
+    low, high = shown.amin(values, keepdim=True), shown.amax(values, keepdim=True)
     in_unit = (low >= 0) & (high <= 1)
     low, high = low.masked_fill(in_unit, 0.0), high.masked_fill(in_unit, 1.0)
     scaled = (shown - low) / (high - low).clamp_min(torch.finfo(shown.dtype).tiny) * 255
-    pixels = scaled.round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    return tuple(whole(Image.fromarray(picture)) for picture in pixels)
+    return np.ascontiguousarray(scaled.round().byte().movedim(1, -1).cpu().numpy())
 
 
 def whole(image: Image.Image) -> Picture:

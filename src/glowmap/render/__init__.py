@@ -1,23 +1,39 @@
-"""Pixels from maps: heat in colour, heat over its picture, classes over their picture, and figures for a paper.
+"""Pixels from maps: heat in colour, heat over what it is about, classes over their picture, and figures for a paper.
 
 Pictures are PIL images and maps are numpy arrays; nothing here knows a model or a tensor, and nothing writes a file.
 """
 
+from glowmap.render.blocks import framed
 from glowmap.render.colormap import COLORMAPS, DIVERGING, colorize
+from glowmap.render.curves import MOST_CURVES, curves
 from glowmap.render.guided import follow_edges
 from glowmap.render.labels import label_colour, label_legend, paint_labels
+from glowmap.render.look import COLUMN, COLUMNS_OF_WIDE, OPACITY, Look
 from glowmap.render.overlay import overlay, resize_heat
 from glowmap.render.panel import panel
+from glowmap.render.places import checked_places, hottest, spread
 from glowmap.render.ranking import ranking_tile
+from glowmap.render.strip import MOST_IN_A_STRIP, clip, strip, volume
 from glowmap.render.tile import ColourBar, Tile
 
 __all__ = [
     "COLORMAPS",
+    "COLUMN",
+    "COLUMNS_OF_WIDE",
     "DIVERGING",
+    "MOST_CURVES",
+    "MOST_IN_A_STRIP",
+    "OPACITY",
     "ColourBar",
+    "Look",
     "Tile",
+    "checked_places",
+    "clip",
     "colorize",
+    "curves",
     "follow_edges",
+    "framed",
+    "hottest",
     "label_colour",
     "label_legend",
     "overlay",
@@ -25,4 +41,7 @@ __all__ = [
     "panel",
     "ranking_tile",
     "resize_heat",
+    "spread",
+    "strip",
+    "volume",
 ]

@@ -1,14 +1,18 @@
 """What a figure is set from: white blocks of text and colour, stacked and put side by side."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from glowmap.render.colormap import COLORMAPS
+from glowmap.render.colormap import COLORMAPS, colorize
 from glowmap.render.text import Colour, Lettering
 
 HAIRLINE = (205, 207, 212)
+TINY = 96  # pixels: a picture so small is looked at pixel by pixel, and blurring them would invent others
+_FINER = 4  # drawn so much larger and reduced, lines have smooth edges
 
 Size = tuple[int, int]
 
@@ -46,6 +50,17 @@ def framed(block: Image.Image, *, width: int, left: int = 0, top: int = 0, botto
     return page
 
 
+def enlarged(image: Image.Image, ratio: float, tiny: int = TINY) -> Image.Image:
+    """Resize a picture as it is looked at best; a tiny one by whole pixels, and so perhaps less than asked."""
+    if max(image.size) <= tiny and ratio >= 1:
+        return image.resize((image.width * int(ratio), image.height * int(ratio)), Image.Resampling.NEAREST)
+    size = max(1, round(image.width * ratio)), max(1, round(image.height * ratio))
+    if size == image.size:
+        return image
+    # enlarging with Lanczos puts rings around edges
+    return image.resize(size, Image.Resampling.LANCZOS if ratio < 1 else Image.Resampling.BICUBIC)
+
+
 def lines_of_text(lines: Sequence[str], lettering: Lettering, width: int) -> Image.Image:
     """Set lines that are known to fit."""
     block = sheet(width, lettering.leading * len(lines))
@@ -73,6 +88,20 @@ def colour_bar(colormap: str, ends: tuple[str, str], lettering: Lettering, width
     colours = np.repeat(COLORMAPS[colormap][columns][None], height, axis=0)
     block.paste(Image.fromarray(colours), (left, top))
     return block
+
+
+def heat_line(values: NDArray[np.floating[Any]], colormap: str, size: Size) -> Image.Image:
+    """Draw a row of values in [0, 1] as one line of colours from left to right, each as wide as the others."""
+    place = np.arange(size[0]) * len(values) // size[0]
+    return Image.fromarray(np.repeat(colorize(values, colormap)[place][None], size[1], axis=0))
+
+
+def stroke(path: Sequence[tuple[float, float]], size: Size, thickness: float) -> Image.Image:
+    """Draw a line through points (across, down) as a mask of a page of this size, smooth at its edges."""
+    mask = Image.new("L", (size[0] * _FINER, size[1] * _FINER), 0)
+    points = [(across * _FINER, down * _FINER) for across, down in path]
+    ImageDraw.Draw(mask).line(points, fill=255, width=max(1, round(thickness * _FINER)), joint="curve")
+    return mask.resize(size, Image.Resampling.BOX)
 
 
 def legend(entries: Sequence[tuple[Colour, str]], lettering: Lettering, width: int, most: int) -> Image.Image:

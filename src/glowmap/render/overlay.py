@@ -28,10 +28,13 @@ def overlay(
     check_opacity(opacity)
     COLORMAPS[colormap]
     values = resize_heat(heat, rows=picture.height, columns=picture.width)
-    strength = np.abs(2 * values - 1) if colormap in DIVERGING else values
-    cover = np.rint(np.float32(255 * opacity) * _ease(strength)).astype(np.uint8)
-    glow = Image.fromarray(colorize(values, colormap))
-    return Image.composite(glow, _stepped_back(picture.convert("RGB"), opacity), Image.fromarray(cover))
+    return glowing(_stepped_back(picture.convert("RGB"), opacity), values, colormap, opacity)
+
+
+def glowing(ground: Image.Image, values: NDArray[np.float32], colormap: str, opacity: float) -> Image.Image:
+    """Lay heat of the ground's own size over it, each place as opaque as it is hot."""
+    cover = np.rint(np.float32(255 * opacity) * eased(values, colormap)).astype(np.uint8)
+    return Image.composite(Image.fromarray(colorize(values, colormap)), ground, Image.fromarray(cover))
 
 
 def resize_heat(heat: NDArray[np.floating[Any]], *, rows: int, columns: int) -> NDArray[np.float32]:
@@ -45,7 +48,9 @@ def resize_heat(heat: NDArray[np.floating[Any]], *, rows: int, columns: int) -> 
     return np.asarray(resized, dtype=np.float32).clip(0, 1)
 
 
-def _ease(strength: NDArray[np.float32]) -> NDArray[np.float32]:
+def eased(values: NDArray[np.float32], colormap: str) -> NDArray[np.float32]:
+    """Say how far each value covers what lies below: 0 where it is cold, 1 from a strength on below the highest."""
+    strength = np.abs(2 * values - 1) if colormap in DIVERGING else values
     reached = (strength / np.float32(_FULL)).clip(0, 1)
     return np.asarray(reached * reached * (3 - 2 * reached))
 

@@ -6,12 +6,22 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from glowmap.render.blocks import Size, colour_bar, framed, legend, lines_of_text, paragraphs, sheet, stack
+from glowmap.render.blocks import (
+    TINY,
+    Size,
+    colour_bar,
+    enlarged,
+    framed,
+    legend,
+    lines_of_text,
+    paragraphs,
+    sheet,
+    stack,
+)
 from glowmap.render.text import Colour, Lettering
 
 NARROWEST, WIDEST = 260, 420  # a caption fits into the one; beyond the other a row of three leaves a page
 TALLEST = 1.25  # times the width, so that a portrait does not tower over its row
-_TINY = 96  # pixels: a picture so small is looked at pixel by pixel, and blurring them would invent others
 
 _HEADING = Lettering(15, bold=True)
 _CAPTION = Lettering(13, ink=(82, 86, 94))
@@ -32,7 +42,7 @@ class Tile:
     """A picture with its heading above, and its colour bar, legend and caption lines below.
 
     ``draw`` makes the picture anew for a size in pixels and the scale of its lettering, where resizing ``image`` would
-    blur what is written in it.
+    blur what is written in it. ``columns`` is how many of its figure's columns it takes.
     """
 
     image: Image.Image
@@ -41,13 +51,14 @@ class Tile:
     bar: ColourBar | None = None
     legend: tuple[tuple[Colour, str], ...] = ()
     draw: Callable[[Size, int], Image.Image] | None = None
+    columns: int = 1
 
 
 def shown_width(size: Size, widest: int = WIDEST) -> int:
     """Choose the width at which a picture of this size is shown best."""
     if size[0] >= NARROWEST:
         return min(size[0], widest)
-    return math.ceil(NARROWEST / size[0]) * size[0] if max(size) <= _TINY else NARROWEST
+    return math.ceil(NARROWEST / size[0]) * size[0] if max(size) <= TINY else NARROWEST
 
 
 def heading_lines(tile: Tile, width: int, scale: int) -> list[str]:
@@ -62,7 +73,7 @@ def column(tile: Tile, *, width: int, lines_above: int, scale: int) -> Image.Ima
     above = [lines_of_text([""] * (lines_above - len(lines)) + lines, heading, width)] if lines_above else []
     below = []
     if tile.bar is not None:
-        below.append(colour_bar(tile.bar.colormap, (tile.bar.low, tile.bar.high), key, width))
+        below.append(colour_bar(tile.bar.colormap, (tile.bar.low, tile.bar.high), key, width // tile.columns))
     if tile.legend:
         below.append(legend(tile.legend, key, width, most=4))
     if tile.caption:
@@ -74,15 +85,8 @@ def column(tile: Tile, *, width: int, lines_above: int, scale: int) -> Image.Ima
 def _fitted(tile: Tile, width: int, scale: int) -> Image.Image:
     image = tile.image.convert("RGB")
     across, down = image.size
-    tallest = round(width * TALLEST)
-    if max(image.size) <= _TINY and tile.draw is None:
-        times = min(width // across, tallest // down)
-        return image.resize((across * times, down * times), Image.Resampling.NEAREST)
-    ratio = min(width / across, tallest / down)
+    ratio = min(width / across, round(width * TALLEST) / down)
+    if tile.draw is None:
+        return enlarged(image, ratio)
     size = max(1, round(across * ratio)), max(1, round(down * ratio))
-    if tile.draw is not None:
-        return tile.draw(size, scale)
-    if size == image.size:
-        return image
-    # enlarging with Lanczos puts rings around edges
-    return image.resize(size, Image.Resampling.LANCZOS if ratio < 1 else Image.Resampling.BICUBIC)
+    return image if size == image.size and scale == 1 else tile.draw(size, scale)
