@@ -52,6 +52,18 @@ def test_the_evidence_for_car_gathers_on_cars(deeplab, method):
     np.testing.assert_allclose(np.mean(shares, 0), SHARES[method], atol=0.02)
 
 
+def test_the_layer_that_finds_itself_is_the_one_whose_heat_lies_on_cars(deeplab):
+    """Of the backbone's blocks, the decoder's and the encoder's ends, the one found has nearly the largest share."""
+    found, others = [], []
+    candidates = [f"backbone.{block}" for block in range(1, 18, 2)]
+    for picture in sorted((REAL / "camvid" / "images").glob("*.png"))[::2]:
+        cars = np.asarray(Image.open(REAL / "camvid" / "labels" / picture.name)) == CAR
+        found.append(share_on(cars, glowmap.explain(deeplab, picture, target="car", method="hires_cam")))
+        named = glowmap.explain(deeplab, picture, target="car", layer=candidates, method="hires_cam")
+        others.append([share_on(cars, one) for one in named])
+    assert np.mean(found) > 0.95 * np.mean(others, 0).max()
+
+
 def test_the_panel_of_the_street(deeplab, tmp_path):
     """The command of the README on a real street: heat gathers on what the model calls a car, layer by layer."""
     layers = ["backbone.3", "backbone.6", "backbone.13", "backbone.17"]

@@ -11,7 +11,7 @@ from rich.console import Console
 pytest.importorskip("torchvision")
 
 import glowmap
-from glowmap import cli, tour
+from glowmap import cli, telling, tour
 
 
 @pytest.fixture
@@ -89,7 +89,8 @@ def test_the_scene_is_explained_by_the_command_line_like_any_picture(run, folder
 @pytest.mark.filterwarnings("ignore:Image.Image.getdata:DeprecationWarning")  # textual-image's
 def test_panels_are_shown_where_there_is_a_terminal(run, folder, monkeypatch):
     pytest.importorskip("textual_image")
-    monkeypatch.setattr(cli, "console", Console(force_terminal=True, width=80))
+    for home in (cli, telling):
+        monkeypatch.setattr(home, "console", Console(force_terminal=True, width=80))
     _, shown, _ = run("demo")
     _, hidden, _ = run("demo", "--no-show")
     assert "█" in shown

@@ -13,19 +13,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Column, Table
+from rich.table import Table
 
 from glowmap.errors import GlowmapError, OutputError
 from glowmap.reading import class_asked, colours, rows_and_columns, tuned
+from glowmap.telling import console, draw_here, tell, tell_choice, tell_layers, tell_method, tell_portraits, tell_survey
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from PIL.Image import Image
-
-    from glowmap import Explanations, Model
-    from glowmap.methods import Method
-    from glowmap.tour import Layers, Portrait
+    from glowmap import Model
 
 app = typer.Typer(
     name="glowmap",
@@ -34,12 +29,13 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_show_locals=False,
 )
-console = Console(soft_wrap=True)
 _ROOM_FOR_ALL = 150  # columns that the whole table of methods takes to be read
 
 ModelOption = Annotated[
     str,
-    typer.Option("--model", "-m", help="A torchvision name (resnet50, ...), demo, or FILE.py:factory for your own."),
+    typer.Option(
+        "--model", "-m", help="resnet50, timm/NAME, hf/NAME, smp/NAME, open_clip/NAME, demo, FILE.py:factory."
+    ),
 ]
 WeightsOption = Annotated[
     str,
@@ -67,7 +63,7 @@ LayerOption = Annotated[
     typer.Option(
         "--layer",
         "-l",
-        help="A layer's dotted name; again for several side by side (`glowmap layers`). The demo's models know theirs.",
+        help="A layer's dotted name (`glowmap layers`); again for several side by side. The one that is found otherwise.",
     ),
 ]
 TargetOption = Annotated[
@@ -144,7 +140,7 @@ def explain(
         explanations = explainer.all(pixels, target=questions, method=methods, smooth=smooth or [])
         explanations = explanations.fused(fuse) if fuse else explanations
         written = explanations.save(out, colormap=colormap, opacity=opacity, scale=scale)
-    _tell(explanations, written)
+    tell(explanations, written)
 
 
 @app.command()
@@ -171,7 +167,7 @@ def concepts(
     with console.status("splitting"):
         found = split(loaded, pixels, layer=layer, count=count)
         written = found.save(out)
-    _tell(found, written)
+    tell(found, written)
 
 
 @app.command()
@@ -197,10 +193,10 @@ def demo(
     written = [
         write_whole(out / f"{name}.png", partial(picture.save, format="PNG")) for name, picture in pictures.items()
     ]
-    _tell_layers(layers)
-    _show(pictures["layers"], [layers.pictures()], wanted=show)
-    _tell_portraits(portraits)
-    _show(pictures["shortcut"], [portrait.pictures() for portrait in portraits], wanted=show)
+    tell_layers(layers)
+    draw_here(pictures["layers"], [layers.pictures()], wanted=show)
+    tell_portraits(portraits)
+    draw_here(pictures["shortcut"], [portrait.pictures() for portrait in portraits], wanted=show)
     console.print(f"wrote [bold]{escape(', '.join(map(str, written)))}[/]", highlight=False)
 
 
@@ -211,22 +207,27 @@ def layers(
     size: SizeOption = None,
     depth: Annotated[int, typer.Option(min=1, help="How many names deep to look: backbone.layer4 is 2.")] = 2,
 ) -> None:
-    """List the layers worth naming, with their channels and grids, in the order in which they run."""
+    """Show which layer is explained where none is named, and why; the runners-up; and all that can be named."""
     import numpy as np
 
     from glowmap.choosing import survey
+    from glowmap.road import Explainer
     from glowmap.shapes import crossed
 
     loaded = _loaded(model, "default" if ".py:" in model and weights == "random" else weights, size=size)
     # Only shapes are read: any picture does, and a preset brings it to the model's own size.
     images = loaded.read(np.full((224, 224, 3), 128, dtype=np.uint8)).images
-    table = Table("layer", "kind", "channels", "grid", box=None, header_style="bold", pad_edge=False)
-    for row in survey(loaded, images, depth=depth):
-        table.add_row(escape(row.name), escape(row.kind), str(row.channels), crossed(row.grid))
     console.print(
         f"[bold]{escape(loaded.name)}[/], for an input of {crossed(images.shape[2:])} (rows x columns)", highlight=False
     )
-    console.print(table)
+    try:
+        with console.status("looking"):
+            choice = Explainer(loaded).find(images)
+        tell_choice(choice)
+    except GlowmapError as error:  # the list is wanted all the more
+        console.print(f"[yellow]note:[/] {escape(str(error))}", highlight=False)
+    console.print(f"\nall that can be named, {depth} names deep (--depth), in the order in which they run")
+    tell_survey(survey(loaded, images, depth=depth))
 
 
 @app.command()
@@ -237,7 +238,7 @@ def methods(
     from glowmap.methods import METHODS
 
     if name is not None:
-        _tell_method(METHODS[name])
+        tell_method(METHODS[name])
         return
     wide = console.width >= _ROOM_FOR_ALL
     table = Table(header_style="bold", box=None, pad_edge=False)
@@ -264,16 +265,6 @@ def _free(out: Path, picture: Path) -> Path:
     if not out.absolute().parent.is_dir():
         raise OutputError(f"{out} cannot be written: there is no folder {out.parent}; make it, or choose another --out")
     return out
-
-
-def _tell_method(method: "Method") -> None:
-    import inspect
-
-    console.print(f"[bold]{method.name}[/]: {escape(method.price)}; for {escape(method.use)}", highlight=False)
-    console.print(escape(inspect.getdoc(method.function) or ""), highlight=False)
-    console.print(f"needs {', '.join(method.needs)}; from {escape(method.paper)}", highlight=False)
-    for knob, default in method.knobs.items():
-        console.print(f"  --set {knob}={default}", highlight=False)
 
 
 def _version(wanted: bool) -> bool:
@@ -329,70 +320,3 @@ def _loaded(
         classes=classes,
         device=device or ("cuda" if torch.cuda.is_available() else None),
     )
-
-
-def _tell(explanations: "Explanations", written: Path) -> None:
-    from glowmap.explanation import spelled
-    from glowmap.shapes import crossed
-
-    for explanation in explanations:
-        grid = crossed(explanation.grid)
-        low, high = explanation.scale()
-        console.print(
-            f"{escape(explanation.targets[0])}: {explanation.method} at [bold]{escape(explanation.layer)}[/] ({grid}), "
-            f"score {spelled(float(explanation.scores[0]))}, heat {spelled(low)} to {spelled(high)}",
-            highlight=False,
-        )
-    for note in explanations.notes:
-        console.print(f"[yellow]note:[/] {escape(note)}", highlight=False)
-    console.print(f"wrote [bold]{escape(str(written))}[/]", highlight=False)
-
-
-def _tell_layers(found: "Layers") -> None:
-    from glowmap.shapes import crossed
-
-    method = found.explanations[0].method
-    console.print(f"[bold]Where does the segmentation model find the evidence for car?[/] ({method})", highlight=False)
-    table = Table("layer", "grid", box=None, header_style="bold", pad_edge=False)
-    table.add_column("heat on cars", justify="right")
-    for explanation, share in zip(found.explanations, found.shares, strict=True):
-        table.add_row(explanation.layer, crossed(explanation.grid), f"{share:.1%}")
-    table.add_row("[dim]chance: the part that cars cover[/]", "", f"[dim]{found.chance:.1%}[/]")
-    console.print(table)
-
-
-def _tell_portraits(found: "Sequence[Portrait]") -> None:
-    console.print(
-        "\n[bold]What do two classifiers lean on?[/] One learned a shortcut: a mark in the corner.", highlight=False
-    )
-    table = Table("picture", "model", "answer", box=None, header_style="bold", pad_edge=False)
-    for column in ("heat on the mark", "x chance", "on the object", "x chance"):
-        table.add_column(column, justify="right")
-    for portrait in found:
-        for name, explanation in (("honest", portrait.honest), ("shortcut", portrait.shortcut)):
-            answer = explanation.targets[0]
-            answered = answer if answer == portrait.kind else f"[red]{answer}[/]"
-            heat = [
-                f for share, chance in portrait.shares(explanation) for f in (f"{share:.1%}", f"{share / chance:.1f}")
-            ]
-            table.add_row(f"marked {portrait.kind}", name, answered, *heat)
-    console.print(table)
-
-
-def _show(panel: "Image", rows: "Sequence[Sequence[Image]]", *, wanted: bool) -> None:
-    """Draw a panel in a terminal that can (Kitty's protocol, Sixel), else its bare pictures in coloured half cells."""
-    if not wanted or not console.is_terminal:
-        return
-    try:
-        from textual_image import renderable  # asks the terminal what it can, so not before now
-    except ImportError:
-        hint = 'to see the pictures in the terminal: pip install "glowmap[terminal]"'
-        console.print(f"[dim]{escape(hint)}[/]", highlight=False)
-        return
-    if renderable.Image in (renderable.SixelImage, renderable.TGPImage):
-        console.print(renderable.Image(panel, width="100%", height="auto"))
-        return
-    for pictures in rows:  # letters would be lost in so few cells
-        row = Table.grid(*(Column(ratio=1) for _ in pictures), padding=(0, 1), expand=True)
-        row.add_row(*(renderable.Image(picture, width="100%", height="auto") for picture in pictures))
-        console.print(row)

@@ -35,7 +35,7 @@ _HOLDS = 0.15  # the share of parameters from which on a grid is one of the enco
 _BEGINS = 1 / 3  # of a grid's outputs or parameters, in their order, are its beginning
 _MIXED = 8  # times as many mixed sequences as grids: a model that is made of them
 _TRIES = 16
-_SHOWN = 6
+_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Choice:
     layout: Layout
     coverage: float
     reason: str
+    certain: bool = True  # nothing speaks against it: else every explanation says so
     runners_up: tuple["Choice", ...] = ()
 
     @property
@@ -64,10 +65,19 @@ class Choice:
         """The layer's rows and columns."""
         return self.layout.grid
 
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What to mind before trusting a map of this layer."""
+        return () if self.certain else (f"no layer was named, and {self.name!r} was found: {self.reason}",)
+
+    @property
+    def covered(self) -> str:
+        """At which share of its places the score has a gradient, in words."""
+        return "unknown" if math.isnan(self.coverage) else f"{self.coverage:.0%} of its places"
+
     def __str__(self) -> str:
-        return f"{self.name} ({self.kind}, {self.channels} channels, {self.layout}): {self.reason}; " + (
-            "no gradient" if math.isnan(self.coverage) else f"gradient at {self.coverage:.0%} of its places"
-        )
+        kind = f"{self.kind}, {self.channels} channels, {self.layout}"
+        return f"{self.name} ({kind}): {self.reason}; gradient at {self.covered}"
 
 
 @dataclass
@@ -84,8 +94,8 @@ class _Candidate:
     def channels(self) -> int:
         return self.layout.maps(self.put.tensor).shape[1]
 
-    def choice(self, reason: str) -> Choice:
-        return Choice(self.put.name, self.put.kind, self.channels, self.layout, self.coverage, reason)
+    def choice(self, reason: str, *, certain: bool = True) -> Choice:
+        return Choice(self.put.name, self.put.kind, self.channels, self.layout, self.coverage, reason, certain)
 
 
 def find_layer(
@@ -126,6 +136,7 @@ def _last_grid(model: nn.Module, images: Tensor, trace: Traced) -> Choice:
                     layout,
                     math.nan,
                     "the last with a grid, as there is no gradient to go by",
+                    certain=False,
                 )
     raise LayerError(
         f"no layer of {type(model).__name__} puts out a grid that could be seen; use a method of the input: rise, occlusion"
@@ -178,7 +189,8 @@ class _Search:
             found = rule()
             if found is not None:
                 best, reason = found
-                return replace(best.choice(reason), runners_up=self._runners_up(best))
+                certain = rule in (self._encoder_end, self._last_cut)
+                return replace(best.choice(reason, certain=certain), runners_up=self._runners_up(best))
         raise LayerError(
             "no layer was found whose output could be read as a grid with a gradient at its places"
             + (": " + "; ".join(f"{c.put.name}: {c.why_not}" for c in self.candidates[-3:]) if self.candidates else "")
@@ -186,9 +198,19 @@ class _Search:
         )
 
     def _runners_up(self, best: _Candidate) -> tuple[Choice, ...]:
-        others = [one for one in reversed(self.candidates) if one is not best and one.layout.before >= 0]
-        seen = [one.choice(one.why_not or "an earlier layer, which would do") for one in others]
-        return tuple(seen[:_SHOWN])
+        """List what came after and was ruled out, and the last of each stretch on one grid that came before."""
+        after = [one for one in reversed(self.candidates) if one.put.order > best.put.order and one.layout.before >= 0]
+        for one in after[:_SHOWN]:
+            self._fits(one)  # which notes why not
+        ruled_out = [one.choice(one.why_not or "later, and with less to tell") for one in after[:_SHOWN]]
+        before: list[Choice] = []
+        for stretch in reversed(self._stretches()):
+            late = stretch[len(stretch) // 2 :]
+            earlier = [one for one in late if one.put.order < best.put.order and self._fits(one)]
+            whole = [one for one in earlier if not any(_inside(one, other) for other in earlier)]
+            whole.sort(key=lambda one: (-one.put.name.count("."), one.put.order))
+            before += [one.choice(one.why_not or "earlier") for one in whole[-1:]]
+        return (*ruled_out, *before[:_SHOWN])
 
     # -- what rules a candidate out --------------------------------------------------------------------------------
 
@@ -335,7 +357,7 @@ class _Search:
 
     def _around(self, one: _Candidate, level: Sequence[_Candidate]) -> _Candidate:
         """Find the outermost module around this one that ends the grid too: the stage, not the inside of its block."""
-        around = [each for each in level if one.put.name.startswith(f"{each.put.name.partition('#')[0]}.")]
+        around = [each for each in level if _inside(one, each)]
         around.sort(key=lambda each: each.put.name.count("."))
         return next((each for each in around if self._ends(each, level[0])), one)
 
@@ -344,6 +366,10 @@ class _Search:
             if self._proven(one):
                 return one, "the last with a gradient at its places, though some evidence goes past it"
         return None
+
+
+def _inside(one: _Candidate, other: _Candidate) -> bool:
+    return one.put.name.startswith(f"{other.put.name.partition('#')[0]}.")
 
 
 def _outermost(one: _Candidate, stretch: Sequence[_Candidate]) -> tuple[int, int, int]:

@@ -20,7 +20,7 @@ _PROBES = ((0.2, 0.8, 0.4, 0.65, 0.1), (0.8, 0.25, 0.1, 0.9, 0.5), (0.5, 0.9, 0.
 
 def gradients(of: Tensor, by: Sequence[Tensor], weights: Tensor | None = None) -> list[Tensor | None]:
     """Differentiate, and keep the graph; None where there is no way from one to the other."""
-    if not of.requires_grad:
+    if not (of.requires_grad and by):
         return [None] * len(by)
     found = torch.autograd.grad(of, by, weights, retain_graph=True, allow_unused=True)
     return [None if one is None else one.detach() for one in found]
