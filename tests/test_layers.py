@@ -40,6 +40,12 @@ def test_layers_that_cannot_be_explained(layer, message):
         glowmap.explain(Classifier().eval(), images(), target=0, layer=layer)
 
 
+@pytest.mark.parametrize("name", ["_orig_mod.features.3", "module.features.3", "_orig_mod.module.features.3"])
+def test_names_inside_wrappers_are_understood(name):
+    assert list(find_layers(Classifier(), name)) == ["features.3"]
+    assert list(find_layers(nn.DataParallel(Classifier()), "module.features.3")) == ["module.features.3"]
+
+
 def test_what_is_neither_a_name_nor_a_module():
     with pytest.raises(LayerError, match="a dotted name or a module, not 7"):
         find_layers(Classifier(), 7)
@@ -82,7 +88,7 @@ class Odd(Classifier):
             case "twice":
                 maps = self.odd(self.odd(maps) * 2)
             case "two maps":
-                maps = self.odd((maps, maps))[0]
+                maps = sum(self.odd((maps, maps * 2)))
         return self.head(maps.mean((2, 3)))
 
 
@@ -132,7 +138,7 @@ def test_the_end_of_a_backbone_under_no_grad_can_be_explained():
 def test_a_layer_that_runs_twice_is_explained_at_its_last_run_and_said():
     model = Odd("twice").eval()
     found = glowmap.explain(model, images(), target=0, layer="odd")
-    assert "layer 'odd' ran 2 times; its last run is explained" in found.notes
+    assert "layer 'odd' ran 2 times; its last run is explained (layer='odd#1' is the first)" in found.notes
     doubled = glowmap.explain(model, images(), target=0, layer="features")
     torch.testing.assert_close(found.raw, doubled.raw)  # twice the activations, half the gradient
 

@@ -2,19 +2,19 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from glowmap.capture import Recording, Trunk, copies, exchanged, resumed, same_output
+from glowmap.capture import Recording, Seen, Trunk, copies, exchanged, resumed, same_output
 from glowmap.errors import GlowmapError, ModelError, TargetError, told
 from glowmap.images import Batch
 from glowmap.layers import Grid, Layout, read_layout, witness
 from glowmap.shapes import Maps, crossed
-from glowmap.structure import mapped
+from glowmap.structure import joined, mapped, tensors_in
 from glowmap.targets import Answer
 
 
@@ -36,12 +36,22 @@ class Run:
     notes: list[str] = field(default_factory=list)
     _proven: dict[tuple[str, int], bool] = field(default_factory=dict)
     _cuts: dict[int, bool] = field(default_factory=dict)  # by image: tensors as long as the batch have a row for it
+    _takes_so_many: bool = False  # as the batch has images, and no other number
     _distrusted: set[int] = field(default_factory=set)  # images of which copies are answered otherwise
+
+    def __post_init__(self) -> None:
+        self.recording.within = self.module
 
     @cached_property
     def answer(self) -> Answer:
         """How to read what the model said of the batch."""
+        self.recorded()
         return self.read(self.output, len(self.batch.images))
+
+    def recorded(self) -> dict[str, Seen]:
+        """List what was recorded; which of several maps of a layer is meant, the model's output tells."""
+        self.recording.settle(tensors_in(self.output))
+        return {name: self.recording[name] for name in self.recording.names}
 
     def note(self, text: str) -> None:
         """Note something once."""
@@ -67,43 +77,63 @@ class Run:
         return known
 
     def maps(self, layer: str, tensor: Tensor) -> Maps:
-        """Lay a layer's output (or its gradient) out as maps: of the batch, or of changed inputs."""
-        return self.layout(layer).maps(tensor)
+        """Lay a layer's output (or its gradient) out as maps on the images' device: of the batch, or of changed inputs."""
+        return self.layout(layer).maps(tensor).to(self.batch.images.device)
 
-    def called(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-        """Call the model on other input than the batch."""
+    def called(self, batch: Batch) -> Any:
+        """Call the model on other input than the batch it was run on."""
         enabled, dtype = self.autocast
-        with torch.autocast(self.batch.images.device.type, dtype=dtype, enabled=enabled):
-            return called(self.module, replace(self.batch, arguments=arguments, keywords=keywords))
+        with torch.autocast(batch.images.device.type, dtype=dtype, enabled=enabled):
+            return called(self.module, batch, took=len(self.batch.images))
 
     def on_images(self, image: int, changed: Tensor) -> Any:
         """Call the model on changed images, with whatever else it takes as it was for this image."""
         self._check(image)
         # a copy: the model may write into its input
-        return self.called(*self._inputs(image, len(changed), changed.to(self.batch.images.dtype, copy=True)))
+        return self._on_images(image, changed.to(self.batch.images.dtype, copy=True))
+
+    def _on_images(self, image: int, images: Tensor) -> Any:
+        """Call a model that takes only as many images as it was exported or traced for on so many at a time."""
+        took, count = len(self.batch.images), len(images)
+        recorded = torch.is_grad_enabled()  # whose layers must run once
+        if recorded or not self._takes_so_many:
+            try:
+                return self.called(self._inputs(image, count, images))
+            except ModelError:
+                if recorded or count == took:
+                    raise
+        filled = images[torch.arange(-(-count // took) * took) % count]
+        answers = [self.called(self._inputs(image, took, some)) for some in torch.split(filled, took)]
+        self._takes_so_many = True
+        return joined(answers, took, count)
 
     def on_maps(self, layer: str, image: int, maps: Maps) -> Any:
         """Run the model on from a layer whose output became these maps."""
-        one = self.recording[layer].output.detach()[image : image + 1]
-        own = self.layout(layer).back(maps, one)
-        with self._from(layer, image)(self.trunks[layer], image, len(self.batch.images), own):
-            return self.called(*self._inputs(image, len(maps)))
+        one = self._of_image(layer, image)
+        own = self.layout(layer).back(maps.to(one.device), one)
+        how, seen = self._from(layer, image), self.recording[layer]
+        with how(self.trunks[layer], seen, image, len(self.batch.images), own):
+            return self.called(self._inputs(image, len(maps)))
 
-    def _inputs(self, image: int, count: int, images: Tensor | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _of_image(self, layer: str, image: int) -> Tensor:
+        """Cut one image's part out of what a layer put out."""
+        return self.recording[layer].output.detach().narrow(self._rows(layer), image, 1)
+
+    def _rows(self, layer: str) -> int:
+        return 1 if self.layout(layer).kind == "tokens first" else 0
+
+    def _inputs(self, image: int, count: int, images: Tensor | None = None) -> Batch:
         """Repeat one image's input, or put others in its place; what else the model takes is cut to this image's part of it."""
         batch = len(self.batch.images)
         repeated = copies(self.batch.images, image, batch, count) if images is None else images
 
-        def given(value: Any) -> Any:
-            if value is self.batch.images:  # wherever it is given
-                return repeated
-            return copies(value, image, batch, count) if self._cuts.get(image, True) else value
+        def given(tensor: Tensor) -> Tensor:
+            cut = self._cuts.get(image, True)
+            own = repeated if tensor is self.batch.images else copies(tensor, image, batch, count) if cut else tensor
+            return own.clone() if self.overwrites else own  # what shares memory cannot be written to
 
-        arguments: Any = [given(value) for value in self.batch.arguments]
-        keywords: Any = {name: given(value) for name, value in self.batch.keywords.items()}
-        if self.overwrites:  # what shares memory cannot be written to
-            arguments, keywords = mapped(arguments, torch.clone), mapped(keywords, torch.clone)
-        return tuple(arguments), keywords
+        arguments, keywords = mapped([self.batch.arguments, self.batch.keywords], given)
+        return Batch(arguments, keywords, repeated, ())
 
     def _check(self, image: int) -> None:
         """See once an image whether the model answers copies of it as it answered the image, and note where it does not.
@@ -121,7 +151,8 @@ class Run:
     def _answers_copies(self, image: int) -> bool:
         for self._cuts[image] in (True, False):
             with torch.no_grad(), suppress(ModelError):
-                if self._as_before(image, self.called(*self._inputs(image, self._several))):
+                repeated = copies(self.batch.images, image, len(self.batch.images), self._several)
+                if self._as_before(image, self._on_images(image, repeated)):
                     return True
         self._cuts[image] = True  # the likelier, where neither answers as before
         return False
@@ -152,25 +183,31 @@ class Run:
         trunk, batch = self.trunks[layer], len(self.batch.images)
         if trunk.runs != 1:
             return False
-        maps = self.recording[layer].output.detach()[image : image + 1]
-        repeated = maps.expand(self._several, *maps.shape[1:]).clone()
+        repeated = torch.cat([self._of_image(layer, image)] * self._several, self._rows(layer))
         try:
-            with torch.no_grad(), resumed(trunk, image, batch, repeated):
-                again = self.called(*self._inputs(image, self._several))
+            with torch.no_grad(), resumed(trunk, self.recording[layer], image, batch, repeated):
+                again = self.called(self._inputs(image, self._several))
         except GlowmapError:
             return False
         return self._as_before(image, again)
 
 
-def called(module: nn.Module, batch: Batch) -> Any:
-    """Call a model; what it raises becomes a ModelError that says on what input."""
+def called(module: nn.Module, batch: Batch, *, took: int | None = None) -> Any:
+    """Call a model; what it raises becomes a ModelError that says on what input, and how many images it ``took`` before."""
     try:
-        return module(*batch.arguments, **batch.keywords)
+        output = module(*batch.arguments, **batch.keywords)
     except GlowmapError:
         raise
     except Exception as error:
-        alone = "give one picture a batch axis, images[None], or " if batch.images.ndim == 3 else ""
+        images = batch.images
+        alone = "give one picture a batch axis, images[None], or " if images.ndim == 3 else ""
+        number = "" if took in (None, len(images)) else f", and any number of images, not {took} alone"
         raise ModelError(
-            f"{type(module).__name__} raised {told(error)}; {alone}check that it takes an input of {crossed(batch.images.shape)} "
-            f"({str(batch.images.dtype).removeprefix('torch.')} on {batch.images.device})"
+            f"{type(module).__name__} raised {told(error)}; {alone}check that it takes an input of {crossed(images.shape)} "
+            f"({str(images.dtype).removeprefix('torch.')} on {images.device}){number}"
         ) from error
+    # inference tensors do not tell when they are written to, and a model on several devices answers on its last
+    device = batch.images.device
+    if any(tensor.is_inference() or tensor.device != device for tensor in tensors_in(output)):
+        return mapped(output, lambda tensor: (tensor.clone() if tensor.is_inference() else tensor).to(device))
+    return output

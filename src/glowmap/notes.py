@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from glowmap.capture import Seen
 from glowmap.explanation import is_flat
 from glowmap.forward import Run
+from glowmap.images import Batch
 from glowmap.shapes import Flags, RawMaps, Scores, crossed
+from glowmap.structure import tensors_in
 from glowmap.targets import Custom, Each, Target
 
 _MUCH = 0.1  # of the heat on places that the score does not depend on, from which on a note says so
@@ -24,13 +27,10 @@ class Found:
 def run_notes(run: Run, was_training: bool) -> list[str]:
     """Say what was unusual about the run."""
     training = "the model is in training mode; it was explained in evaluation mode and given back as it was"
-    recorded = {name: run.recording[name] for name in run.recording.names}
+    recorded = run.recorded()
     notes = [training] if was_training else []
-    notes += [
-        f"layer {name!r} ran {seen.calls} times; its last run is explained"
-        for name, seen in recorded.items()
-        if seen.calls > 1
-    ]
+    notes += _which_input(run.batch)
+    notes += [note for name, seen in recorded.items() for note in _which_maps(name, seen)]
     notes += [
         f"the tokens of layer {name!r} were laid out as {crossed(layout.grid)} patches, and {layout.before} before them left out"
         for name in recorded
@@ -41,6 +41,32 @@ def run_notes(run: Run, was_training: bool) -> list[str]:
         for name, seen in recorded.items()
         if seen.in_no_grad
     ]
+
+
+def _which_input(batch: Batch) -> list[str]:
+    """Say which of several tensors is taken for the images."""
+    given = {id(one): one for one in tensors_in([batch.arguments, batch.keywords]) if one.is_floating_point()}
+    alike = [one for one in given.values() if one.ndim == batch.images.ndim]
+    if len(alike) < 2:
+        return []
+    shapes = ", ".join(crossed(one.shape) for one in alike)
+    return [f"of {len(alike)} inputs with {batch.images.ndim} axes ({shapes}) the first is taken for the images"]
+
+
+def _which_maps(name: str, seen: Seen) -> list[str]:
+    """Say which run of a layer is explained, and which of the maps that it returns."""
+    plain, notes = name.partition("#")[0], []
+    if seen.calls > 1:
+        which = "its last run" if seen.run == seen.calls else f"run {seen.run}"
+        notes.append(
+            f"layer {plain!r} ran {seen.calls} times; {which} is explained (layer={plain + '#1'!r} is the first)"
+        )
+    if len(seen.returned) > 1:
+        notes.append(
+            f"layer {plain!r} returns {len(seen.returned)} maps ({', '.join(seen.returned)}); number {seen.part + 1} of them is "
+            "explained, on which alone the model's answer depends"
+        )
+    return notes
 
 
 def map_notes(found: Found, layer: str, targets: Sequence[str]) -> list[str]:

@@ -1,22 +1,21 @@
-"""Tensors in any structure: tuples, lists and mappings, however nested."""
+"""Tensors in any structure: tuples, lists, mappings and dataclasses, however nested."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
 def tensors_in(output: Any) -> Iterator[Tensor]:
-    """Walk through tensors in tuples, lists and mappings, however nested."""
+    """Walk through tensors in tuples, lists, mappings and dataclasses, however nested."""
     if isinstance(output, Tensor):
         yield output
-    elif isinstance(output, Mapping):
-        for value in output.values():
-            yield from tensors_in(value)
-    elif isinstance(output, list | tuple):
-        for value in output:
-            yield from tensors_in(value)
+    else:
+        for part in _parts(output).values():
+            yield from tensors_in(part)
 
 
 def replaced(output: Any, old: Tensor, new: Tensor) -> Any:
@@ -24,17 +23,51 @@ def replaced(output: Any, old: Tensor, new: Tensor) -> Any:
     return mapped(output, lambda tensor: new if tensor is old else tensor)
 
 
+def replaced_each(output: Any, old: Sequence[Tensor], new: Sequence[Tensor]) -> Any:
+    """Copy an output with several tensors exchanged."""
+    others = {id(one): other for one, other in zip(old, new, strict=True)}
+    return mapped(output, lambda tensor: others.get(id(tensor), tensor))
+
+
 def mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """Apply a function to every tensor in tuples, lists and mappings, however nested; anything else stays as it is."""
+    """Apply a function to every tensor in tuples, lists, mappings and dataclasses; anything else stays as it is."""
     if isinstance(value, Tensor):
         return function(value)
-    if isinstance(value, Mapping):
-        copied: Any = copy.copy(value)
-        for key, part in value.items():
-            copied[key] = mapped(part, function)
-        return copied
-    if isinstance(value, tuple) and hasattr(value, "_fields"):  # a named tuple takes its fields one by one
-        return type(value)(*(mapped(part, function) for part in value))
+    parts = {key: mapped(part, function) for key, part in _parts(value).items()}
+    # an empty list or dict is copied as well: the model may fill it
+    return _with_parts(value, parts) if parts or isinstance(value, list | dict) else value
+
+
+def joined(several: Sequence[Any], rows: int, count: int) -> Any:
+    """Join outputs of one structure to one: tensors of so many rows one after another, of which ``count`` stay."""
+    together: dict[int, Tensor] = {}
+    for first, *others in zip(*map(tensors_in, several), strict=True):
+        has_rows = first.ndim > 0 and len(first) == rows
+        together[id(first)] = torch.cat([first, *others])[:count] if has_rows else first
+    return mapped(several[0], lambda tensor: together[id(tensor)])
+
+
+def _parts(value: Any) -> dict[Any, Any]:
+    if isinstance(value, Mapping):  # before dataclasses: a ModelOutput is both, and has its keys alone
+        return dict(value.items())
     if isinstance(value, list | tuple):
-        return type(value)(mapped(part, function) for part in value)
-    return value
+        return dict(enumerate(value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in fields(value) if hasattr(value, field.name)}
+    return {}
+
+
+def _with_parts(value: Any, parts: dict[Any, Any]) -> Any:
+    if isinstance(value, tuple) and hasattr(value, "_fields"):  # a named tuple takes its fields one by one
+        return type(value)(*parts.values())
+    if isinstance(value, list | tuple):
+        return type(value)(list(parts.values()))
+    if isinstance(value, Mapping) and not hasattr(value, "__setitem__"):
+        return parts  # one that cannot be written to
+    copied = copy.copy(value)
+    for key, part in parts.items():
+        if isinstance(value, Mapping):
+            copied[key] = part
+        else:
+            object.__setattr__(copied, key, part)  # a frozen dataclass as well
+    return copied

@@ -2,6 +2,7 @@
 
 from glowmap.capture.borrow import borrowed as borrowed
 from glowmap.capture.record import Recording as Recording
+from glowmap.capture.record import Seen as Seen
 from glowmap.capture.record import record as record
 from glowmap.capture.resume import Trunk as Trunk
 from glowmap.capture.resume import copies as copies

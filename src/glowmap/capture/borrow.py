@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from glowmap.capture.plainly import plainly
 from glowmap.errors import ModelError
 
 # Hooks belong to a module, not to a thread: two threads that explain one model take turns.
@@ -17,7 +18,7 @@ _TURNS: "weakref.WeakKeyDictionary[nn.Module, threading.RLock]" = weakref.WeakKe
 
 @contextmanager
 def borrowed(model: nn.Module) -> Iterator[bool]:
-    """Lend the model in eval mode, frozen, with gradients on, and give modes, flags, buffers and random states back.
+    """Lend the model in eval mode, frozen, run plainly, with gradients on, and give back modes, flags, buffers, random states.
 
     Yields whether any part of it was in training mode.
     """
@@ -32,7 +33,7 @@ def borrowed(model: nn.Module) -> Iterator[bool]:
                 _set_flags(
                     [(module, False) for module, _ in training], [(parameter, False) for parameter, _ in trainable]
                 )
-                with _buffers_kept(model), torch.inference_mode(False), torch.enable_grad():
+                with plainly(model), _buffers_kept(model), torch.inference_mode(False), torch.enable_grad():
                     yield any(was for _, was in training)
             finally:
                 _set_flags(training, trainable)

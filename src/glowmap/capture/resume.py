@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glowmap.capture.record import maps_in
+from glowmap.capture.record import Seen, maps_in
 from glowmap.errors import LayerError
 from glowmap.structure import mapped, replaced, tensors_in
 
@@ -69,17 +69,18 @@ def remember(model: nn.Module, layer: nn.Module | None, *, outputs: bool = True)
 
 
 @contextmanager
-def resumed(trunk: Trunk, image: int, batch: int, maps: Tensor) -> Iterator[None]:
+def resumed(trunk: Trunk, seen: Seen, image: int, batch: int, maps: Tensor) -> Iterator[None]:
     """Let the model, when it is run inside on ``len(maps)`` copies of one image's input, begin at the layer with these maps.
 
-    ``batch`` is how many images the trunk was remembered for; ``maps`` are laid out as the layer's own output. Raises LayerError
-    where the model went another way than before, past the layer (a fused path) or past what was handed back.
+    ``seen`` says which of the layer's maps are meant, ``batch`` how many images the trunk was remembered for; ``maps`` are laid
+    out as the layer's own output. Raises LayerError where the model went another way than before, past the layer (a fused path)
+    or past what was handed back.
     """
     assert trunk.layer is not None
     known: dict[nn.Module, deque[Any]] = defaultdict(deque)
     for module, output in trunk.finished:
         known[module].append(copies(output, image, batch, len(maps)))
-    known[trunk.layer] = deque([_exchanged(trunk.output, image, batch, maps)])
+    known[trunk.layer] = deque([_exchanged(copies(trunk.output, image, batch, len(maps)), seen, maps)])
     with ExitStack() as patched:
         for module, outputs in known.items():
             patched.enter_context(_forward(module, _handing_back(module, outputs)))
@@ -89,8 +90,8 @@ def resumed(trunk: Trunk, image: int, batch: int, maps: Tensor) -> Iterator[None
 
 
 @contextmanager
-def exchanged(trunk: Trunk, image: int, batch: int, maps: Tensor) -> Iterator[None]:
-    """Let the whole model run inside, but for the layer's output, which becomes these maps at its last run.
+def exchanged(trunk: Trunk, seen: Seen, _image: int, _batch: int, maps: Tensor) -> Iterator[None]:
+    """Let the whole model run inside, but for the layer's output, which becomes these maps at the run that was seen.
 
     Raises LayerError where the layer runs another number of times than before.
     """
@@ -102,7 +103,7 @@ def exchanged(trunk: Trunk, image: int, batch: int, maps: Tensor) -> Iterator[No
         if threading.get_ident() != owner:
             return None
         runs += 1
-        return replaced(output, maps_in(output, "the layer"), maps) if runs == trunk.runs else None
+        return _exchanged(output, seen, maps) if runs == seen.run else None
 
     handle = trunk.layer.register_forward_hook(exchange)
     try:
@@ -167,6 +168,9 @@ def _forward(module: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
             module.forward = own
 
 
-def _exchanged(output: Any, image: int, batch: int, maps: Tensor) -> Any:
-    one = copies(output, image, batch, len(maps))
-    return replaced(one, maps_in(one, "the layer"), maps)
+def _exchanged(output: Any, seen: Seen, maps: Tensor) -> Any:
+    """Put other maps in the place of those that were seen, in the numbers that the layer puts out."""
+    old = maps_in(output, "the layer")[seen.part]
+    if old.is_quantized:
+        maps = torch.quantize_per_tensor(maps.float(), old.q_scale(), old.q_zero_point(), old.dtype)
+    return replaced(output, old, maps)

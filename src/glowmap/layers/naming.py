@@ -37,6 +37,9 @@ def _find(model: nn.Module, layer: Any) -> tuple[str, nn.Module]:
     if not isinstance(layer, str):
         raise LayerError(f"a layer is a dotted name or a module, not {layer!r} ({type(layer).__name__})")
     name, marked, run = layer.partition("#")
+    if name not in modules:  # the name as it was inside a wrapper that has been taken off
+        name = name.removeprefix("_orig_mod.").removeprefix("module.")
+        layer = f"{name}{marked}{run}"
     if marked and not (run.isdecimal() and int(run) > 0):
         raise LayerError(
             f"{layer!r} names no run of a layer; write {name}#1 for its first run, {name}#2 for its second"

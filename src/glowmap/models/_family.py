@@ -49,7 +49,7 @@ class Model:
         In a dict of keywords the pictures may stand as they are under "pixel_values", "image" or "images". Raises InputError
         for what is neither, and for pictures that come out of preprocessing at different sizes.
         """
-        if isinstance(images, dict):
+        if isinstance(images, Mapping):
             return self._with_keywords(images)
         several = images if isinstance(images, list | tuple) else (images,)
         ready = any(isinstance(image, Tensor) for image in several)
@@ -62,7 +62,7 @@ class Model:
             return as_batch(self._moved(self.preprocess.clip(images)), self._expected())
         return as_batch(images, self._expected()) if ready or self.preprocess is None else self._batch(images)
 
-    def _with_keywords(self, keywords: dict[str, Any]) -> Batch:
+    def _with_keywords(self, keywords: Mapping[str, Any]) -> Batch:
         name = next((name for name in _PICTURES if name in keywords), None)
         if name is None or self.preprocess is None or isinstance(keywords[name], Tensor):
             return as_batch(keywords, self._expected())
