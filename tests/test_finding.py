@@ -413,9 +413,27 @@ def test_no_gradient_is_said_with_its_reason_and_other_methods_still_find_a_laye
 
 def test_a_model_without_a_grid_is_refused():
     flat = nn.Sequential(nn.Flatten(), nn.Linear(960, 12), nn.ReLU(), nn.Linear(12, 3))
-    with pytest.raises(LayerError, match="no layer was found whose output could be read as a grid"):
+    with pytest.raises(LayerError, match="no layer was found in Sequential whose output could be read as a grid"):
         glowmap.explain(flat.eval(), images(), target=0)
     assert glowmap.explain(flat.eval(), images(), target=0, method="input_gradient").layer == "input"
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+@pytest.mark.parametrize("method", ["grad_cam", "eigen_cam"])
+def test_what_takes_no_hooks_is_said_with_what_works(method):
+    batch = images()
+    traced = torch.jit.trace(Classifier().eval(), batch)
+    with pytest.raises(
+        LayerError, match="layers of Classifier cannot be seen, as it was scripted.*input_gradient, rise"
+    ):
+        glowmap.explain(traced, batch, target=0, method=method)
+    assert glowmap.explain(traced, batch, target=0, method="input_gradient").raw.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_proofs_hold_in_every_precision(dtype):
+    for model, name in ((Classifier(), "features"), (Transformer(), "blocks.2.norm1")):
+        assert found(model.to(dtype), images(1, 24, 32).to(dtype)).name == name
 
 
 def test_nothing_floating_to_find_it_by():

@@ -1,7 +1,7 @@
 """Layers: found by name or by evidence, and their outputs laid out as maps."""
 
-from glowmap.layers.finding import Asked as Asked
-from glowmap.layers.finding import Choice as Choice
+from glowmap.layers.choice import Asked as Asked
+from glowmap.layers.choice import Choice as Choice
 from glowmap.layers.finding import find_layer as find_layer
 from glowmap.layers.layout import Grid as Grid
 from glowmap.layers.layout import Layout as Layout

@@ -23,7 +23,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from glowmap.errors import LayerError
-from glowmap.layers.layout import Grid, Layout, is_plain, read_layout, token_layouts, witness
+from glowmap.layers.choice import Asked, Choice, no_gradient, no_grid
+from glowmap.layers.layout import Layout, is_plain, read_layout, token_layouts, witness
 from glowmap.layers.proving import carries, coverage, gradients, offset, proven
 from glowmap.layers.tracing import Put, Traced, traced
 from glowmap.shapes import crossed
@@ -36,48 +37,6 @@ _BEGINS = 1 / 3  # of a grid's outputs or parameters, in their order, are its be
 _MIXED = 8  # times as many mixed sequences as grids: a model that is made of them
 _TRIES = 16
 _SHOWN = 4
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What is asked of a model's output: a score, how many classes there are where that is known, and whether it is dense."""
-
-    score: Tensor
-    classes: int | None = None
-    places: bool = False  # the model answers for places: pixels, boxes
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A layer worth looking at: its layout, the share of its places where the score has a gradient, and why it is taken."""
-
-    name: str
-    kind: str
-    channels: int
-    layout: Layout
-    coverage: float
-    reason: str
-    certain: bool = True  # nothing speaks against it: else every explanation says so
-    runners_up: tuple["Choice", ...] = ()
-
-    @property
-    def grid(self) -> Grid:
-        """The layer's rows and columns."""
-        return self.layout.grid
-
-    @property
-    def doubts(self) -> tuple[str, ...]:
-        """What to mind before trusting a map of this layer."""
-        return () if self.certain else (f"no layer was named, and {self.name!r} was found: {self.reason}",)
-
-    @property
-    def covered(self) -> str:
-        """At which share of its places the score has a gradient, in words."""
-        return "unknown" if math.isnan(self.coverage) else f"{self.coverage:.0%} of its places"
-
-    def __str__(self) -> str:
-        kind = f"{self.kind}, {self.channels} channels, {self.layout}"
-        return f"{self.name} ({kind}): {self.reason}; gradient at {self.covered}"
 
 
 @dataclass
@@ -119,7 +78,7 @@ def find_layer(
     if whole is None or not whole.any():
         if blindly:
             return _last_grid(model, leaf, trace)
-        raise LayerError(_no_gradient(model, whole is not None))
+        raise LayerError(no_gradient(model, whole is not None))
     return _Search(model, leaf, trace, asked, whole).choice()
 
 
@@ -138,14 +97,12 @@ def _last_grid(model: nn.Module, images: Tensor, trace: Traced) -> Choice:
                     "the last with a grid, as there is no gradient to go by",
                     certain=False,
                 )
-    raise LayerError(
-        f"no layer of {type(model).__name__} puts out a grid that could be seen; use a method of the input: rise, occlusion"
-    )
+    raise LayerError(no_grid(model, []))
 
 
 class _Search:
     def __init__(self, model: nn.Module, images: Tensor, trace: Traced, asked: Asked, whole: Tensor) -> None:
-        self.images, self.trace, self.asked, self.whole = images, trace, asked, whole
+        self.model, self.images, self.trace, self.asked, self.whole = model, images, trace, asked, whole
         puts = [put for put in trace.puts if put.tensor.requires_grad]
         slopes = gradients(asked.score, [put.tensor for put in puts])
         reached = [(put, slope) for put, slope in zip(puts, slopes, strict=True) if slope is not None]
@@ -191,11 +148,7 @@ class _Search:
                 best, reason = found
                 certain = rule in (self._encoder_end, self._last_cut)
                 return replace(best.choice(reason, certain=certain), runners_up=self._runners_up(best))
-        raise LayerError(
-            "no layer was found whose output could be read as a grid with a gradient at its places"
-            + (": " + "; ".join(f"{c.put.name}: {c.why_not}" for c in self.candidates[-3:]) if self.candidates else "")
-            + "; name one: layer=... (`glowmap layers` lists what there is)"
-        )
+        raise LayerError(no_grid(self.model, [f"{one.put.name}: {one.why_not}" for one in self.candidates[-3:]]))
 
     def _runners_up(self, best: _Candidate) -> tuple[Choice, ...]:
         """List what came after and was ruled out, and the last of each stretch on one grid that came before."""
@@ -376,17 +329,3 @@ def _outermost(one: _Candidate, stretch: Sequence[_Candidate]) -> tuple[int, int
     """Order by the part of the model, the first before its decoder; then the outermost module; then the last."""
     parts = list(dict.fromkeys(each.put.name.partition(".")[0] for each in stretch))
     return parts.index(one.put.name.partition(".")[0]), one.put.name.count("."), -one.put.order
-
-
-def _no_gradient(model: nn.Module, connected: bool) -> str:
-    name = type(model).__name__
-    if connected:
-        return (
-            f"the score of {name} has no gradient anywhere, so no layer can be found by it: a head of zeros, or one that is "
-            "saturated; load trained weights, or name a layer"
-        )
-    return (
-        f"the score of {name} carries no gradient back to its images, so no layer can be found by it: the model or the target "
-        "detaches it, runs under torch.no_grad() or torch.inference_mode(), or is quantised; name a layer, and a method that "
-        "needs no gradient"
-    )
