@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-peers check fix bench bench-methods train docs clean
+.PHONY: help setup demo test test-models test-peers check fix bench bench-methods train docs docs-models clean
 
 help: ## list the chores
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,10 @@ demo: $(READY) ## explain drawn streets with the models that come along; writes 
 
 test: $(READY) ## run the tests on two cores (under ten minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+test-models: $(READY) ## find the layer of every architecture in tests/zoo (some ten minutes)
+	$(BIN)/python -m pip install --quiet --group models
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 tests/zoo
 
 test-peers: $(READY) ## compare with pytorch-grad-cam, TorchCAM and Captum, which it installs (under a minute)
 	$(BIN)/python -m pip install --quiet --group peers
@@ -49,6 +53,10 @@ train: $(READY) ## train the demo's models anew, under half an hour on two cores
 
 docs: $(READY) ## draw the README's pictures and write its table of methods anew
 	$(BIN)/python docs/refresh.py
+
+docs-models: $(READY) ## write docs/models.md: which layer is found for every architecture (some ten minutes)
+	$(BIN)/python -m pip install --quiet --group models
+	$(BIN)/python docs/zoo.py
 
 clean: ## remove .venv, caches and the demo's output
 	rm -rf .venv demo-out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -95,6 +95,10 @@ CHEAP = {  # knobs that make the expensive ones quick here
 }
 
 
+# The methods that a convolutional network will do for; those that need a transformer have their tests in test_attention.py.
+ON_MAPS = [name for name, method in glowmap.METHODS.items() if not method.of_attention]
+
+
 def tuned(name):
     """Take a method from the shelf, made quick enough for a test."""
     return glowmap.METHODS[name].tuned(**CHEAP.get(name, {}))

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 import glowmap
-from cases import images, tuned
+from cases import ON_MAPS, images, tuned
 
-every_method = pytest.mark.parametrize("name", glowmap.METHODS)
+every_method = pytest.mark.parametrize("name", ON_MAPS)
 
 
 class Net(nn.Module):
@@ -60,7 +60,7 @@ def flat_volume(model, name):
 DRAWN = {"rise", "d_rise", "smooth_grad", "smooth_grad_cam_pp", "ss_cam"}  # whose noise has the input's shape
 
 
-@pytest.mark.parametrize("name", [name for name in glowmap.METHODS if name not in DRAWN])
+@pytest.mark.parametrize("name", [name for name in ON_MAPS if name not in DRAWN])
 def test_a_volume_of_one_slice_is_its_picture(name):
     model, batch = Net(name).eval(), images(2)
     found, flat = explained(flat_volume(model, name), batch[:, :, None], name), explained(model, batch, name)

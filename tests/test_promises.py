@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 import glowmap
-from cases import Classifier, Segmenter, images, tuned
+from cases import ON_MAPS, Classifier, Segmenter, images, tuned
 from glowmap.errors import GlowmapError
 
-NEEDS = {name: {*method.needs} for name, method in glowmap.METHODS.items()}
+NEEDS = {name: {*glowmap.METHODS[name].needs} for name in ON_MAPS}
 AT_PIXELS = {name for name, method in glowmap.METHODS.items() if method.at_input} | {"guided_grad_cam"}
 every_method = pytest.mark.parametrize("method", NEEDS)
 method_for_any_head = pytest.mark.parametrize("method", [name for name in NEEDS if name != "cam"])

@@ -111,14 +111,15 @@ def _asked(answer: Answer, question: Target) -> Asked:
     logits: Tensor | None = None
     with suppress(TargetError):
         logits = answer.logits
-    places = _for_places(answer.raw) if logits is None else logits.ndim > 2
+    places = _for_places(answer.raw, maps=logits is None) or (logits is not None and logits.ndim > 2)
+    boxes = any("box" in str(key) for key in answer.raw) if isinstance(answer.raw, Mapping) else False
     classes = None if logits is None else logits.shape[1]
     if isinstance(question, Custom):
-        return Asked(question.score(answer).sum(), classes, places)
+        return Asked(question.score(answer).sum(), classes, places, boxes)
     said = [logits] if logits is not None else [one for one in tensors_in(answer.raw) if one.is_floating_point()]
     if not said:
         raise TargetError(f"{answer.model} answers without any floating tensor, by which a layer could be found")
-    return Asked(torch.stack([_signed(one) for one in said]).sum(), classes, places)
+    return Asked(torch.stack([_signed(one) for one in said]).sum(), classes, places, boxes)
 
 
 def _signed(values: Tensor) -> Tensor:
@@ -126,13 +127,13 @@ def _signed(values: Tensor) -> Tensor:
     return (values.float() * signs.to(values.device)).sum()
 
 
-def _for_places(output: Any) -> bool:
-    """Tell whether an output whose class scores cannot be read speaks of places: boxes, or maps."""
+def _for_places(output: Any, *, maps: bool) -> bool:
+    """Tell whether an output speaks of places: boxes of a grid, or, where its class scores cannot be read, ``maps``."""
     if isinstance(output, Mapping):
-        return "boxes" in output or any(isinstance(one, Tensor) and one.ndim >= 4 for one in output.values())
+        return "boxes" in output or any(_for_places(one, maps=maps) for one in output.values())
     if isinstance(output, list | tuple):
-        return any(_for_places(one) for one in output)
-    return isinstance(output, Tensor) and output.ndim >= 4
+        return any(_for_places(one, maps=maps) for one in output)
+    return maps and isinstance(output, Tensor) and output.ndim >= 4
 
 
 def _shapes(batch: Batch) -> tuple[Any, ...]:

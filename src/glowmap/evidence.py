@@ -4,21 +4,25 @@ Each kind that a method's parameter can name (the table is in ``methods/_method.
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from glowmap.attended import Attended, attended
 from glowmap.capture import Biases, Guiding, copies, record, same_output, shortfalls
+from glowmap.capture.attention import Attending, enclosing
+from glowmap.capture.record import WITHOUT_GRADIENTS
 from glowmap.errors import MethodError, ModelError, TargetError, told
 from glowmap.forward import Run, called
 from glowmap.memory import chunk_size
-from glowmap.methods import ASKING, Make
+from glowmap.methods import ASKING, Attention, Make
 from glowmap.progress import tracked
 from glowmap.shapes import Maps, PixelSets, Scores
-from glowmap.targets import Custom, Target, checked, settled
+from glowmap.structure import mapped
+from glowmap.targets import Custom, Each, Target, checked, settled
 
 
 class Evidence:
@@ -137,29 +141,66 @@ class Evidence:
 
     def guided_gradients(self, _layer: str) -> Tensor:
         guiding = Guiding()
-        images, scores = self._watched(guiding)
+        images, output = self._watched(guiding)
         for note in guiding.notes(type(self._run.module).__name__):
             self._run.note(note)
-        return wide(_gradient(scores, images, "the input"))
+        return wide(_gradient(self._scored(output), images, "the input"))
 
     def bias_gradients(self, _layer: str) -> list[Tensor]:
         """List the image times its gradient, and then what each operation adds to its input, times the gradient there."""
         biases = Biases()
-        images, scores = self._watched(biases)
+        images, output = self._watched(biases)
+        scores = self._scored(output)
         terms = [wide(images.detach()) * wide(_gradient(scores, images, "the input"))]
         terms += biases.terms(len(images))
         for note in shortfalls(terms, scores, images.dtype):
             self._run.note(note)
         return terms
 
-    def _watched(self, watcher: Guiding | Biases) -> tuple[Tensor, Scores]:
+    def attention(self, _layer: str) -> Attention:
+        return self._attended.attention
+
+    def attention_gradients(self, _layer: str) -> list[Tensor]:
+        return self._attended.weight_gradients
+
+    def output_gradients(self, _layer: str) -> list[Tensor]:
+        return self._attended.output_gradients
+
+    def own_gradients(self, _layer: str) -> list[Tensor]:
+        run = self._run
+        questions = Each([settled(self._question, run.answer, image) for image in range(len(run.batch.images))])
+
+        def ask() -> Scores:
+            return self._scored(called(run.module, run.batch.copied()), questions)
+
+        return self._attended.own_gradients(ask, self._scores)
+
+    @cached_property
+    def _attended(self) -> Attended:
+        """Run the model again with its attention watched, and hold it to what it said before."""
+        run, watcher = self._run, Attending()
+        name = type(run.module).__name__
+        with enclosing(run.module, watcher):
+            images, output = self._watched(watcher)
+        if not same_output(mapped(output, Tensor.detach), mapped(run.output, Tensor.detach)):
+            raise MethodError(
+                f"{name} answers otherwise when it is run again with its attention watched: it depends on chance, or on how "
+                "often it is called; use a method that needs no attention, as grad_cam"
+            )
+        return attended(name, watcher, images, self._scored(output), run.grids())
+
+    def _watched(self, watcher: Guiding | Biases | Attending) -> tuple[Tensor, Any]:
         """Run the model again as it was run, in a graph that begins at the images, and watch its operations alone."""
         images = self._run.batch.images.detach().clone().requires_grad_()
         batch = self._run.batch.changed(lambda _: images.clone())  # as the model may write into its input
         with watcher:
-            output = called(self._run.module, batch)
-        answer = self._run.read(output, len(images))
-        return images, checked(self._question.score(answer), len(images), self._question.wording(answer, 0))
+            return images, called(self._run.module, batch)
+
+    def _scored(self, output: Any, question: Target | None = None) -> Scores:
+        """Ask the question about the batch again, by another output."""
+        question, count = question or self._question, len(self._run.batch.images)
+        answer = self._run.read(output, count)
+        return checked(question.score(answer), count, question.wording(answer, 0))
 
     def _asked(self, image: int, answer: Callable[[Tensor], Any], count: int, make: Make, widest: int) -> Scores:
         scores = []
@@ -219,7 +260,10 @@ def _chunks(count: int, make: Make, size: int, text: str) -> Iterator[Tensor]:
 
 def _gradient(scores: Scores, of: Tensor, what: str) -> Tensor:
     if not scores.requires_grad:
-        raise TargetError(f"the score carries no gradient to {what}; a target must not detach what it reads")
+        raise TargetError(
+            f"the score carries no gradient to {what}: the target detaches what it reads, or the model runs under no_grad or is "
+            f"quantised; mend that, or use {WITHOUT_GRADIENTS}"
+        )
     try:
         (gradient,) = torch.autograd.grad(scores.sum(), of, allow_unused=True)
     except RuntimeError as error:

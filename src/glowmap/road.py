@@ -15,12 +15,12 @@ from glowmap.errors import MethodError, ModelError, TargetError
 from glowmap.evidence import Evidence, wide
 from glowmap.explanation import Explanation, Explanations, Prediction
 from glowmap.forward import Run, called
-from glowmap.images import Batch, Picture
+from glowmap.images import Batch, Shown
 from glowmap.layers import Choice, LayerName, find_layers
-from glowmap.methods import ASKING, METHODS, OF_THE_INPUT, Method
+from glowmap.methods import ASKING, METHODS, OF_ATTENTION, OF_THE_INPUT, Method
 from glowmap.methods.smoothing import SMOOTHING, Variant, resized_like, variants
 from glowmap.metrics import energy_share
-from glowmap.models import Model, as_model, read_logits
+from glowmap.models import Model, as_model
 from glowmap.notes import Found, map_notes, mirrored_notes, run_notes
 from glowmap.progress import tracked
 from glowmap.shapes import RawMaps, Scores
@@ -30,6 +30,7 @@ from glowmap.targets import Answer, Each, Target, TargetLike, as_questions, chec
 MethodLike: TypeAlias = str | Method
 
 INPUT = "input"  # in the place of a layer's name, for methods whose maps lie on the input itself
+ATTENTION = "attention"  # the same for those whose maps lie on the patches that attend
 
 
 @overload
@@ -70,9 +71,10 @@ def explain(
     ``glowmap.load`` returned (then also paths, PIL pictures, arrays, bytes, or a list of them). ``target`` is a class by index
     or name, ``targets.Pixels``, a callable from the raw output to one score per image, a tensor with a class index for each
     image, or None for the model's own answer: the likeliest class, or the one predicted at most pixels. ``layer`` is a dotted
-    name or a module of the model, or None where the model says which. ``method`` is a name of ``METHODS``, or one of them with
-    its knobs set: ``METHODS["rise"].tuned(masks=2000)``. A list of targets, of methods or of layers gives
-    :class:`Explanations`, question by question, method by method and layer by layer, from one forward pass.
+    name or a module of the model, or None for the one that is found by evidence (``glowmap.Explainer(model).find(images)`` says
+    which and why). ``method`` is a name of ``METHODS``, or one of them with its knobs set: ``METHODS["rise"].tuned(masks=2000)``.
+    A list of targets, of methods or of layers gives :class:`Explanations`, question by question, method by method and layer by
+    layer, from one forward pass.
 
     ``smooth`` averages the maps of changed images ("flips", "scales", "noise", drawn from ``seed``), or takes the "principal"
     component of the channels in the place of their sum; several are combined.
@@ -108,9 +110,8 @@ class Explainer:
 
     def __init__(self, model: nn.Module | Model, *, layer: LayerName | Sequence[LayerName] | None = None) -> None:
         self.model = as_model(model)
-        wanted = self.model.layer if layer is None else layer
         self._one_layer = not isinstance(layer, list | tuple)
-        self._named = None if wanted is None else find_layers(self.model.module, wanted)
+        self._named = None if layer is None else find_layers(self.model.module, layer)
         self._choice: Choice | None = None
 
     @property
@@ -158,7 +159,7 @@ class Explainer:
             batch = self.model.read(images)
         with borrowed(self.model.module) as was_training:
             layers: dict[str, nn.Module] = {}
-            if not all(one.at_input for one in chosen):
+            if not all(one.at_input or one.of_attention for one in chosen):
                 layers = self.layers(batch, questions[0], blindly=not _differentiates(chosen))
             run = self.run(
                 batch,
@@ -187,7 +188,8 @@ class Explainer:
 
     def shared(self, run: Run, was_training: bool) -> dict[str, Any]:
         """Gather what all explanations of one run have in common."""
-        run.notes[:0] = [*self.model.notes, *run_notes(run, was_training)]
+        doubts = self._choice.doubts if self._choice is not None and self._choice.name in run.layers else ()
+        run.notes[:0] = [*self.model.notes, *doubts, *run_notes(run, was_training)]
         return {
             "model": self.model.name,
             "input_size": run.answer.input_size,
@@ -265,7 +267,7 @@ class Explainer:
         return Answer(
             output,
             batch=images,
-            read_logits=lambda raw: laid_back(getattr(self.model, "read_logits", read_logits)(raw)),
+            read_logits=lambda raw: laid_back(self.model.read_logits(raw)),
             class_names=self.model.class_names,
             input_size=tuple(batch.images.shape[2:]),
             model=self.model.name,
@@ -277,7 +279,7 @@ class Explainer:
 
 
 def _asks(methods: Sequence[Method]) -> bool:
-    return any((ASKING | OF_THE_INPUT) & {*method.needs} for method in methods)
+    return any((ASKING | OF_THE_INPUT | OF_ATTENTION) & {*method.needs} for method in methods)
 
 
 def _resumes(methods: Sequence[Method]) -> bool:
@@ -328,7 +330,9 @@ def _maps(methods: Sequence[Method], evidence: Evidence, layers: dict[str, nn.Mo
 
 def _places(method: Method, layers: dict[str, nn.Module]) -> list[str]:
     """Name what a method's maps are of: each layer, all of them, or the input."""
-    return [INPUT] if method.at_input else [", ".join(layers)] if method.joins_layers else list(layers)
+    if method.at_input or method.of_attention:
+        return [INPUT if method.at_input else ATTENTION]
+    return [", ".join(layers)] if method.joins_layers else list(layers)
 
 
 def _map(method: Method, evidence: Evidence, layer: str) -> Found:
@@ -390,5 +394,5 @@ def _prediction(answer: Answer) -> Prediction | None:
     return Prediction(names, probabilities=logits.float().softmax(1) if len(names) > 1 else logits.float().sigmoid())
 
 
-def _seen_part(pictures: Sequence[Picture], mask: Tensor, image: int) -> Tensor | None:
+def _seen_part(pictures: Sequence[Shown], mask: Tensor, image: int) -> Tensor | None:
     return pictures[image].part_of(mask) if pictures else None

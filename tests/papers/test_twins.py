@@ -2,6 +2,7 @@
 
 import glowmap
 import papers.activation
+import papers.attention
 import papers.gradient
 import papers.perturbation
 import papers.whole_network  # noqa: F401 - they register their twins

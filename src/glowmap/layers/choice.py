@@ -12,11 +12,12 @@ from glowmap.layers.layout import Grid, Layout
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked of a model's output: a score, how many classes there are where that is known, and whether it is dense."""
+    """What is asked of a model's output: a score, how many classes there are where that is known, and what it speaks of."""
 
     score: Tensor
     classes: int | None = None
-    places: bool = False  # the model answers for places: pixels, boxes
+    places: bool = False  # every pixel, or every box of a grid
+    boxes: bool = False  # a set of boxes
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ _COVERED = 0.5  # the share of places that must have a gradient
 _COVERED_BY_FEW = 0.02  # the same where the model speaks of places, of which a score may mean a few (boxes)
 _LATE = 0.5  # of the outputs must have run before one that counts as the last that all evidence goes through
 _HOLDS = 0.15  # the share of parameters from which on a grid is one of the encoder's own
-_BEGINS = 1 / 3  # of a grid's outputs or parameters, in their order, are its beginning
+_BEGINS = 0.4  # of a grid's outputs and parameters, in their order, are its beginning
 _MIXED = 8  # times as many mixed sequences as grids: a model that is made of them
 _TRIES = 16
 _SHOWN = 4
@@ -103,6 +103,8 @@ def _last_grid(model: nn.Module, images: Tensor, trace: Traced) -> Choice:
 class _Search:
     def __init__(self, model: nn.Module, images: Tensor, trace: Traced, asked: Asked, whole: Tensor) -> None:
         self.model, self.images, self.trace, self.asked, self.whole = model, images, trace, asked, whole
+        self._proofs = _TRIES
+        self._before: dict[tuple[Layout, tuple[int, ...]], bool] = {}
         puts = [put for put in trace.puts if put.tensor.requires_grad]
         slopes = gradients(asked.score, [put.tensor for put in puts])
         reached = [(put, slope) for put, slope in zip(puts, slopes, strict=True) if slope is not None]
@@ -119,9 +121,20 @@ class _Search:
             layout = self._elsewhere(shape)
         if layout is None:
             return None
+        if layout.before > 0 and not self._stands_before(put, layout):
+            layout = self._elsewhere(shape)
+        if layout is None:
+            return None
         if layout.before < 0:
             return _Candidate(put, layout, False, slope, 0.0)
         return _Candidate(put, layout, is_plain(layout, shape, pixels), slope, coverage(slope, layout))
+
+    def _stands_before(self, put: Put, layout: Layout) -> bool:
+        """Prove once for each shape that the tokens beside the patches stand before them, where the patches still look nearby."""
+        key = (layout, tuple(put.tensor.shape[:-1]))
+        if key not in self._before:
+            self._before[key] = proven(put.tensor, layout, self.images)
+        return self._before[key]
 
     def _elsewhere(self, shape: Sequence[int]) -> Layout | None:
         """Expect the patches of the finest known grid somewhere among other tokens (``before`` is -1: their gradients tell)."""
@@ -141,8 +154,11 @@ class _Search:
         return plain if _MIXED * len(plain) >= len(self.candidates) else self.candidates
 
     def choice(self) -> Choice:
-        rules = (self._encoder_end, self._last_cut, self._last_cut_unproven, self._last_covered)
-        for rule in rules[not self.asked.places :]:
+        cut, unproven, end, covered = self._last_cut, self._last_cut_unproven, self._encoder_end, self._last_covered
+        rules = (cut, unproven, covered, end)
+        if self.asked.places or self.asked.boxes:
+            rules = (end, cut, unproven, covered) if self.asked.places else (cut, end, unproven, covered)
+        for rule in rules:
             found = rule()
             if found is not None:
                 best, reason = found
@@ -175,7 +191,7 @@ class _Search:
         return one.checked["fits"]
 
     def _why_not(self, one: _Candidate, covered: float) -> str:
-        if one.put.makes_nothing:
+        if one.put.makes_nothing or any(one.put.rearranged is other.put.tensor for other in self.candidates):
             return "pooling, resizing or another order of what came in"
         if one.put.half_way:
             return "the bare product of a linear layer"
@@ -197,7 +213,10 @@ class _Search:
         """Prove a layout, or find another that is."""
         if one.sure:
             return True
+        if "proven" not in one.checked and self._proofs == 0:
+            return False
         if "proven" not in one.checked:
+            self._proofs -= 1
             one.checked["proven"] = any(self._reads(one, layout) for layout in self._readings(one))
             if not one.checked["proven"]:
                 one.why_not = "its cells do not look where a grid would have them"
@@ -295,7 +314,8 @@ class _Search:
     def _late(self, stretch: Sequence[_Candidate]) -> Sequence[_Candidate]:
         """Leave out what a grid begins with, which carries all of it and says little yet: by outputs and by parameters."""
         held = list(accumulate(self.trace.weighed[one.put.order] for one in stretch))
-        first = next(i for i, so_far in enumerate(held) if max(i / len(held), so_far / max(held[-1], 1)) >= _BEGINS)
+        shares = [(i / len(held) + so_far / max(held[-1], 1)) / 2 for i, so_far in enumerate(held)]
+        first = next((i for i, share in enumerate(shares) if share >= _BEGINS), 0)
         return stretch[first:]
 
     def _held(self, stretch: Sequence[_Candidate]) -> int:

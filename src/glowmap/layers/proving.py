@@ -54,8 +54,10 @@ def aligned(put: Tensor, layout: Layout, images: Tensor) -> float:
     """
     maps = layout.maps(put)
     signs = torch.randint(0, 2, (maps.shape[1],), generator=torch.Generator().manual_seed(0)).to(maps) * 2 - 1
-    ranks = []
+    ranks: list[float] = []
     for cell in _cells(layout.grid):
+        if sum(ranks) + len(_PROBES[0]) - len(ranks) < _ALIGNED * len(_PROBES[0]):
+            break  # it cannot be proven any more
         energy = _energy(signs @ maps[0].flatten(1)[:, _flat(cell, layout.grid)], images, layout.grid)
         if energy is None:
             return 0.0

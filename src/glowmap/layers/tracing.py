@@ -37,13 +37,21 @@ class Put:
 
     @property
     def makes_nothing(self) -> bool:
-        """Whether it came without a parameter's doing, by another arrangement of what went in: pooling, resizing, identity."""
+        """Whether it came without a parameter's doing, as more or fewer of the same or as it was: pooling, resizing, identity."""
         module, entered = self.modules[0], self.entered
-        if any(True for _ in module.parameters()) or entered is None:
-            return False
-        if entered is self.tensor:
-            return False  # it was written into
-        return entered.shape != self.tensor.shape or bool(torch.equal(entered.detach(), self.tensor.detach()))
+        if entered is None or entered is self.tensor or any(True for _ in module.parameters()):
+            return False  # or it was written into
+        if entered.shape != self.tensor.shape:
+            return entered.numel() != self.tensor.numel()
+        return bool(torch.equal(entered.detach(), self.tensor.detach()))
+
+    @property
+    def rearranged(self) -> Tensor | None:
+        """The tensor of which it is another arrangement, where it is no more than that."""
+        module, entered = self.modules[0], self.entered
+        if entered is None or entered.shape == self.tensor.shape or any(True for _ in module.parameters()):
+            return None
+        return entered
 
     @property
     def half_way(self) -> bool:

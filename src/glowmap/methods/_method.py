@@ -20,6 +20,10 @@ parameter                  what it is                                           
 ``input_gradients``        asks for gradients by the input, of other images                + the model, each, both ways
 ``guided_gradients``       the gradient by the input, guided through every ReLU            + the model, backward
 ``bias_gradients``         every layer's bias times its gradient, and the input's          + the model, backward
+``attention``              every block's attention over the patches: see ``_attention.py``  + the model
+``attention_gradients``    the score's gradients by the weights of every block             + the model, backward
+``output_gradients``       the score's gradients by what every block's attention puts out  + the model, backward
+``own_gradients``          those of each block's own score, by its weights or its pooler's + the head each, both ways
 =========================  ==============================================================  ==========================
 
 What comes back is the raw map, or what is still to be added up over the channels, of the shape of ``activations``. A method that
@@ -56,11 +60,17 @@ EVIDENCE = {
     "input_gradients": "many, both ways",
     "guided_gradients": "1 backward",
     "bias_gradients": "1 backward",
+    "attention": "1 forward again",
+    "attention_gradients": "1 backward",
+    "output_gradients": "1 backward",
+    "own_gradients": "1 of the head a block, both ways",
 }
 # Evidence that is a function to ask, for one image.
 ASKING = frozenset({"gradients_of_maps", "gradients_of_images", "rescore_maps", "rescore_images", "input_gradients"})
 # Evidence about the input, for which no layer is looked at.
 OF_THE_INPUT = frozenset({"images", "rescore_images", "input_gradients", "guided_gradients", "bias_gradients"})
+# Evidence about the tokens that attend, whichever layer they come from.
+OF_ATTENTION = frozenset({"attention", "attention_gradients", "output_gradients", "own_gradients"})
 
 Make: TypeAlias = Callable[[slice], Tensor]
 
@@ -116,6 +126,11 @@ class Method:
     def at_input(self) -> bool:
         """Whether its maps lie on the input, so that no layer is looked at."""
         return not {*self.needs} - OF_THE_INPUT - {"scores"}
+
+    @cached_property
+    def of_attention(self) -> bool:
+        """Whether its maps lie on the patches that attend, so that no layer is looked at."""
+        return bool(OF_ATTENTION & set(self.needs)) and not {*self.needs} - OF_ATTENTION - OF_THE_INPUT - {"scores"}
 
     def tuned(self, **knobs: Any) -> "Method":
         """Copy with other values of the method's own knobs. MethodError for a knob that it does not have."""

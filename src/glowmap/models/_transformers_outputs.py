@@ -44,7 +44,7 @@ class OutputReader:
 
     def objects(self, logits: Tensor) -> Tensor:
         """Drop the class of no object, the last, which some detectors have and others lack."""
-        return logits[..., :-1] if logits.shape[-1] == self.labels + 1 else logits
+        return logits[..., :-1] if self.labels and logits.shape[-1] == self.labels + 1 else logits
 
     def plain(self, output: Mapping[str, Any]) -> Tensor:
         """Logits as they are, or those of the last token of a text."""
