@@ -314,7 +314,7 @@ class _Search:
     def _late(self, stretch: Sequence[_Candidate]) -> Sequence[_Candidate]:
         """Leave out what a grid begins with, which carries all of it and says little yet: by outputs and by parameters."""
         held = list(accumulate(self.trace.weighed[one.put.order] for one in stretch))
-        shares = [(i / len(held) + so_far / max(held[-1], 1)) / 2 for i, so_far in enumerate(held)]
+        shares = [(2 * i / len(held) + so_far / max(held[-1], 1)) / 3 for i, so_far in enumerate(held)]
         first = next((i for i, share in enumerate(shares) if share >= _BEGINS), 0)
         return stretch[first:]
 

@@ -102,6 +102,7 @@ def traced(model: nn.Module) -> Iterator[Traced]:
             if put is None or version != maps[0]._version:
                 if put is not None and put in trace.puts:  # overwritten in place: the record would be spoiled
                     trace.puts.remove(put)
+                    trace.weighed[count] += trace.weighed[put.order]
                 put = Put(maps[0], count, entered=given[0] if given else None)
                 by_tensor[id(maps[0])] = (put, maps[0]._version)
                 trace.puts.append(put)
