@@ -144,6 +144,29 @@ def test_patches_among_words_are_found_by_where_they_look():
     assert torch.allclose(grid, (slope.mean((2, 3), keepdim=True) * maps).sum(1), atol=1e-6)
 
 
+def test_a_named_layer_of_patches_among_words_is_read_rightly_too():
+    """Seven words before a class token and two behind: as many tokens as nine before the patches would be, or eleven."""
+    model, batch = Mixed(width=24, depth=4).eval(), images(2, 24, 32)
+    one = glowmap.explain(model, batch, target=1, layer="blocks.1")
+    recorded = {}
+    model.blocks[1].register_forward_hook(lambda _m, _i, output: recorded.update(maps=output))
+    (gradient,) = torch.autograd.grad(model(batch)[:, 1].sum(), recorded["maps"])
+    maps, slope = (each[:, 8:56].transpose(1, 2).unflatten(2, (6, 8)) for each in (recorded["maps"], gradient))
+    assert torch.allclose(one.raw, (slope.mean((2, 3), keepdim=True) * maps).sum(1), atol=1e-6)
+    assert one.notes == ()
+
+
+def test_a_named_layer_whose_tokens_lie_otherwise_says_that_nothing_is_proven():
+    order = torch.randperm(48, generator=torch.Generator().manual_seed(0))
+    scramble = (1, lambda tokens: torch.cat([tokens[:, :1], tokens[:, 1:][:, order]], 1))
+    model = Transformer(scramble=scramble, width=24).eval()
+    (note,) = glowmap.explain(model, images(1, 24, 32), target=1, layer="blocks.1").notes
+    assert note.startswith(
+        "the tokens of layer 'blocks.1' were laid out as 6 x 8 patches, and 1 before them left out, which"
+    )
+    assert glowmap.explain(model, images(1, 24, 32), target=1, layer="blocks.0").notes == ()
+
+
 class TokensFirst(Transformer):
     """As some libraries have it: the batch is the second axis within the blocks."""
 

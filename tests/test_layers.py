@@ -310,8 +310,7 @@ def test_tokens_are_laid_out_as_the_patches_they_stand_for(before, method):
     found = glowmap.explain(model, batch, target=1, layer="layer", method=method)
     wanted = glowmap.explain(model, batch, target=1, layer="features", method=method)
     torch.testing.assert_close(found.raw, wanted.raw)
-    note = f"the tokens of layer 'layer' were laid out as 4 x 5 patches, and {before} before them left out"
-    assert found.notes == (note,)
+    assert found.notes == ()  # proven by where they look
 
 
 @pytest.mark.parametrize(("size", "grid"), [((64,), (16,)), ((32, 32), (8, 8))], ids=["1D", "2D"])

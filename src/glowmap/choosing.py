@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -10,10 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from glowmap.capture import borrowed, copies
-from glowmap.errors import LayerError, ModelError, TargetError
+from glowmap.errors import GlowmapError, LayerError, ModelError, TargetError
 from glowmap.forward import called
 from glowmap.images import Batch
-from glowmap.layers import Asked, Choice, Grid, Surveyed, find_layer, find_layers, known_grids, surveyed
+from glowmap.layers import (
+    Asked,
+    Choice,
+    Grid,
+    Layout,
+    Surveyed,
+    check_layout,
+    find_layer,
+    find_layers,
+    known_grids,
+    surveyed,
+)
 from glowmap.models import Model, as_model
 from glowmap.structure import tensors_in
 from glowmap.targets import Answer, Custom, Target
@@ -27,6 +39,7 @@ class _Known:
 
     choices: dict[Any, Choice] = field(default_factory=dict)
     grids: dict[Any, tuple[Grid, ...]] = field(default_factory=dict)
+    layouts: dict[Any, tuple[Layout | None, bool]] = field(default_factory=dict)
 
 
 _KNOWN: "WeakKeyDictionary[nn.Module, _Known]" = WeakKeyDictionary()
@@ -39,7 +52,9 @@ def choose(module: nn.Module, batch: Batch, read: Reading, question: Target, *, 
     none.
     """
     known = _KNOWN.setdefault(module, _Known())
-    key = (_shapes(batch), question.function if isinstance(question, Custom) else None, blindly)
+    # a callable by its code, as a new one is often made for each call, and holding it would hold what it holds
+    asked = getattr(question.function, "__code__", type(question.function)) if isinstance(question, Custom) else None
+    key = (_shapes(batch), asked, blindly)
     choice = known.choices.get(key)
     if choice is not None:
         with suppress(LayerError):  # unless the model was built anew since
@@ -57,6 +72,18 @@ def grids_of(module: nn.Module, batch: Batch) -> tuple[Grid, ...]:
             called(module, batch.copied())
         known.grids[key] = tuple(dict.fromkeys(grids))
     return known.grids[key]
+
+
+def checked_layout(module: nn.Module, batch: Batch, name: str, layout: Layout | None) -> tuple[Layout | None, bool]:
+    """Prove how the tokens of a layer that was named lie, or find out; remembered. False where it can be neither."""
+    known, key = _KNOWN.setdefault(module, _Known()), (_shapes(batch), name, layout)
+    if key not in known.layouts:
+        one = _one_image(batch)
+        try:
+            known.layouts[key] = check_layout(module, one.images, partial(_called, module, one), name, layout)
+        except GlowmapError:  # it does not run on one image alone
+            known.layouts[key] = (layout, False)
+    return known.layouts[key]
 
 
 def survey(model: nn.Module | Model, images: Any, *, depth: int = 2) -> list[Surveyed]:
@@ -79,13 +106,14 @@ def _found(module: nn.Module, batch: Batch, read: Reading, question: Target, *, 
 
 
 def _find(module: nn.Module, batch: Batch, read: Reading, question: Target, *, blindly: bool) -> Choice:
-    def call(images: Tensor) -> Any:
-        return called(module, batch.changed(lambda _: images))
-
     def ask(output: Any) -> Asked:
         return _asked(read(output, len(batch.images)), question)
 
-    return find_layer(module, batch.images, call, ask, blindly=blindly)
+    return find_layer(module, batch.images, partial(_called, module, batch), ask, blindly=blindly)
+
+
+def _called(module: nn.Module, batch: Batch, images: Tensor) -> Any:
+    return called(module, batch.changed(lambda _: images))
 
 
 def _one_image(batch: Batch) -> Batch:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from glowmap.capture import Recording, Seen, Trunk, copies, exchanged, resumed, same_output
-from glowmap.errors import GlowmapError, ModelError, TargetError, told
+from glowmap.errors import GlowmapError, LayerError, ModelError, TargetError, told
 from glowmap.images import Batch
 from glowmap.layers import Grid, Layout, read_layout, witness
 from glowmap.shapes import Maps, crossed
@@ -32,7 +32,9 @@ class Run:
     overwrites: bool = False  # the model writes into its input
     autocast: tuple[bool, torch.dtype] = (False, torch.bfloat16)  # as the caller had it
     grids: Callable[[], Sequence[Grid]] = tuple  # that convolutions made of this input, which tell how tokens lie
+    check: Callable[[str, Layout | None], tuple[Layout | None, bool]] = lambda _name, layout: (layout, False)
     layouts: dict[str, Layout] = field(default_factory=dict)  # by layer, where they are known
+    unproven: set[str] = field(default_factory=set)  # layers whose tokens may lie otherwise
     notes: list[str] = field(default_factory=list)
     _proven: dict[tuple[str, int], bool] = field(default_factory=dict)
     _cuts: dict[int, bool] = field(default_factory=dict)  # by image: tensors as long as the batch have a row for it
@@ -71,10 +73,25 @@ class Run:
         images, shape = self.batch.images, self.recording[layer].output.shape
         known = self.layouts.get(layer)
         if known is None or not known.reads(shape, len(images)):
-            grids = self.grids() if len(shape) == 3 else ()
-            known = read_layout(shape, layer, witness(self.module, layer), images, grids)
-            self.layouts[layer] = known
+            known = self.layouts[layer] = self._read_layout(layer)
         return known
+
+    def _read_layout(self, layer: str) -> Layout:
+        """Read a layout, and for tokens see it proven, or find how they lie."""
+        shape = self.recording[layer].output.shape
+        try:
+            grids = self.grids() if len(shape) == 3 else ()
+            read = read_layout(shape, layer, witness(self.module, layer), self.batch.images, grids)
+            if not read.of_tokens:
+                return read
+            checked, proven = self.check(layer, read)
+        except LayerError:  # patches may stand among other tokens
+            checked, proven = self.check(layer, None) if len(shape) == 3 else (None, False)
+            if checked is None:
+                raise
+        if not proven:
+            self.unproven.add(layer)
+        return checked or read
 
     def maps(self, layer: str, tensor: Tensor) -> Maps:
         """Lay a layer's output (or its gradient) out as maps on the images' device: of the batch, or of changed inputs."""

@@ -31,10 +31,12 @@ def run_notes(run: Run, was_training: bool) -> list[str]:
     notes = [training] if was_training else []
     notes += _which_input(run.batch)
     notes += [note for name, seen in recorded.items() for note in _which_maps(name, seen)]
+    layouts = {name: run.layout(name) for name in recorded}
     notes += [
-        f"the tokens of layer {name!r} were laid out as {crossed(layout.grid)} patches, and {layout.before} before them left out"
-        for name in recorded
-        if (layout := run.layout(name)).of_tokens
+        f"the tokens of layer {name!r} were laid out as {crossed(layout.grid)} patches, and {layout.before} before them left "
+        "out, which could not be proven by where they look"
+        for name, layout in layouts.items()
+        if name in run.unproven
     ]
     return notes + [
         f"the model runs layer {name!r} under torch.no_grad(); what it computes from it there is missing in the gradients"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from glowmap.capture import borrowed, record, remember
-from glowmap.choosing import choose, grids_of
+from glowmap.choosing import checked_layout, choose, grids_of
 from glowmap.errors import MethodError, ModelError, TargetError
 from glowmap.evidence import Evidence, wide
 from glowmap.explanation import Explanation, Explanations, Prediction
@@ -249,6 +249,7 @@ class Explainer:
             recording = stack.enter_context(record(layers, graph=graph))
             run = Run(self.model.module, batch, layers, recording, partial(self._read, batch, laid_back))
             run.grids = partial(grids_of, self.model.module, batch)
+            run.check = partial(checked_layout, self.model.module, batch)
             if self._choice is not None and self._choice.name in layers:
                 run.layouts[self._choice.name] = self._choice.layout
             kind = batch.images.device.type

@@ -1,5 +1,6 @@
 """Layers: found by name or by evidence, and their outputs laid out as maps."""
 
+from glowmap.layers.checking import check_layout as check_layout
 from glowmap.layers.choice import Asked as Asked
 from glowmap.layers.choice import Choice as Choice
 from glowmap.layers.finding import find_layer as find_layer

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from glowmap.errors import LayerError
 from glowmap.layers.choice import Asked, Choice, no_gradient, no_grid
-from glowmap.layers.layout import Layout, is_plain, read_layout, token_layouts, witness
+from glowmap.layers.layout import Layout, is_plain, patches_among, read_layout, token_layouts, witness
 from glowmap.layers.proving import carries, coverage, gradients, offset, proven
 from glowmap.layers.tracing import Put, Traced, traced
 from glowmap.shapes import crossed
@@ -83,20 +83,13 @@ def find_layer(
 
 
 def _last_grid(model: nn.Module, images: Tensor, trace: Traced) -> Choice:
+    reason = "the last with a grid, as there is no gradient to go by"
     for put in reversed(trace.puts):
         with suppress(LayerError):
             layout = read_layout(put.tensor.shape, put.name, witness(model, put.names[0]), images, trace.grids)
             if not (put.makes_nothing or put.half_way):
                 channels = layout.maps(put.tensor).shape[1]
-                return Choice(
-                    put.name,
-                    put.kind,
-                    channels,
-                    layout,
-                    math.nan,
-                    "the last with a grid, as there is no gradient to go by",
-                    certain=False,
-                )
+                return Choice(put.name, put.kind, channels, layout, math.nan, reason, certain=False)
     raise LayerError(no_grid(model, []))
 
 
@@ -118,11 +111,11 @@ class _Search:
                 shape, put.name, witness(model, put.names[0]), self.images, self.trace.grids
             )
         except LayerError:
-            layout = self._elsewhere(shape)
+            layout = patches_among(shape, self.images, self.trace.grids)
         if layout is None:
             return None
         if layout.before > 0 and not self._stands_before(put, layout):
-            layout = self._elsewhere(shape)
+            layout = patches_among(shape, self.images, self.trace.grids)
         if layout is None:
             return None
         if layout.before < 0:
@@ -135,14 +128,6 @@ class _Search:
         if key not in self._before:
             self._before[key] = proven(put.tensor, layout, self.images)
         return self._before[key]
-
-    def _elsewhere(self, shape: Sequence[int]) -> Layout | None:
-        """Expect the patches of the finest known grid somewhere among other tokens (``before`` is -1: their gradients tell)."""
-        grids = [grid for grid in self.trace.grids if len(grid) == self.images.ndim - 2 and self.images.ndim > 3]
-        fits = [grid for grid in grids if 1 < math.prod(grid) < shape[1]] if len(shape) == 3 else []
-        if not fits or shape[0] != len(self.images):
-            return None
-        return Layout("tokens", max(fits, key=math.prod), -1)
 
     @cached_property
     def _pool(self) -> list[_Candidate]:
@@ -252,16 +237,11 @@ class _Search:
     def _last_cut_unproven(self) -> tuple[_Candidate, str] | None:
         """Take a cut whose grid is known and whose cells look everywhere, as those of global attention without a residual do."""
         late = self._pool[int(_LATE * len(self._pool)) :]
-        for one in [one for one in reversed(late) if self._fits(one)][:_TRIES]:
-            if (
-                one.layout.before == 0
-                and one.layout.kind == "tokens"
-                and carries(one.put.tensor, one.gradient, self.images, self.whole)
-            ):
-                return (
-                    one,
-                    "the last that all evidence goes through, but its cells look everywhere, so its grid is not proven",
-                )
+        reason = "the last that all evidence goes through, but its cells look everywhere, so its grid is not proven"
+        tokens = [one for one in reversed(late) if one.layout.kind == "tokens" and one.layout.before == 0]
+        for one in [one for one in tokens if self._fits(one)][:_TRIES]:
+            if carries(one.put.tensor, one.gradient, self.images, self.whole):
+                return one, reason
         return None
 
     def _normalised(self, cut: _Candidate) -> tuple[_Candidate, str] | None:
@@ -284,17 +264,18 @@ class _Search:
         for stretch in own:
             for one in sorted(self._late(stretch), key=lambda one: (-one.channels, *_outermost(one, stretch))):
                 if self._ends(one, stretch[0]):
-                    grid = crossed(one.layout.grid)
-                    return self._around(
-                        one, stretch
-                    ), f"the encoder's end: all that goes through its {grid} goes through it"
-        return self._trunk_end(max(own, key=self._held)) if own else None
+                    reason = f"the encoder's end: all that goes through its {crossed(one.layout.grid)} goes through it"
+                    return self._around(one, stretch), reason
+            if stretch is max(own, key=self._held):  # finer ones are a decoder's
+                return self._trunk_end(stretch)
+        return None
 
     def _trunk_end(self, stretch: Sequence[_Candidate]) -> tuple[_Candidate, str] | None:
         """Take the end of the longest way on one grid, of which several places are read (a transformer below a decoder)."""
-        widths = [one.channels for one in stretch]
-        trunk = [one for one in self._late(stretch) if one.channels == max(set(widths), key=widths.count)]
-        for one in sorted(trunk, key=lambda one: _outermost(one, stretch)):
+        late = self._late(stretch)
+        widths = [one.channels for one in late]
+        width = max(widths, key=lambda width: (widths.count(width), width))
+        for one in sorted((one for one in late if one.channels == width), key=lambda one: _outermost(one, stretch)):
             if self._fits(one) and self._proven(one):
                 return one, "the end of the longest way on one grid, of which the model reads several places"
         return None

@@ -148,6 +148,14 @@ def token_layouts(shape: Sequence[int], batch: int, pixels: Grid, grids: Sequenc
     return list(found)
 
 
+def patches_among(shape: Sequence[int], images: Tensor, grids: Sequence[Grid]) -> Layout | None:
+    """Expect the patches of the finest known grid somewhere among other tokens: where, ``before`` = -1 leaves open."""
+    if len(shape) != 3 or images.ndim == 3 or shape[0] != len(images):
+        return None
+    fits = [grid for grid in grids if len(grid) == images.ndim - 2 and 1 < math.prod(grid) < shape[1]]
+    return Layout("tokens", max(fits, key=math.prod), -1) if fits else None
+
+
 def _readings(shape: Sequence[int], batch: int, grid: Grid) -> Iterator[Layout]:
     cells = math.prod(grid)
     if cells < 2:

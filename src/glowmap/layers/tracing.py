@@ -22,6 +22,8 @@ class Put:
     names: list[str] = field(default_factory=list)  # with "#2" for a second run
     modules: list[nn.Module] = field(default_factory=list)
     alone: list[bool] = field(default_factory=list)  # by name: the module returned this tensor and nothing around it
+    handed_through: list[str] = field(default_factory=list)  # names of modules that returned it as it came
+    as_it_came: bool = False  # no module made it: the first that returned it was given it
     entered: Tensor | None = None  # the first tensor that the innermost module was given
 
     @property
@@ -39,6 +41,8 @@ class Put:
     def makes_nothing(self) -> bool:
         """Whether it came without a parameter's doing, as more or fewer of the same or as it was: pooling, resizing, identity."""
         module, entered = self.modules[0], self.entered
+        if self.as_it_came:
+            return True
         if entered is None or entered is self.tensor or any(True for _ in module.parameters()):
             return False  # or it was written into
         if entered.shape != self.tensor.shape:
@@ -97,13 +101,16 @@ def traced(model: nn.Module) -> Iterator[Traced]:
             if len(maps) != 1:
                 return  # nothing that can be recorded
             put, version = by_tensor.get(id(maps[0]), (None, -1))
-            if any(maps[0] is tensor for tensor in given) and (put is None or version == maps[0]._version):
-                return  # handed through as it came
+            unwritten = maps[0]._version == (0 if put is None else version)
+            as_it_came = unwritten and any(maps[0] is tensor for tensor in given)
+            if as_it_came and put is not None:
+                put.handed_through.append(f"{name}#{runs[name]}")
+                return
             if put is None or version != maps[0]._version:
                 if put is not None and put in trace.puts:  # overwritten in place: the record would be spoiled
                     trace.puts.remove(put)
                     trace.weighed[count] += trace.weighed[put.order]
-                put = Put(maps[0], count, entered=given[0] if given else None)
+                put = Put(maps[0], count, entered=given[0] if given else None, as_it_came=as_it_came)
                 by_tensor[id(maps[0])] = (put, maps[0]._version)
                 trace.puts.append(put)
             put.names.append(f"{name}#{runs[name]}")
@@ -120,5 +127,8 @@ def traced(model: nn.Module) -> Iterator[Traced]:
         yield trace
     for put in trace.puts:
         put.names = [name if runs[(plain := name.rpartition("#")[0])] > 1 else plain for name in put.names]
+        put.handed_through = [
+            name if runs[(plain := name.rpartition("#")[0])] > 1 else plain for name in put.handed_through
+        ]
     # an operation outside any module may have written into a tensor after it was put out
     trace.puts = [put for put in trace.puts if by_tensor[id(put.tensor)][1] == put.tensor._version]
