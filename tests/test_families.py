@@ -696,3 +696,25 @@ def test_a_picture_smaller_than_the_frame_is_padded_and_shown_so():
         size = (20, 20)
 
     assert cut([CenterCropOrPad()], Image.new("RGB", (10, 41))) == (-5.0, 10.0, 15.0, 30.0)
+
+
+def test_a_video_model_that_takes_frames_first_says_how_it_can_be_explained():
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.VideoMAEConfig(**sizes, image_size=32, patch_size=8, num_frames=6, tubelet_size=2)
+    model = transformers.VideoMAEForVideoClassification(config).eval()
+    with pytest.raises(ModelError, match=r"takes frames before colours.*model\(clips.transpose\(1, 2\)\)"):
+        glowmap.explain(model, torch.randn(1, 6, 3, 32, 32))
+
+    class ColoursFirst(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, clips):
+            return self.model(clips.transpose(1, 2))
+
+    explained = glowmap.explain(ColoursFirst(), torch.randn(1, 3, 6, 32, 32))
+    assert explained.grid == (3, 4, 4)
+    assert explained.layer == "model.videomae.encoder.layer.1"
+    assert not [note for note in explained.notes if "proven" in note]

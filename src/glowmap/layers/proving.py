@@ -13,7 +13,7 @@ from glowmap.layers.layout import Grid, Layout
 
 _DEAD = 1e-6  # of the largest gradient: what lies below is none
 _SAME = 1e-3  # how far two gradients may differ that are the same but for rounding
-_ALIGNED = 0.85  # the mean rank of the probed cells from which on a reading is proven
+ALIGNED = 0.85  # the mean rank of the probed cells from which on a reading is proven
 # Where the probes lie along each axis, as shares of it: off the diagonal, so that exchanged axes show.
 _PROBES = ((0.2, 0.8, 0.4, 0.65, 0.1), (0.8, 0.25, 0.1, 0.9, 0.5), (0.5, 0.9, 0.7, 0.3, 0.15))
 
@@ -46,18 +46,18 @@ def carries(put: Tensor, gradient: Tensor, source: Tensor, whole: Tensor, layout
     return scale > 0 and float((through.float() - whole.float()).norm()) <= _SAME * scale
 
 
-def aligned(put: Tensor, layout: Layout, images: Tensor) -> float:
+def aligned(put: Tensor, layout: Layout, images: Tensor, *, least: float = 0.0) -> float:
     """Tell how well cells depend on the part of the picture where a layout has them: 1 for best, 0.5 for by chance.
 
     For a few cells the gradient by the picture is pooled to the grid, and the cell's own place is ranked in it. A reading that
-    has the axes, the order or the offset of tokens wrong ranks as chance does.
+    has the axes, the order or the offset of tokens wrong ranks as chance does. It ends early where ``least`` cannot be reached.
     """
     maps = layout.maps(put)
     signs = torch.randint(0, 2, (maps.shape[1],), generator=torch.Generator().manual_seed(0)).to(maps) * 2 - 1
     ranks: list[float] = []
     for cell in _cells(layout.grid):
-        if sum(ranks) + len(_PROBES[0]) - len(ranks) < _ALIGNED * len(_PROBES[0]):
-            break  # it cannot be proven any more
+        if sum(ranks) + len(_PROBES[0]) - len(ranks) < least * len(_PROBES[0]):
+            break
         energy = _energy(signs @ maps[0].flatten(1)[:, _flat(cell, layout.grid)], images, layout.grid)
         if energy is None:
             return 0.0
@@ -69,9 +69,9 @@ def aligned(put: Tensor, layout: Layout, images: Tensor) -> float:
     return sum(ranks) / len(ranks)
 
 
-def proven(put: Tensor, layout: Layout, images: Tensor) -> bool:
+def proven(put: Tensor, layout: Layout, images: Tensor, *, least: float = ALIGNED) -> bool:
     """Tell whether a reading is proven by where its cells look."""
-    return aligned(put, layout, images) >= _ALIGNED
+    return aligned(put, layout, images, least=least) >= least
 
 
 def offset(put: Tensor, layout: Layout, images: Tensor) -> Layout | None:

@@ -78,6 +78,11 @@ def recognise(module: nn.Module) -> Model | None:
 
 def _described(module: Any, name: str) -> Model:
     config = module.config
+    if getattr(config, "num_frames", None) is not None and module.main_input_name == "pixel_values":
+        raise ModelError(
+            f"{name} takes frames before colours, and a clip is read as colours x frames x rows x columns here; wrap it in a "
+            "module whose forward(clips) returns model(clips.transpose(1, 2)), and give that clips of this order"
+        )
     labels = int(getattr(config, "num_labels", 0) or 0)
     labelled = _LABELLED.search(type(module).__name__)
     takes = list(inspect.signature(module.forward).parameters)
