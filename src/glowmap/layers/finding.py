@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from glowmap.errors import LayerError
 from glowmap.layers.choice import Asked, Choice, no_gradient, no_grid
-from glowmap.layers.layout import Layout, is_plain, patches_among, read_layout, token_layouts, witness
+from glowmap.layers.layout import Layout, halvings, is_plain, patches_among, read_layout, token_layouts, witness
 from glowmap.layers.proving import carries, coverage, gradients, offset, proven
 from glowmap.layers.tracing import Put, Traced, traced
 from glowmap.shapes import crossed
@@ -97,6 +97,7 @@ class _Search:
     def __init__(self, model: nn.Module, images: Tensor, trace: Traced, asked: Asked, whole: Tensor) -> None:
         self.model, self.images, self.trace, self.asked, self.whole = model, images, trace, asked, whole
         self._proofs = _TRIES
+        self._grids = {*trace.grids, *(halved for grid in trace.grids for halved in halvings(grid))}
         self._before: dict[tuple[Layout, tuple[int, ...]], bool] = {}
         puts = [put for put in trace.puts if put.tensor.requires_grad]
         slopes = gradients(asked.score, [put.tensor for put in puts])
@@ -120,6 +121,8 @@ class _Search:
             return None
         if layout.before < 0:
             return _Candidate(put, layout, False, slope, 0.0)
+        if not layout.of_tokens and self._grids and layout.grid not in self._grids:
+            return None  # attention's queries x keys, windows x channels: two axes that are no rows and columns
         return _Candidate(put, layout, is_plain(layout, shape, pixels), slope, coverage(slope, layout))
 
     def _stands_before(self, put: Put, layout: Layout) -> bool:

@@ -135,7 +135,7 @@ def token_layouts(shape: Sequence[int], batch: int, pixels: Grid, grids: Sequenc
     known = [grid for grid in dict.fromkeys(grids) if len(grid) == len(pixels) and math.prod(grid) > 1]
     sides = [side for side in range(1, min(pixels) + 1) if not any(pixel % side for pixel in pixels)]
     squares = [tuple(pixel // side for pixel in pixels) for side in sides] if len(pixels) > 1 else []
-    merged = [tuple(-(-cells // 2**n) for cells in grid) for grid in known for n in range(1, _HALVINGS + 1)]
+    merged = [halved for grid in known for halved in halvings(grid)]
     found: dict[Layout, None] = {}
     for source in (known, squares, merged):
         fits = [layout for grid in source for layout in _readings(shape, batch, grid)]
@@ -146,6 +146,21 @@ def token_layouts(shape: Sequence[int], batch: int, pixels: Grid, grids: Sequenc
         # channels-first tokens are rare, and any channel count may look like a grid
         found.update(dict.fromkeys(sorted(fits, key=lambda layout: (layout.kind == "channel tokens", layout.before))))
     return list(found)
+
+
+def halvings(grid: Grid) -> list[Grid]:
+    """List what a grid becomes when patches are merged or pooled two by two, again and again, a last odd one kept or left out.
+
+    The frames of a clip are merged with their rows and columns, or stay.
+    """
+    kept = [0] if len(grid) < 3 else [0, len(grid) - 2]  # how many axes in front stay as they are
+    found = [
+        (*grid[:first], *(half(cells, 2**n) for cells in grid[first:]))
+        for first in kept
+        for half in (lambda cells, by: -(-cells // by), lambda cells, by: cells // by)
+        for n in range(1, _HALVINGS + 1)
+    ]
+    return list(dict.fromkeys(found))
 
 
 def patches_among(shape: Sequence[int], images: Tensor, grids: Sequence[Grid]) -> Layout | None:
