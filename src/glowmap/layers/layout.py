@@ -155,9 +155,9 @@ def halvings(grid: Grid) -> list[Grid]:
     """
     kept = [0] if len(grid) < 3 else [0, len(grid) - 2]  # how many axes in front stay as they are
     found = [
-        (*grid[:first], *(half(cells, 2**n) for cells in grid[first:]))
+        (*grid[:first], *((cells + odd * (2**n - 1)) // 2**n for cells in grid[first:]))
         for first in kept
-        for half in (lambda cells, by: -(-cells // by), lambda cells, by: cells // by)
+        for odd in (True, False)
         for n in range(1, _HALVINGS + 1)
     ]
     return list(dict.fromkeys(found))
