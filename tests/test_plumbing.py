@@ -528,3 +528,35 @@ def test_a_model_that_fails_says_on_what_and_is_given_back():
     ):
         glowmap.explain(model, Sample(images(2), torch.ones(2)), layer="features.3")
     assert_same(before, everything_of(model))
+
+
+class Collecting(Classifier):
+    """As some libraries do, it has a hook of its own collect a layer's output, and reads what was collected."""
+
+    def __init__(self):
+        super().__init__()
+        self.collected = []
+        self.features[1].register_forward_hook(lambda _module, _inputs, output: self.collected.append(output))
+
+    def forward(self, pictures):
+        self.collected.clear()
+        deep = self.features(pictures)
+        return self.head(deep.mean((2, 3))) + self.collected[0].mean((2, 3))[:, :4] ** 2
+
+
+@pytest.mark.parametrize("method", ["grad_cam", "ablation_cam", "integrated_grad_cam"])
+def test_what_hooks_collect_of_a_layer_is_on_the_way_to_the_score(method):
+    class Plain(Classifier):
+        def forward(self, pictures):
+            early = self.early(self.features[:2](pictures))
+            return self.head(self.features[2:](early).mean((2, 3))) + early.mean((2, 3))[:, :4] ** 2
+
+    model, plain = Collecting().eval(), Plain().eval()
+    plain.load_state_dict(model.state_dict())
+    plain.early = nn.Identity()
+    found, wanted = (
+        raw(model, images(), layer="features.1", method=method),
+        raw(plain, images(), layer="early", method=method),
+    )
+    torch.testing.assert_close(found, wanted)
+    assert wanted.std() > 0

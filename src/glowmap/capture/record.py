@@ -7,10 +7,12 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from glowmap.errors import LayerError, ModelError, TargetError, told
 from glowmap.shapes import Scores, crossed
@@ -87,6 +89,10 @@ class Recording:
             for part, (seen, _) in enumerate(begun)
         ]
         return replaced_each(output, maps, [passed_on for _, passed_on in begun])
+
+    def forget(self, name: str) -> None:
+        """Forget the run that was kept last: a hook of somebody else's has changed what came of it."""
+        self._calls[name] -= 1
 
     def _begun(self, maps: Tensor, name: str) -> tuple[Seen, Tensor]:
         """Begin the graph at a layer's maps."""
@@ -198,24 +204,44 @@ def record(layers: Mapping[str, nn.Module], *, graph: bool = True) -> Iterator[R
     with ExitStack() as hooked:
         for name, module in layers.items():
             try:
-                handle = module.register_forward_hook(_keeping(recording, name))
+                for handle in hook_output(module, partial(recording.keep, name), partial(recording.forget, name)):
+                    hooked.callback(handle.remove)
             except RuntimeError as error:
                 raise LayerError(
                     f"layer {name!r}, a {type(module).__name__}, takes no hooks; bring the module from before scripting, "
                     "or use a method of the input: occlusion, rise"
                 ) from error
-            hooked.callback(handle.remove)
         yield recording
 
 
-def _keeping(recording: Recording, name: str) -> Callable[[nn.Module, Any, Any], Any]:
+def hook_output(
+    module: nn.Module, change: Callable[[Any], Any], forget: Callable[[], None] = lambda: None
+) -> Iterator[RemovableHandle]:
+    """Change a module's output before its other hooks see it, which may keep it for the model to read later.
+
+    Where those change it themselves, ``forget`` what was done and change what they made of it. Another thread that runs the
+    same module meanwhile is none of our business.
+    """
     owner = threading.get_ident()
+    given: list[Any] = []
 
-    def keep(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-        # another thread that runs the same module meanwhile is none of our business
-        return recording.keep(name, output) if threading.get_ident() == owner else None
+    def first(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        if threading.get_ident() != owner:
+            return None
+        given[:] = [change(output)]
+        return given[0]
 
-    return keep
+    def last(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        if threading.get_ident() != owner or not given:
+            return None
+        before, now = list(tensors_in(given.pop())), list(tensors_in(output))
+        if len(before) == len(now) and all(one is other for one, other in zip(before, now, strict=True)):
+            return None
+        forget()
+        return change(output)
+
+    yield module.register_forward_hook(first, prepend=True)
+    yield module.register_forward_hook(last)
 
 
 def maps_in(output: Any, name: str) -> list[Tensor]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glowmap.capture.record import Seen, maps_in
+from glowmap.capture.record import Seen, hook_output, maps_in
 from glowmap.errors import LayerError
 from glowmap.structure import mapped, replaced, tensors_in
 
@@ -96,20 +96,21 @@ def exchanged(trunk: Trunk, seen: Seen, _image: int, _batch: int, maps: Tensor) 
     Raises LayerError where the layer runs another number of times than before.
     """
     assert trunk.layer is not None
-    runs, owner = 0, threading.get_ident()
+    runs = 0
 
-    def exchange(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+    def exchange(output: Any) -> Any:
         nonlocal runs
-        if threading.get_ident() != owner:
-            return None
         runs += 1
-        return _exchanged(output, seen, maps) if runs == seen.run else None
+        return _exchanged(output, seen, maps) if runs == seen.run else output
 
-    handle = trunk.layer.register_forward_hook(exchange)
-    try:
+    def forget() -> None:
+        nonlocal runs
+        runs -= 1
+
+    with ExitStack() as hooked:
+        for handle in hook_output(trunk.layer, exchange, forget):
+            hooked.callback(handle.remove)
         yield
-    finally:
-        handle.remove()
     if runs != trunk.runs:
         raise LayerError(
             f"the layer ran {trunk.runs} times for the images and {runs} times for copies of one; name a layer that always "

@@ -82,7 +82,7 @@ class Layout:
     def __str__(self) -> str:
         words = {"tokens first": "tokens, the batch second", "channel tokens": "tokens, channels first"}
         text = f"{words.get(self.kind, self.kind)}, {crossed(self.grid)}"
-        return f"{text} after {self.before} others" if self.before else text
+        return f"{text} after {self.before} other{'s' * (self.before > 1)}" if self.before else text
 
 
 def read_layout(
