@@ -1,6 +1,5 @@
 """Modules as people write them themselves: volumes, signals, patches cut by hand, a picture beside a table."""
 
-import pairwise
 import torch
 from torch import Tensor, nn
 
