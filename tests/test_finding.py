@@ -133,7 +133,7 @@ class Mixed(Transformer):
 def test_patches_among_words_are_found_by_where_they_look():
     model = Mixed(width=24, depth=8).eval()
     choice = found(model)
-    assert choice.layout == Layout("tokens", (6, 8), 8)
+    assert choice.layout == Layout("tokens", (6, 8), 8, among=True)
     assert choice.name == "blocks.7.norm1"
     batch = images(2, 24, 32)
     grid = glowmap.explain(model, batch, target=1).raw
@@ -162,7 +162,7 @@ def test_a_named_layer_whose_tokens_lie_otherwise_says_that_nothing_is_proven():
     model = Transformer(scramble=scramble, width=24).eval()
     (note,) = glowmap.explain(model, images(1, 24, 32), target=1, layer="blocks.1").notes
     assert note.startswith(
-        "the tokens of layer 'blocks.1' were laid out as 6 x 8 patches, and 1 before them left out, which"
+        "the output of layer 'blocks.1' was read as tokens, 6 x 8 after 1 other, which could not be proven"
     )
     assert glowmap.explain(model, images(1, 24, 32), target=1, layer="blocks.0").notes == ()
 
@@ -471,3 +471,191 @@ def test_nothing_floating_to_find_it_by():
 def test_a_flattened_head_is_found_at_its_convolution():
     choice = found(FlattenClassifier(), images(1, 8, 8))
     assert (choice.name, choice.coverage) == ("conv", 1.0)
+
+
+# -- what is remembered, and when it must not be ----------------------------------------------------------------------
+
+
+class Sequences(Transformer):
+    """A token stream of words, in which the patches stand wherever the words leave room: zeros are theirs."""
+
+    def __init__(self):
+        super().__init__(0, width=24, depth=6)
+        self.words = nn.Embedding(9, 24)
+
+    def forward(self, images, ids):
+        tokens = self.words(ids)
+        patches = super().tokens(images)
+        rows, places = (ids == 0).nonzero(as_tuple=True)
+        tokens = tokens.index_put((rows, places), patches.reshape(-1, 24))
+        return self.head(self.norm(self.blocks(tokens))[:, -1])
+
+
+def ids(*before):
+    return torch.tensor([[1] * one + [0] * 48 + [2] * (14 - one) for one in before])
+
+
+def truth(model, layer, given, start):
+    recorded = {}
+    hook = model.get_submodule(layer).register_forward_hook(lambda _m, _i, output: recorded.update(maps=output))
+    (slope,) = torch.autograd.grad(model(**given)[:, 1].sum(), recorded.setdefault("maps", recorded.get("maps")))
+    hook.remove()
+    maps, slope = (one[:, start : start + 48].transpose(1, 2).unflatten(2, (6, 8)) for one in (recorded["maps"], slope))
+    return (slope.mean((2, 3), keepdim=True) * maps).sum(1).detach()
+
+
+@pytest.mark.parametrize("layer", [None, "blocks.2"])
+def test_other_words_of_the_same_number_move_the_patches(layer):
+    model, batch = Sequences().eval(), images(1, 24, 32)
+    for start in (5, 12, 5):
+        given = {"images": batch, "ids": ids(start)}
+        found = glowmap.explain(model, given, target=1, layer=layer)
+        assert torch.allclose(found.raw, truth(model, found.layer, given, start), atol=1e-6), start
+
+
+@pytest.mark.parametrize("layer", [None, "blocks.2"])
+def test_a_batch_whose_patches_stand_at_different_places_is_refused(layer):
+    model, batch = Sequences().eval(), images(2, 24, 32)
+    with pytest.raises(LayerError, match="the patches of image 1 stand elsewhere.*explain the images one by one"):
+        glowmap.explain(model, {"images": batch, "ids": ids(5, 12)}, target=1, layer=layer)
+    assert glowmap.explain(model, {"images": batch, "ids": ids(12, 12)}, target=1, layer=layer).grid == (6, 8)
+
+
+class Switch(nn.Module):
+    """Two ways to one head: which is gone, an argument, an attribute or the image itself decides."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = (nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU()) for _ in range(2))
+        self.head, self.use = nn.Linear(8, 4), None
+
+    def forward(self, images, way=None):
+        way = way or self.use or ("first" if images.mean() > 0 else "second")
+        return self.head(getattr(self, way)(images).mean((2, 3)))
+
+
+def test_another_way_through_the_model_is_found_anew():
+    model, batch = Switch().eval(), images(1).abs()
+    assert glowmap.explain(model, batch, target=0).layer == "first"
+    assert glowmap.explain(model, -batch, target=0).layer == "second"  # the image decides
+    assert glowmap.explain(model, {"images": batch, "way": "second"}, target=0).layer == "second"
+    assert glowmap.explain(model, {"images": batch, "way": "first"}, target=0).layer == "first"
+    model.use = "second"
+    assert glowmap.explain(model, batch, target=0).layer == "second"
+
+
+def test_an_exchanged_module_of_the_same_name_is_looked_at_anew():
+    class Last(nn.Module):  # the same shape, channels last
+        def __init__(self):
+            super().__init__()
+            self.embed, self.norm = nn.Conv2d(3, 8, 4, 4), nn.LayerNorm(8)
+
+        def forward(self, batch):
+            return self.norm(self.embed(batch).permute(0, 2, 3, 1))
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.axes = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.ReLU()), (2, 3)
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, batch):
+            return self.head(self.body(batch).mean(self.axes))
+
+    model, batch = Net().eval(), images(1, 32, 32)
+    assert found(model, batch).layout.kind == "channels first"
+    model.body, model.axes = Last(), (1, 2)
+    assert found(model, batch).layout.kind == "channels last"
+
+
+def test_callables_of_one_factory_are_told_apart():
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = (nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU()) for _ in range(2))
+
+        def forward(self, batch):
+            return {"a": self.a(batch).mean((2, 3)), "b": self.b(batch).mean((2, 3))}
+
+    def of(key):
+        return lambda output: output[key][:, 0]
+
+    model = Heads().eval()
+    assert [glowmap.explain(model, images(), target=of(key)).layer for key in "abab"] == list("abab")
+
+
+# -- what looks like places and is none -------------------------------------------------------------------------------
+
+
+def test_a_token_in_the_midst_of_overlapping_patches_is_no_patch():
+    """A reading that is wrong by one token looks nearly right where patches overlap."""
+
+    class Midst(Transformer):
+        def __init__(self):
+            super().__init__(1, width=24)
+            self.embed = nn.Sequential(nn.Conv2d(3, 12, 7, 2, 3), nn.ReLU(), nn.Conv2d(12, 24, 3, 2, 1))
+
+        def tokens(self, images):
+            patches = self.embed(images).flatten(2).transpose(1, 2)
+            return torch.cat([patches[:, :24], self.extra.expand(len(images), -1, -1), patches[:, 24:]], 1)
+
+        def forward(self, images):
+            return self.head(self.norm(self.blocks(self.tokens(images))[:, 24]))
+
+    choice = found(Midst())
+    assert choice.layout.kind == "channels first"  # the stem, as nothing after it is in rows and columns
+    assert choice.name == "embed"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda x: x[..., :48, :48], lambda x: x.flip(-1), lambda x: x.rot90(1, (2, 3)), lambda x: x[..., 16:-16, 16:-16]],
+    ids=["cut", "mirrored", "turned", "centre"],
+)
+def test_a_picture_that_is_changed_inside_the_model_is_said_to_be(change):
+    class Inside(Classifier):
+        def forward(self, batch):
+            return super().forward(change(batch))
+
+    batch = images(1, 96, 96)
+    assert glowmap.explain(Classifier().eval(), batch, target=0).notes == ()
+    notes = glowmap.explain(Inside().eval(), batch, target=0).notes
+    assert any(
+        "its cells look elsewhere in the picture: does the model crop, flip or warp its input?" in note
+        for note in notes
+    )
+
+
+def test_tokens_in_another_order_before_a_head_of_means_are_not_drawn():
+    order = torch.randperm(48, generator=torch.Generator().manual_seed(0))
+    choice = found(Transformer(0, scramble=(0, lambda tokens: tokens[:, order]), width=24))
+    assert choice.name == "embed"
+    assert not choice.certain
+
+
+def test_a_head_that_reads_a_few_cells_is_explained_with_a_word_of_doubt():
+    class Corner(Classifier):
+        def forward(self, batch):
+            return self.head(self.features(batch)[..., :2, :2].mean((2, 3)))
+
+    explained = glowmap.explain(Corner().eval(), images(1, 40, 40), target=0)
+    assert explained.layer == "features"
+    assert any("through 4% of its places alone" in note for note in explained.notes)
+
+
+def test_maps_of_two_axes_that_are_no_classes_at_places_are_not_read_as_such():
+    class Depth(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 1, 3, 1, 1))
+
+        def forward(self, batch):
+            return self.body(batch)[:, 0]
+
+    with pytest.raises(TargetError, match=r"shape \(1, 8, 10\), which is neither images x classes nor that at 2 axes"):
+        glowmap.explain(Depth().eval(), images(1))
+
+
+def test_frames_before_colours_are_refused():
+    with pytest.raises(glowmap.errors.InputError, match="frames before its colours.*clips.transpose"):
+        glowmap.explain(Volumes().eval(), torch.randn(1, 8, 3, 32, 32), target=0)

@@ -15,7 +15,7 @@ from glowmap.capture.attention import Attending, Linked, Tokens, handed_back, li
 from glowmap.errors import MethodError, TargetError
 from glowmap.layers import Grid, Layout
 from glowmap.layers.layout import token_layouts
-from glowmap.layers.proving import carries, offset, proven
+from glowmap.layers.proving import carries, offset, proven, unshifted
 from glowmap.methods import Attention, Block
 from glowmap.shapes import Scores, crossed
 from glowmap.structure import replaced, tensors_in
@@ -204,7 +204,8 @@ def _layout(values: Tensor, images: Tensor, grids: Sequence[Grid]) -> Layout | N
     fitting = [grid for grid in dict.fromkeys(grids) if len(grid) == len(pixels) and 1 < math.prod(grid) < count]
     # tokens of a text or of queries may stand before or after the patches
     later = (offset(tokens, Layout("tokens", grid, -1), images) for grid in sorted(fitting, key=math.prod)[-_TRIES:])
-    return next((one for one in chain(readings, later) if one and proven(tokens, one, images, least=_ALIGNED)), None)
+    likely = (one for one in chain(readings, later) if one and proven(tokens, one, images, least=_ALIGNED))
+    return next((one for one in likely if not one.before or unshifted(tokens, one, images)), None)
 
 
 def _on_another_grid(readings: Sequence[Layout], layout: Layout) -> bool:

@@ -1,11 +1,12 @@
 """Choose the layer that nobody named, once for a model and the shape of its input; and list those worth naming."""
 
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from hashlib import sha256
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ Reading = Callable[[Any, int], Answer]
 class _Known:
     """What was found out about a model, by the shapes of its input (and for a choice, by what was asked)."""
 
-    choices: dict[Any, Choice] = field(default_factory=dict)
+    choices: dict[Any, tuple[Choice, "ref[nn.Module]"]] = field(default_factory=dict)
     grids: dict[Any, tuple[Grid, ...]] = field(default_factory=dict)
     layouts: dict[Any, tuple[Layout | None, bool]] = field(default_factory=dict)
 
@@ -45,44 +46,79 @@ class _Known:
 _KNOWN: "WeakKeyDictionary[nn.Module, _Known]" = WeakKeyDictionary()
 
 
-def choose(module: nn.Module, batch: Batch, read: Reading, question: Target, *, blindly: bool = False) -> Choice:
-    """Choose the layer worth looking at for this (borrowed) model, input and question; remembered for the next input alike.
+def choose(
+    module: nn.Module, batch: Batch, read: Reading, question: Target, *, blindly: bool = False, anew: bool = False
+) -> tuple[Choice, bool]:
+    """Choose the layer worth looking at for this (borrowed) model, input and question, and say whether it was remembered.
 
-    ``blindly`` makes do with the last layer that has a grid where the score has no gradient. Raises LayerError where there is
-    none.
+    ``blindly`` makes do with the last layer that has a grid where the score has no gradient; ``anew`` trusts no memory. Raises
+    LayerError where there is none.
     """
     known = _KNOWN.setdefault(module, _Known())
-    # a callable by its code, as a new one is often made for each call, and holding it would hold what it holds
-    asked = getattr(question.function, "__code__", type(question.function)) if isinstance(question, Custom) else None
-    key = (_shapes(batch), asked, blindly)
-    choice = known.choices.get(key)
-    if choice is not None:
-        with suppress(LayerError):  # unless the model was built anew since
-            find_layers(module, choice.name)
-            return choice
-    known.choices[key] = _found(module, batch, read, question, blindly=blindly)
-    return known.choices[key]
+    key = (_shapes(batch), _asking(question), blindly)
+    words = _words(batch)  # where words stand among the patches, it is for these words alone
+    for alike in () if anew else (key, (*key, words)):
+        choice, layer = known.choices.get(alike, (None, None))
+        if choice is not None and layer is not None and _named(module, choice.name) is layer():
+            return choice, True
+    choice = _found(module, batch, read, question, blindly=blindly)
+    moving = choice.layout.of_tokens and words and (choice.layout.among or choice.layout.before > 1)
+    if moving:
+        _refuse_unlike(module, batch, choice.name, choice.layout)
+    known.choices[(*key, words) if moving else key] = choice, ref(module.get_submodule(choice.name.partition("#")[0]))
+    return choice, False
+
+
+def _named(module: nn.Module, name: str) -> nn.Module | None:
+    with suppress(LayerError):  # the model was built anew since
+        (layer,) = find_layers(module, name).values()
+        return layer
+    return None
+
+
+def _refuse_unlike(module: nn.Module, batch: Batch, name: str, layout: Layout) -> None:
+    """Refuse a batch in whose images the patches do not stand at the same place among the words."""
+    for image in range(1, len(batch.images)):
+        one = _one_image(batch, image)
+        if check_layout(module, one.images, partial(_called, module, one), name, layout) != (layout, True):
+            raise LayerError(
+                f"the patches of image {image} stand elsewhere among the tokens of layer {name!r} than those of image 0 (padding "
+                "on the left?); explain the images one by one"
+            )
+
+
+@contextmanager
+def gathering(module: nn.Module, batch: Batch) -> Iterator[None]:
+    """Remember which grids the model's convolutions make of such an input, while it is run inside."""
+    known, key = _KNOWN.setdefault(module, _Known()), _shapes(batch)
+    if key in known.grids:
+        yield
+        return
+    with known_grids(module) as grids:
+        yield
+    known.grids[key] = tuple(dict.fromkeys(grids))
 
 
 def grids_of(module: nn.Module, batch: Batch) -> tuple[Grid, ...]:
-    """List the grids that a (borrowed) model's convolutions make of such an input; remembered for the next one alike."""
-    known, key = _KNOWN.setdefault(module, _Known()), _shapes(batch)
-    if key not in known.grids:
-        with torch.no_grad(), known_grids(module) as grids:
-            called(module, batch.copied())
-        known.grids[key] = tuple(dict.fromkeys(grids))
-    return known.grids[key]
+    """List the grids that a model's convolutions make of such an input, which was run before."""
+    return _KNOWN.setdefault(module, _Known()).grids.get(_shapes(batch), ())
 
 
 def checked_layout(module: nn.Module, batch: Batch, name: str, layout: Layout | None) -> tuple[Layout | None, bool]:
-    """Prove how the tokens of a layer that was named lie, or find out; remembered. False where it can be neither."""
-    known, key = _KNOWN.setdefault(module, _Known()), (_shapes(batch), name, layout)
+    """Prove how a layer that was named lies, or find out; remembered. False where it can be neither.
+
+    Raises LayerError where the patches of a batch's images stand at different places among words.
+    """
+    known, key = _KNOWN.setdefault(module, _Known()), (_shapes(batch), _words(batch), name, layout)
     if key not in known.layouts:
         one = _one_image(batch)
         try:
-            known.layouts[key] = check_layout(module, one.images, partial(_called, module, one), name, layout)
+            found, proven = check_layout(module, one.images, partial(_called, module, one), name, layout)
         except GlowmapError:  # it does not run on one image alone
-            known.layouts[key] = (layout, False)
+            found, proven = layout, False
+        if proven and found is not None and found.of_tokens and found.before > 1 and _words(batch):
+            _refuse_unlike(module, batch, name, found)
+        known.layouts[key] = found, proven
     return known.layouts[key]
 
 
@@ -99,10 +135,12 @@ def _found(module: nn.Module, batch: Batch, read: Reading, question: Target, *, 
     one = _one_image(batch)
     try:
         return _find(module, one, read, question, blindly=blindly)
-    except (ModelError, TargetError):
+    except (ModelError, TargetError, LayerError):
         if one is batch:
             raise
-        return _find(module, batch, read, question, blindly=blindly)  # it knows the batch by position
+    return _find(
+        module, batch, read, question, blindly=blindly
+    )  # it knows the batch by position, or the image is blank
 
 
 def _find(module: nn.Module, batch: Batch, read: Reading, question: Target, *, blindly: bool) -> Choice:
@@ -116,15 +154,15 @@ def _called(module: nn.Module, batch: Batch, images: Tensor) -> Any:
     return called(module, batch.changed(lambda _: images))
 
 
-def _one_image(batch: Batch) -> Batch:
-    """Cut the input down to its first image: what every image goes through is seen on one."""
+def _one_image(batch: Batch, image: int = 0) -> Batch:
+    """Cut the input down to one image: what every image goes through is seen on the first."""
     count = len(batch.images)
     if count == 1:
         return batch
-    cut = replace(batch, images=batch.images[:1])
-    arguments = [cut.images if value is batch.images else copies(value, 0, count, 1) for value in batch.arguments]
+    cut = replace(batch, images=batch.images[image : image + 1])
+    arguments = [cut.images if value is batch.images else copies(value, image, count, 1) for value in batch.arguments]
     keywords = {
-        name: cut.images if value is batch.images else copies(value, 0, count, 1)
+        name: cut.images if value is batch.images else copies(value, image, count, 1)
         for name, value in batch.keywords.items()
     }
     return replace(cut, arguments=tuple(arguments), keywords=keywords)
@@ -143,7 +181,7 @@ def _asked(answer: Answer, question: Target) -> Asked:
     boxes = any("box" in str(key) for key in answer.raw) if isinstance(answer.raw, Mapping) else False
     classes = None if logits is None else logits.shape[1]
     if isinstance(question, Custom):
-        return Asked(question.score(answer).sum(), classes, places, boxes)
+        return Asked(question.score(answer).sum(), classes, places, boxes, own=True)
     said = [logits] if logits is not None else [one for one in tensors_in(answer.raw) if one.is_floating_point()]
     if not said:
         raise TargetError(f"{answer.model} answers without any floating tensor, by which a layer could be found")
@@ -166,4 +204,27 @@ def _for_places(output: Any, *, maps: bool) -> bool:
 
 def _shapes(batch: Batch) -> tuple[Any, ...]:
     given = tensors_in([batch.arguments, batch.keywords])
-    return (tuple(batch.images.shape[1:]), batch.images.device, *(tuple(one.shape[1:]) for one in given))
+    said = [*enumerate(batch.arguments), *batch.keywords.items()]
+    others = tuple((name, value) for name, value in said if isinstance(value, str | int | float | bool | None))
+    return (tuple(batch.images.shape[1:]), batch.images.device, others, *(tuple(one.shape[1:]) for one in given))
+
+
+def _words(batch: Batch) -> tuple[bytes, ...]:
+    """Tell the tokens of texts apart, which are whole numbers."""
+    given = [one for one in tensors_in([batch.arguments, batch.keywords]) if not one.is_floating_point()]
+    return tuple(sha256(one.detach().cpu().contiguous().numpy().tobytes()).digest() for one in given)
+
+
+def _asking(question: Target) -> Any:
+    """Tell questions apart that may need another layer: a callable by its code and the plain values that it holds.
+
+    A new one is often made for each call, and holding it would hold what it holds.
+    """
+    if not isinstance(question, Custom):
+        return None
+    function = question.function
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return id(function)
+    held = [cell.cell_contents for cell in function.__closure__ or ()]
+    return code, tuple(one for one in held if isinstance(one, str | int | float | bool))

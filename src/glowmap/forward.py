@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from glowmap.capture import Recording, Seen, Trunk, copies, exchanged, resumed, same_output
 from glowmap.errors import GlowmapError, LayerError, ModelError, TargetError, told
 from glowmap.images import Batch
-from glowmap.layers import Grid, Layout, read_layout, witness
+from glowmap.layers import Grid, Layout, is_made, read_layout, witness
 from glowmap.shapes import Maps, crossed
 from glowmap.structure import joined, mapped, tensors_in
 from glowmap.targets import Answer
@@ -80,9 +80,8 @@ class Run:
         """Read a layout, and for tokens see it proven, or find how they lie."""
         shape = self.recording[layer].output.shape
         try:
-            grids = self.grids() if len(shape) == 3 else ()
-            read = read_layout(shape, layer, witness(self.module, layer), self.batch.images, grids)
-            if not read.of_tokens:
+            read = read_layout(shape, layer, witness(self.module, layer), self.batch.images, self.grids())
+            if not read.of_tokens and is_made(read.grid, self.grids()):
                 return read
             checked, proven = self.check(layer, read)
         except LayerError:  # patches may stand among other tokens

@@ -22,6 +22,7 @@ PictureLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[
 
 # 8192 x 8192. Larger pictures cost gigabytes of activations; Pillow's own guard against bombs begins at 179 million.
 MAX_PIXELS = 2**26
+_PICTURES = ("pixel_values", "image", "images")  # keywords under which models take them
 
 
 @dataclass(frozen=True)
@@ -236,13 +237,13 @@ def as_batch(images: Any, expected: str) -> Batch:
     several = isinstance(images, tuple) and not hasattr(images, "_fields")  # a named tuple is one argument
     arguments = images if several else () if by_name else (images,)
     keywords = dict(images.items()) if by_name else {}
-    image = _image_in([*arguments, *keywords.values()], f"a {type(images).__name__} came, but {expected}")
+    image = _image_in([*arguments, *keywords.values()], keywords, f"a {type(images).__name__} came, but {expected}")
     _check_values(image)
     # A model may write into its input (and autograd may not save what inference mode made), so it gets copies.
     return Batch(arguments, keywords, image, pictures_of(image)).copied()
 
 
-def _image_in(given: list[Any], expected: str) -> Tensor:
+def _image_in(given: list[Any], keywords: Mapping[str, Any], expected: str) -> Tensor:
     """Find the image tensor among what a model is given, wherever it stands."""
     tensors = list(tensors_in(given))
     maps = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.ndim >= 3]
@@ -253,7 +254,13 @@ def _image_in(given: list[Any], expected: str) -> Tensor:
         raise InputError(
             f"no image among the tensors given ({shapes}); give batch x colour x rows x columns in floating point"
         )
-    image = max(maps, key=lambda tensor: tensor.ndim)  # the first of those with most axes
+    named = [value for key, value in keywords.items() if key in _PICTURES and any(value is one for one in maps)]
+    image: Tensor = max([*named, *maps], key=lambda tensor: tensor.ndim)  # the first of those with most axes
+    if image.ndim == 5 and image.shape[2] in (1, 3) and image.shape[1] > 3:
+        raise InputError(
+            f"a clip of {crossed(image.shape)} has its frames before its colours; here it is batch x colours x frames x rows x "
+            "columns: wrap the model in a module whose forward(clips) returns model(clips.transpose(1, 2))"
+        )
     beside = next((one for one in given if isinstance(one, list) and any(part is image for part in one)), [])
     if image.ndim == 3 and (len(beside) > 1 or (beside and image.shape[0] in (1, 3))):
         raise InputError(

@@ -33,8 +33,7 @@ def run_notes(run: Run, was_training: bool) -> list[str]:
     notes += [note for name, seen in recorded.items() for note in _which_maps(name, seen)]
     layouts = {name: run.layout(name) for name in recorded}
     notes += [
-        f"the tokens of layer {name!r} were laid out as {crossed(layout.grid)} patches, and {layout.before} before them left "
-        "out, which could not be proven by where they look"
+        f"the output of layer {name!r} was read as {layout}, which could not be proven by where its cells look"
         for name, layout in layouts.items()
         if name in run.unproven
     ]

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from glowmap.capture import borrowed, record, remember
-from glowmap.choosing import checked_layout, choose, grids_of
-from glowmap.errors import MethodError, ModelError, TargetError
+from glowmap.choosing import checked_layout, choose, gathering, grids_of
+from glowmap.errors import LayerError, ModelError, TargetError
 from glowmap.evidence import Evidence, wide
 from glowmap.explanation import Explanation, Explanations, Prediction
 from glowmap.forward import Run, called
 from glowmap.images import Batch, Shown
 from glowmap.layers import Choice, LayerName, find_layers
-from glowmap.methods import ASKING, METHODS, OF_ATTENTION, OF_THE_INPUT, Method
-from glowmap.methods.smoothing import SMOOTHING, Variant, resized_like, variants
+from glowmap.methods import METHODS, Method
+from glowmap.methods.asked import asks, differentiates, methods_asked, resumes, smoothing_asked
+from glowmap.methods.smoothing import Variant, resized_like, variants
 from glowmap.metrics import energy_share
 from glowmap.models import Model, as_model
 from glowmap.notes import Found, map_notes, mirrored_notes, run_notes
@@ -113,6 +114,7 @@ class Explainer:
         self._one_layer = not isinstance(layer, list | tuple)
         self._named = None if layer is None else find_layers(self.model.module, layer)
         self._choice: Choice | None = None
+        self._remembered = False  # from an earlier input of this shape
 
     @property
     def layer(self) -> Choice | str | None:
@@ -126,19 +128,25 @@ class Explainer:
         """
         batch = self.model.read(images)
         with borrowed(self.model.module):
-            return self._found(batch, as_questions(target)[0])
+            return self._found(batch, as_questions(target)[0])[0]
 
-    def layers(self, batch: Batch, question: Target | None = None, *, blindly: bool = False) -> dict[str, nn.Module]:
+    def layers(
+        self, batch: Batch, question: Target | None = None, *, blindly: bool = False, anew: bool = False
+    ) -> dict[str, nn.Module]:
         """Give the layers to explain, by name: those named, or the one found (of the borrowed model)."""
         if self._named is not None:
             return self._named
-        self._choice = self._found(batch, question or as_questions(None)[0], blindly=blindly)
+        self._choice, self._remembered = None, False  # until there is one
+        self._choice, self._remembered = self._found(
+            batch, question or as_questions(None)[0], blindly=blindly, anew=anew
+        )
         return find_layers(self.model.module, self._choice.name)
 
-    def _found(self, batch: Batch, question: Target, *, blindly: bool = False) -> Choice:
-        return choose(
-            self.model.module, batch, partial(self._read, batch, lambda logits: logits), question, blindly=blindly
-        )
+    def _found(
+        self, batch: Batch, question: Target, *, blindly: bool = False, anew: bool = False
+    ) -> tuple[Choice, bool]:
+        read = partial(self._read, batch, lambda logits: logits)
+        return choose(self.model.module, batch, read, question, blindly=blindly, anew=anew)
 
     def __call__(
         self, images: Any, *, target: Any = None, method: Any = "grad_cam", smooth: Any = (), seed: int = 0
@@ -152,39 +160,53 @@ class Explainer:
         self, images: Any, *, target: Any = None, method: Any = "grad_cam", smooth: Any = (), seed: int = 0
     ) -> Explanations:
         """Explain images, and give a sequence also for one question, one method and one layer."""
-        kinds = _smoothing(smooth)
-        chosen = [replace(one, principal="principal" in kinds) for one in _methods(method)]
+        kinds = smoothing_asked(smooth)
+        chosen = [replace(one, principal="principal" in kinds) for one in methods_asked(method)]
         questions = as_questions(target)
         with torch.inference_mode(False):  # whose tensors autograd may not save
             batch = self.model.read(images)
         with borrowed(self.model.module) as was_training:
-            layers: dict[str, nn.Module] = {}
-            if not all(one.at_input or one.of_attention for one in chosen):
-                layers = self.layers(batch, questions[0], blindly=not _differentiates(chosen))
-            run = self.run(
-                batch,
-                layers,
-                asks=bool(kinds) or _asks(chosen),
-                resuming=_resumes(chosen),
-                graph=_differentiates(chosen),
-            )
-            shared = self.shared(run, was_training)  # before a target has its hands on the output
-            asked = [(question, _score(question, run.answer)) for question in questions]
-            run.notes += mirrored_notes(kinds, questions, run)
-            if kinds:
-                maps = self._averaged(
-                    run, [question for question, _ in asked], chosen, variants(kinds, batch.images, seed)
-                )
-            else:
-                maps = {
-                    (number, *key): raw
-                    for number, (question, score) in enumerate(asked)
-                    for key, raw in _maps(chosen, Evidence(run, question, score), layers).items()
-                }
-            return Explanations(
-                self._explanation(run, found, asked[number], " + ".join((chosen[one].name, *kinds)), layer, shared)
-                for (number, one, layer), found in maps.items()
-            )
+            shortly = partial(self._all, batch, questions, chosen, kinds, seed, was_training)
+            try:
+                return shortly()
+            except (LayerError, TargetError):
+                if not self._remembered:
+                    raise
+                # the layer remembered for such input may not serve this one: another branch ran, another head was asked
+                return shortly(anew=True)
+
+    def _all(
+        self,
+        batch: Batch,
+        questions: list[Target],
+        chosen: list[Method],
+        kinds: list[str],
+        seed: int,
+        was_training: bool,
+        *,
+        anew: bool = False,
+    ) -> Explanations:
+        layers: dict[str, nn.Module] = {}
+        if not all(one.at_input or one.of_attention for one in chosen):
+            layers = self.layers(batch, questions[0], blindly=not differentiates(chosen), anew=anew)
+        run = self.run(
+            batch, layers, asks=bool(kinds) or asks(chosen), resuming=resumes(chosen), graph=differentiates(chosen)
+        )
+        shared = self.shared(run, was_training)  # before a target has its hands on the output
+        asked = [(question, _score(question, run.answer)) for question in questions]
+        run.notes += mirrored_notes(kinds, questions, run)
+        if kinds:
+            maps = self._averaged(run, [question for question, _ in asked], chosen, variants(kinds, batch.images, seed))
+        else:
+            maps = {
+                (number, *key): raw
+                for number, (question, score) in enumerate(asked)
+                for key, raw in _maps(chosen, Evidence(run, question, score), layers).items()
+            }
+        return Explanations(
+            self._explanation(run, found, asked[number], " + ".join((chosen[one].name, *kinds)), layer, shared)
+            for (number, one, layer), found in maps.items()
+        )
 
     def shared(self, run: Run, was_training: bool) -> dict[str, Any]:
         """Gather what all explanations of one run have in common."""
@@ -211,8 +233,8 @@ class Explainer:
                 run.batch.changed(change.change),
                 run.layers,
                 asks=True,
-                resuming=_resumes(methods),
-                graph=_differentiates(methods),
+                resuming=resumes(methods),
+                graph=differentiates(methods),
                 laid_back=partial(_back, change, run),
             )
             for number, question in enumerate(fixed):
@@ -246,6 +268,7 @@ class Explainer:
     ) -> Run:
         """Run the borrowed model once: ``graph`` for gradients, ``asks`` for more questions, ``resuming`` to keep its trunk."""
         with ExitStack() as stack:
+            stack.enter_context(gathering(self.model.module, batch))
             recording = stack.enter_context(record(layers, graph=graph))
             run = Run(self.model.module, batch, layers, recording, partial(self._read, batch, laid_back))
             run.grids = partial(grids_of, self.model.module, batch)
@@ -277,33 +300,6 @@ class Explainer:
 
     def __repr__(self) -> str:
         return f"<Explainer of {self.model.name} at {self.layer or 'a layer that it will find'}>"
-
-
-def _asks(methods: Sequence[Method]) -> bool:
-    return any((ASKING | OF_THE_INPUT | OF_ATTENTION) & {*method.needs} for method in methods)
-
-
-def _resumes(methods: Sequence[Method]) -> bool:
-    return any({"rescore_maps", "gradients_of_maps"} & {*method.needs} for method in methods)
-
-
-def _differentiates(methods: Sequence[Method]) -> bool:
-    return any({"gradients", "curvature", "class_weights"} & {*method.needs} for method in methods)
-
-
-def _methods(method: Any) -> list[Method]:
-    several = method if isinstance(method, list | tuple) else [method]
-    if not several:
-        raise MethodError(f"an empty list of methods; give at least one of {', '.join(METHODS)}")
-    return [_method(one) for one in several]
-
-
-def _method(method: Any) -> Method:
-    if isinstance(method, Method):
-        return method
-    if not isinstance(method, str):
-        raise MethodError(f"a method is a name ({', '.join(METHODS)}), not {type(method).__name__}")
-    return METHODS[method]
 
 
 def _score(question: Target, answer: Answer) -> Scores:
@@ -359,15 +355,6 @@ def _back(change: Variant, run: Run, logits: Tensor) -> Tensor:
     """Lay what a dense model says of a changed image over what it says of the image itself."""
     dense = logits.ndim > 2 and logits[0, 0].numel() > 1
     return resized_like(change.undo(logits), run.answer.logits) if dense else logits
-
-
-def _smoothing(smooth: Any) -> list[str]:
-    names = [smooth] if isinstance(smooth, str) else smooth
-    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise MethodError(f"smooth is a name ({', '.join(SMOOTHING)}) or a list of names, not {smooth!r}")
-    for name in names:
-        SMOOTHING[name]
-    return list(names)
 
 
 def _refuse_not_finite(evidence: dict[str, Tensor], layer: str) -> NoReturn:

@@ -1,5 +1,7 @@
 """Modules as people write them themselves: volumes, signals, patches cut by hand, a picture beside a table."""
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -34,7 +36,9 @@ class ResNet(nn.Module):
         super().__init__()
         self.stem = _convolved(dimensions, channels, 8, 2)
         widths = (8, 16, 32)
-        self.stages = nn.Sequential(*(Residual(dimensions, before, after, 2) for before, after in pairwise(widths)))
+        self.stages = nn.Sequential(
+            *(Residual(dimensions, before, after, 2) for before, after in itertools.pairwise(widths))
+        )
         self.head = nn.Linear(widths[-1], classes)
 
     def features(self, x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from glowmap.layers.choice import Choice as Choice
 from glowmap.layers.finding import find_layer as find_layer
 from glowmap.layers.layout import Grid as Grid
 from glowmap.layers.layout import Layout as Layout
+from glowmap.layers.layout import is_made as is_made
 from glowmap.layers.layout import known_grids as known_grids
 from glowmap.layers.layout import read_layout as read_layout
 from glowmap.layers.layout import witness as witness

@@ -18,6 +18,7 @@ class Asked:
     classes: int | None = None
     places: bool = False  # every pixel, or every box of a grid
     boxes: bool = False  # a set of boxes
+    own: bool = False  # the score is the user's own, and may mean a single place
 
 
 @dataclass(frozen=True)

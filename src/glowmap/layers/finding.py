@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from glowmap.errors import LayerError
 from glowmap.layers.choice import Asked, Choice, no_gradient, no_grid
-from glowmap.layers.layout import Layout, halvings, is_plain, patches_among, read_layout, token_layouts, witness
-from glowmap.layers.proving import carries, coverage, gradients, offset, proven
+from glowmap.layers.layout import Layout, is_made, is_plain, patches_among, read_layout, token_layouts, witness
+from glowmap.layers.proving import LOOSELY, aligned, carries, coverage, gradients, offset, proven, scattered, unshifted
 from glowmap.layers.tracing import Put, Traced, traced
 from glowmap.shapes import crossed
 
@@ -36,6 +36,7 @@ _HOLDS = 0.15  # the share of parameters from which on a grid is one of the enco
 _BEGINS = 0.4  # of a grid's outputs and parameters, in their order, are its beginning
 _MIXED = 8  # times as many mixed sequences as grids: a model that is made of them
 _TRIES = 16
+_ALIKE = 4  # outputs of one shape that are tried before the first of that shape
 _SHOWN = 4
 
 
@@ -96,8 +97,6 @@ def _last_grid(model: nn.Module, images: Tensor, trace: Traced) -> Choice:
 class _Search:
     def __init__(self, model: nn.Module, images: Tensor, trace: Traced, asked: Asked, whole: Tensor) -> None:
         self.model, self.images, self.trace, self.asked, self.whole = model, images, trace, asked, whole
-        self._proofs = _TRIES
-        self._grids = {*trace.grids, *(halved for grid in trace.grids for halved in halvings(grid))}
         self._before: dict[tuple[Layout, tuple[int, ...]], bool] = {}
         puts = [put for put in trace.puts if put.tensor.requires_grad]
         slopes = gradients(asked.score, [put.tensor for put in puts])
@@ -121,7 +120,7 @@ class _Search:
             return None
         if layout.before < 0:
             return _Candidate(put, layout, False, slope, 0.0)
-        if not layout.of_tokens and self._grids and layout.grid not in self._grids:
+        if not layout.of_tokens and not is_made(layout.grid, self.trace.grids):
             return None  # attention's queries x keys, windows x channels: two axes that are no rows and columns
         return _Candidate(put, layout, is_plain(layout, shape, pixels), slope, coverage(slope, layout))
 
@@ -129,7 +128,7 @@ class _Search:
         """Prove once for each shape that the tokens beside the patches stand before them, where the patches still look nearby."""
         key = (layout, tuple(put.tensor.shape[:-1]))
         if key not in self._before:
-            self._before[key] = proven(put.tensor, layout, self.images)
+            self._before[key] = proven(put.tensor, layout, self.images) and unshifted(put.tensor, layout, self.images)
         return self._before[key]
 
     @cached_property
@@ -143,14 +142,20 @@ class _Search:
 
     def choice(self) -> Choice:
         cut, unproven, end, covered = self._last_cut, self._last_cut_unproven, self._encoder_end, self._last_covered
-        rules = (cut, unproven, covered, end)
+        part = self._last_part
+        rules = (cut, unproven, covered, part, end)
         if self.asked.places or self.asked.boxes:
-            rules = (end, cut, unproven, covered) if self.asked.places else (cut, end, unproven, covered)
+            rules = (end, cut, unproven, covered, part) if self.asked.places else (cut, end, unproven, covered, part)
         for rule in rules:
             found = rule()
             if found is not None:
                 best, reason = found
                 certain = rule in (self._encoder_end, self._last_cut)
+                if best.sure and aligned(best.put.tensor, best.layout, self.images, least=LOOSELY) < LOOSELY:
+                    certain = False
+                    reason += (
+                        ", but its cells look elsewhere in the picture: does the model crop, flip or warp its input?"
+                    )
                 return replace(best.choice(reason, certain=certain), runners_up=self._runners_up(best))
         raise LayerError(no_grid(self.model, [f"{one.put.name}: {one.why_not}" for one in self.candidates[-3:]]))
 
@@ -174,7 +179,8 @@ class _Search:
     def _fits(self, one: _Candidate) -> bool:
         """Rule out what has no gradient at its places, makes nothing, or is half of a step; and note why."""
         if "fits" not in one.checked:
-            one.why_not = self._why_not(one, _COVERED_BY_FEW if self.asked.places else _COVERED)
+            few = 0.0 if self.asked.own else _COVERED_BY_FEW
+            one.why_not = self._why_not(one, few if self.asked.places or self.asked.boxes else _COVERED)
             one.checked["fits"] = not one.why_not
         return one.checked["fits"]
 
@@ -185,7 +191,7 @@ class _Search:
             return "the bare product of a linear layer"
         if one.layout.before < 0 and not self._placed(one):
             return "tokens of no grid"
-        if one.coverage < covered:
+        if one.coverage < covered or not one.coverage:
             return f"the score has a gradient at {one.coverage:.0%} of its places only"
         if one.channels == self.asked.classes and not self.trace.parametric_after(one.put):
             return "the class scores themselves, place by place"
@@ -201,10 +207,7 @@ class _Search:
         """Prove a layout, or find another that is."""
         if one.sure:
             return True
-        if "proven" not in one.checked and self._proofs == 0:
-            return False
         if "proven" not in one.checked:
-            self._proofs -= 1
             one.checked["proven"] = any(self._reads(one, layout) for layout in self._readings(one))
             if not one.checked["proven"]:
                 one.why_not = "its cells do not look where a grid would have them"
@@ -244,7 +247,14 @@ class _Search:
         tokens = [one for one in reversed(late) if one.layout.kind == "tokens" and one.layout.before == 0]
         for one in [one for one in tokens if self._fits(one)][:_TRIES]:
             if carries(one.put.tensor, one.gradient, self.images, self.whole):
-                return one, reason
+                return (one, reason) if scattered(one.put.tensor, one.layout, self.images) else None
+        return None
+
+    def _last_part(self) -> tuple[_Candidate, str] | None:
+        """Take a cut of which the model reads a part alone, as a head of single cells does."""
+        for one in [one for one in reversed(self._pool) if one.coverage and not self._why_not(one, 0.0)][:_TRIES]:
+            if carries(one.put.tensor, one.gradient, self.images, self.whole) and self._proven(one):
+                return one, f"all evidence goes through it, but through {one.coverage:.0%} of its places alone"
         return None
 
     def _normalised(self, cut: _Candidate) -> tuple[_Candidate, str] | None:
@@ -319,9 +329,15 @@ class _Search:
         return next((each for each in around if self._ends(each, level[0])), one)
 
     def _last_covered(self) -> tuple[_Candidate, str] | None:
-        for one in [one for one in reversed(self._pool) if self._fits(one)][:_TRIES]:
+        failed: dict[tuple[int, ...], int] = {}
+        for one in reversed(self._pool):
+            shape = tuple(one.put.tensor.shape)
+            first = next(each for each in self._pool if each.put.tensor.shape == one.put.tensor.shape)
+            if (failed.get(shape, 0) >= _ALIKE and one is not first) or not self._fits(one):
+                continue  # where several of a kind cannot be proven, the first of them is the likeliest to be
             if self._proven(one):
                 return one, "the last with a gradient at its places, though some evidence goes past it"
+            failed[shape] = failed.get(shape, 0) + 1
         return None
 
 

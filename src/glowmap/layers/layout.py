@@ -34,6 +34,7 @@ class Layout:
     kind: Kind
     grid: Grid
     before: int = 0
+    among: bool = False  # tokens of another kind, which may stand elsewhere another time (a text)
 
     @property
     def of_tokens(self) -> bool:
@@ -161,6 +162,12 @@ def halvings(grid: Grid) -> list[Grid]:
         for n in range(1, _HALVINGS + 1)
     ]
     return list(dict.fromkeys(found))
+
+
+def is_made(grid: Grid, grids: Sequence[Grid]) -> bool:
+    """Tell whether a grid is one that convolutions made, or merging or pooling of those; without any, every grid is."""
+    same = [known for known in grids if len(known) == len(grid)]
+    return not same or grid in same or any(grid in halvings(known) for known in dict.fromkeys(same))
 
 
 def patches_among(shape: Sequence[int], images: Tensor, grids: Sequence[Grid]) -> Layout | None:

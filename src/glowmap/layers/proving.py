@@ -13,6 +13,13 @@ from glowmap.layers.layout import Grid, Layout
 
 _DEAD = 1e-6  # of the largest gradient: what lies below is none
 _SAME = 1e-3  # how far two gradients may differ that are the same but for rounding
+LOOSELY = (
+    0.65  # the same where the axes leave no doubt: below it the picture itself was cut, turned or warped on the way
+)
+_COMPETING = 6  # cells of each half that are asked whether they look where they are or beside it
+_BESIDE = 1.1  # times as much as at the own place may be looked at beside it where cells are blurred
+_UNLIKE = 1.2  # times as much in one half of the grid as in the other tell that something stands between them
+_FLAT = 4.0  # times the mean: what the most looked-at place gets at most where cells look everywhere
 ALIGNED = 0.85  # the mean rank of the probed cells from which on a reading is proven
 # Where the probes lie along each axis, as shares of it: off the diagonal, so that exchanged axes show.
 _PROBES = ((0.2, 0.8, 0.4, 0.65, 0.1), (0.8, 0.25, 0.1, 0.9, 0.5), (0.5, 0.9, 0.7, 0.3, 0.15))
@@ -46,32 +53,61 @@ def carries(put: Tensor, gradient: Tensor, source: Tensor, whole: Tensor, layout
     return scale > 0 and float((through.float() - whole.float()).norm()) <= _SAME * scale
 
 
-def aligned(put: Tensor, layout: Layout, images: Tensor, *, least: float = 0.0) -> float:
+def aligned(put: Tensor, layout: Layout, images: Tensor, *, least: float = 0.0, image: int = 0) -> float:
     """Tell how well cells depend on the part of the picture where a layout has them: 1 for best, 0.5 for by chance.
 
     For a few cells the gradient by the picture is pooled to the grid, and the cell's own place is ranked in it. A reading that
     has the axes, the order or the offset of tokens wrong ranks as chance does. It ends early where ``least`` cannot be reached.
     """
-    maps = layout.maps(put)
-    signs = torch.randint(0, 2, (maps.shape[1],), generator=torch.Generator().manual_seed(0)).to(maps) * 2 - 1
     ranks: list[float] = []
     for cell in _cells(layout.grid):
         if sum(ranks) + len(_PROBES[0]) - len(ranks) < least * len(_PROBES[0]):
             break
-        energy = _energy(signs @ maps[0].flatten(1)[:, _flat(cell, layout.grid)], images, layout.grid)
+        place = _flat(cell, layout.grid)
+        energy = _looks(put, layout, images, place, image)
         if energy is None:
             return 0.0
-        ranks.append(
-            float(
-                (energy < energy[_flat(cell, layout.grid)]).float().mean() * energy.numel() / max(energy.numel() - 1, 1)
-            )
-        )
+        ranks.append(float((energy < energy[place]).float().sum() / max(energy.numel() - 1, 1)))
     return sum(ranks) / len(ranks)
 
 
-def proven(put: Tensor, layout: Layout, images: Tensor, *, least: float = ALIGNED) -> bool:
+def proven(put: Tensor, layout: Layout, images: Tensor, *, least: float = ALIGNED, image: int = 0) -> bool:
     """Tell whether a reading is proven by where its cells look."""
-    return aligned(put, layout, images, least=least) >= least
+    return aligned(put, layout, images, least=least, image=image) >= least
+
+
+def unshifted(put: Tensor, layout: Layout, images: Tensor) -> bool:
+    """Tell whether the patches stand right behind the tokens before them, from the first to the last, and not one further on.
+
+    Where patches overlap, a cell's neighbour ranks high too: here all three places compete, in either half of the grid, as a
+    class token may stand in the midst.
+    """
+    cells, beside = math.prod(layout.grid), []
+    for start in (0, cells // 2):
+        places = torch.linspace(start + 1, start + cells // 2 - 2, _COMPETING).round().long().tolist()
+        sums = torch.zeros(3)
+        for place in places:
+            energy = _looks(put, layout, images, place, 0)
+            if energy is None:
+                return False
+            sums += (energy[place - 1 : place + 2] / energy.max()).cpu()
+        beside.append(float(max(sums[0], sums[2]) / sums[1]))
+    # a token in the midst shifts one half alone; blurred cells look beside themselves in both alike
+    return max(beside) <= 1 or (min(beside) <= _BESIDE and max(beside) <= _UNLIKE * min(beside))
+
+
+def _looks(put: Tensor, layout: Layout, images: Tensor, place: int, image: int) -> Tensor | None:
+    """Tell how much a cell, all its channels with signs of their own, depends on each part of the picture."""
+    maps = layout.maps(put)[image].flatten(1)
+    signs = torch.randint(0, 2, (len(maps),), generator=torch.Generator().manual_seed(0)).to(maps) * 2 - 1
+    return _energy(signs @ maps[:, place], images, layout.grid, image)
+
+
+def scattered(put: Tensor, layout: Layout, images: Tensor) -> bool:
+    """Tell whether single cells look at the whole picture alike, so that nothing can be said of where they lie."""
+    places = [_flat(cell, layout.grid) for cell in _cells(layout.grid)]
+    energies = [_looks(put, layout, images, place, 0) for place in places]
+    return all(energy is not None and float(energy.max()) <= _FLAT * float(energy.mean()) for energy in energies)
 
 
 def offset(put: Tensor, layout: Layout, images: Tensor) -> Layout | None:
@@ -89,7 +125,7 @@ def offset(put: Tensor, layout: Layout, images: Tensor) -> Layout | None:
     agreed = max(set(votes), key=votes.count) if votes else -1
     if votes.count(agreed) < 2 or not 0 <= agreed <= tokens - cells:
         return None
-    return Layout("tokens", layout.grid, agreed)
+    return Layout("tokens", layout.grid, agreed, among=True)
 
 
 def _cells(grid: Grid) -> list[tuple[int, ...]]:
@@ -101,10 +137,10 @@ def _flat(cell: Sequence[int], grid: Grid) -> int:
     return int(np.ravel_multi_index(tuple(cell), grid))
 
 
-def _energy(of: Tensor, images: Tensor, grid: Grid) -> Tensor | None:
+def _energy(of: Tensor, images: Tensor, grid: Grid, image: int = 0) -> Tensor | None:
     (slope,) = gradients(of, [images])
     if slope is None:
         return None
     pool: Any = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[len(grid) - 1]
-    energy: Tensor = pool(slope[:1].float().square().sum(1, keepdim=True), grid)
+    energy: Tensor = pool(slope[image : image + 1].float().square().sum(1, keepdim=True), grid)
     return energy.flatten()

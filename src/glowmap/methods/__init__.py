@@ -1,6 +1,7 @@
 """The shelf of methods; the file that holds a method says its price."""
 
 from glowmap.methods import activation as activation
+from glowmap.methods import asked as asked
 from glowmap.methods import attention as attention
 from glowmap.methods import factorisation as factorisation
 from glowmap.methods import gradient as gradient

@@ -46,6 +46,11 @@ class Answer:
             )
         if logits.ndim > 2 and logits[0, 0].numel() == 1:  # a classifier that ends in a convolution
             logits = logits.flatten(1)
+        if self.input_size and logits.ndim > 2 and logits.ndim - 2 != len(self.input_size):
+            raise TargetError(
+                f"the output of {self.model} has the shape {tuple(logits.shape)}, which is neither images x classes nor that at "
+                f"{len(self.input_size)} axes of places; pass target=a callable from the output to one score per image"
+            )
         if self.class_names is not None and len(self.class_names) != logits.shape[1]:
             raise TargetError(
                 f"there are {len(self.class_names)} class names for the {logits.shape[1]} classes of {self.model}; "
