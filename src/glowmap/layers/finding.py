@@ -199,9 +199,10 @@ class _Search:
 
     def _placed(self, one: _Candidate) -> bool:
         layout = offset(one.put.tensor, one.layout, self.images)
-        if layout is not None:
-            one.layout, one.coverage = layout, coverage(one.gradient, layout)
-        return layout is not None
+        if layout is None or not unshifted(one.put.tensor, layout, self.images):
+            return False
+        one.layout, one.coverage = layout, coverage(one.gradient, layout)
+        return True
 
     def _proven(self, one: _Candidate) -> bool:
         """Prove a layout, or find another that is."""

@@ -17,6 +17,7 @@ LOOSELY = (
     0.65  # the same where the axes leave no doubt: below it the picture itself was cut, turned or warped on the way
 )
 _COMPETING = 6  # cells of each half that are asked whether they look where they are or beside it
+_TOO_FEW = 12  # cells, of whose halves nothing can be told apart
 _BESIDE = 1.1  # times as much as at the own place may be looked at beside it where cells are blurred
 _UNLIKE = 1.2  # times as much in one half of the grid as in the other tell that something stands between them
 _FLAT = 4.0  # times the mean: what the most looked-at place gets at most where cells look everywhere
@@ -83,6 +84,8 @@ def unshifted(put: Tensor, layout: Layout, images: Tensor) -> bool:
     class token may stand in the midst.
     """
     cells, beside = math.prod(layout.grid), []
+    if cells < _TOO_FEW:
+        return True
     for start in (0, cells // 2):
         places = torch.linspace(start + 1, start + cells // 2 - 2, _COMPETING).round().long().tolist()
         sums = torch.zeros(3)
