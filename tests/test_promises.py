@@ -332,6 +332,19 @@ def test_threads_that_share_a_model_take_turns(method):
     assert_same(before, everything_of(model))
 
 
+def test_threads_whose_models_draw_numbers_give_the_random_state_back():
+    class Noisy(Classifier):
+        def forward(self, batch):
+            torch.rand(len(batch) * 1000)
+            return super().forward(batch)
+
+    models = [Noisy().eval() for _ in range(4)]
+    before = torch.get_rng_state()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda model: [glowmap.explain(model, images(), target=1) for _ in range(8)], models * 3))
+    assert torch.equal(before, torch.get_rng_state())
+
+
 @every_method
 def test_new_buffers_and_flags_set_while_the_model_runs_are_undone(method):
     class Caching(Classifier):

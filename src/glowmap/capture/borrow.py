@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from glowmap.capture.chance import random_states_kept
 from glowmap.capture.plainly import plainly
 from glowmap.errors import ModelError
 
@@ -27,7 +28,7 @@ def borrowed(model: nn.Module) -> Iterator[bool]:
         training = [(module, module.training) for module in model.modules()]
         trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         devices = {parameter.device.index for parameter, _ in trainable if parameter.is_cuda}
-        with torch.random.fork_rng(devices=sorted(devices)):
+        with random_states_kept(sorted(devices)):
             try:
                 # Flag by flag: Module.eval() may be overridden (to merge adapters, even to start training).
                 _set_flags(
