@@ -182,3 +182,37 @@ def test_a_mask_of_another_shape_is_refused(mask):
     found = glowmap.explain(Classifier().eval(), images(1), target=1, layer="features.3")
     with pytest.raises(InputError, match="has another shape than the input of 16 x 20"):
         found.share(mask)
+
+
+class Matching(nn.Module):
+    """Pictures against texts, as many of the one as of the other, as CLIP has them: logits per image, and per text."""
+
+    def __init__(self):
+        super().__init__()
+        self.tower, self.words = Classifier(classes=6), nn.Embedding(20, 6)
+
+    def forward(self, pixel_values, input_ids):
+        pictures, texts = self.tower(pixel_values), self.words(input_ids).mean(1)
+        logits = nn.functional.normalize(pictures, dim=1) @ nn.functional.normalize(texts, dim=1).T
+        return {"logits": logits, "logits_per_text": logits.T, "texts": texts}
+
+
+@pytest.mark.parametrize("method", ["rise", "recipro_cam", "ablation_cam", "smooth_grad", "grad_cam"])
+@pytest.mark.parametrize("count", [2, 3])
+def test_as_many_texts_as_pictures_stay_whole(method, count):
+    model, batch = Matching().eval(), images(count)
+    texts = torch.randint(0, 20, (count, 4), generator=torch.Generator().manual_seed(4))
+    together = glowmap.explain(
+        model, {"pixel_values": batch, "input_ids": texts}, target=1, layer="tower.features", method=tuned(method)
+    )
+    assert not [note for note in together.notes if "another answer" in note]
+    for image in range(count):
+        alone = glowmap.explain(
+            model,
+            {"pixel_values": batch[image : image + 1], "input_ids": texts},
+            target=1,
+            layer="tower.features",
+            method=tuned(method),
+        )
+        torch.testing.assert_close(together.raw[image : image + 1], alone.raw, rtol=1e-4, atol=1e-6)
+        assert not [note for note in alone.notes if "another answer" in note or "is slow" in note]

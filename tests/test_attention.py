@@ -733,3 +733,30 @@ def test_the_models_own_answer_is_the_question_of_every_block():
     labels = model(batch).argmax(1)
     wanted = glowmap.explain(model, batch, target=labels, method="legrad").raw
     assert torch.equal(glowmap.explain(model, batch, method="legrad").raw, wanted)
+
+
+@pytest.mark.parametrize("words", [8, 64])  # 64 are as many as the patches
+def test_legrad_reads_the_pooler_of_the_picture_and_not_the_text_tower(words):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+    config = transformers.SiglipConfig(
+        vision_config={**sizes, "image_size": 64, "patch_size": 8},
+        text_config={**sizes, "vocab_size": 99, "max_position_embeddings": 64},
+    )
+    model, pictures = transformers.SiglipModel(config).eval(), images(1, 64, 64)
+    ids = torch.randint(3, 90, (2, words))
+    with torch.no_grad():
+        texts = nn.functional.normalize(model.get_text_features(input_ids=ids).pooler_output, dim=1)
+
+    class Tower(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.vision = model.vision_model
+
+        def forward(self, pixel_values):
+            picture = nn.functional.normalize(self.vision(pixel_values).pooler_output, dim=1)
+            return picture @ texts.T * model.logit_scale.exp()
+
+    both = glowmap.explain(model, {"pixel_values": pictures, "input_ids": ids}, target=1, method="legrad")
+    tower = glowmap.explain(Tower().eval(), pictures, target=1, method="legrad")
+    torch.testing.assert_close(both.raw, tower.raw, rtol=1e-4, atol=1e-6)

@@ -57,7 +57,11 @@ class Attended:
             pooling = Attending()
             with pooling, handed_back([*earlier, (last, replaced(output, tokens, one.tokens.clone()))]):
                 scores = ask()
-            weights = pooling.found[-1].weights if pooled and pooling.found else one.weights
+            # a text tower's attentions may run after it
+            again = [
+                seen.weights for seen in pooling.found if pooled and seen.weights.shape == pooled.seen.weights.shape
+            ]
+            weights = again[-1] if again else one.weights
             found += self._gradients(scores, [weights])
         if not same_output(scores.detach(), before.detach()):
             raise MethodError(
@@ -76,12 +80,13 @@ class Attended:
         ]
 
     @property
-    def _pooled(self) -> bool:
-        """Whether all is read through one attention over the patches, with queries of its own that do not look at themselves."""
+    def _pooled(self) -> Linked | None:
+        """The one attention over the patches through which all is read, whose own queries do not look at themselves."""
         patched = self.attention.patched
         read = [link for link, slope in zip(self.links, self.output_gradients, strict=True) if slope.any()]
         readers = [link for link in read if link.over == patched and link.of != patched]
-        return len(readers) == 1 and not any(link.of == link.over == readers[0].of for link in read)
+        alone = len(readers) == 1 and not any(link.of == link.over == readers[0].of for link in read)
+        return readers[0] if alone else None
 
     def _blocks(self) -> "list[_Around]":
         """Find the modules that are the blocks of the patches: the outermost around one attention that return tokens."""

@@ -184,7 +184,10 @@ def _asked(answer: Answer, question: Target) -> Asked:
         return Asked(question.score(answer).sum(), classes, places, boxes, own=True)
     said = [logits] if logits is not None else [one for one in tensors_in(answer.raw) if one.is_floating_point()]
     if not said:
-        raise TargetError(f"{answer.model} answers without any floating tensor, by which a layer could be found")
+        raise TargetError(
+            f"{answer.model} answers without any floating tensor, by which a layer could be found; name one, and let the model "
+            "return its scores for a target to read"
+        )
     return Asked(torch.stack([_signed(one) for one in said]).sum(), classes, places, boxes)
 
 

@@ -165,12 +165,21 @@ class Run:
             )
 
     def _answers_copies(self, image: int) -> bool:
-        for self._cuts[image] in (True, False):
+        # as it is first: texts may be as many as the images, and cut with them the answer would be of another text
+        for cut in (False, True) if self._readable else (True, False):
+            self._cuts[image] = cut
             with torch.no_grad(), suppress(ModelError):
                 repeated = copies(self.batch.images, image, len(self.batch.images), self._several)
                 if self._as_before(image, self._on_images(image, repeated)):
                     return True
         self._cuts[image] = True  # the likelier, where neither answers as before
+        return False
+
+    @cached_property
+    def _readable(self) -> bool:
+        """Whether the answer has class scores, a row an image, in which copies can be told."""
+        with suppress(TargetError):
+            return self.answer.logits is not None
         return False
 
     @property
@@ -179,11 +188,18 @@ class Run:
         return 3 if len(self.batch.images) == 2 else 2
 
     def _as_before(self, image: int, answer: Any) -> bool:
-        return same_output(answer, copies(self.output, image, len(self.batch.images), self._several))
+        if not self._readable:
+            return same_output(answer, copies(self.output, image, len(self.batch.images), self._several))
+        one = self.answer.logits[image : image + 1].detach()
+        with suppress(TargetError):
+            return same_output(self.read(answer, self._several).logits, one.expand(self._several, *one.shape[1:]))
+        return False
 
     def _from(self, layer: str, image: int) -> Callable[..., AbstractContextManager[None]]:
         """Choose how to run on from a layer: with the trunk's work handed back where that is proven, else the whole model."""
         if (layer, image) not in self._proven:
+            if self._ambiguous:
+                self._check(image)
             self._proven[layer, image] = self._proof(layer, image)
         if self._proven[layer, image]:
             return resumed
@@ -193,6 +209,12 @@ class Run:
         )
         self._check(image)
         return exchanged
+
+    @property
+    def _ambiguous(self) -> bool:
+        """Whether the model is given something beside the images that is as long as they are many."""
+        given, count = tensors_in([self.batch.arguments, self.batch.keywords]), len(self.batch.images)
+        return count > 1 and any(one.ndim and len(one) == count for one in given if one is not self.batch.images)
 
     def _proof(self, layer: str, image: int) -> bool:
         """Run on from the unchanged maps, twice over, and compare with what the model said."""

@@ -128,7 +128,8 @@ class Explainer:
         """
         batch = self.model.read(images)
         with borrowed(self.model.module):
-            return self._found(batch, as_questions(target)[0])[0]
+            self._choice = self._found(batch, as_questions(target)[0])[0]
+            return self._choice
 
     def layers(
         self, batch: Batch, question: Target | None = None, *, blindly: bool = False, anew: bool = False

@@ -24,7 +24,7 @@ def tell_choice(choice: "Choice") -> None:
     """Say which layer is explained where none is named, why, and what else would have done."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("layer", "kind", "channels", "laid out", "gradient at", "why, or why not"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column == "layer")
     for one in (choice, *choice.runners_up):
         style = "bold" if one is choice else "dim"
         cells = (one.name, one.kind, str(one.channels), str(one.layout), one.covered, one.reason)

@@ -186,8 +186,9 @@ def spelled(number: float) -> str:
 
 
 def short(name: str) -> str:
-    """Keep the first of a class's synonyms, as lists of ImageNet's classes have them."""
-    return name.partition(",")[0]
+    """Keep the first of a class's synonyms, as lists of ImageNet's classes have them; numbers after a comma are none."""
+    first, _, others = name.partition(",")
+    return name if any(letter.isdecimal() for letter in others) else first
 
 
 def _asked(one: Explained, index: int) -> str:

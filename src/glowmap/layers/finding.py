@@ -192,7 +192,11 @@ class _Search:
         if one.layout.before < 0 and not self._placed(one):
             return "tokens of no grid"
         if one.coverage < covered or not one.coverage:
-            return f"the score has a gradient at {one.coverage:.0%} of its places only"
+            return (
+                "the score has no gradient there"
+                if not one.coverage
+                else "the score has a gradient at few of its places"
+            )
         if one.channels == self.asked.classes and not self.trace.parametric_after(one.put):
             return "the class scores themselves, place by place"
         return ""
@@ -278,7 +282,7 @@ class _Search:
         for stretch in own:
             for one in sorted(self._late(stretch), key=lambda one: (-one.channels, *_outermost(one, stretch))):
                 if self._ends(one, stretch[0]):
-                    reason = f"the encoder's end: all that goes through its {crossed(one.layout.grid)} goes through it"
+                    reason = f"the encoder's end, which everything on its grid of {crossed(one.layout.grid)} passes"
                     return self._around(one, stretch), reason
             if stretch is max(own, key=self._held):  # finer ones are a decoder's
                 return self._trunk_end(stretch)

@@ -1,13 +1,14 @@
-"""Layers by dotted name, by name and run ("body#2"), or by module."""
+"""Layers by dotted name, by name and run ("body#2"), by module, or as they were found."""
 
 from typing import Any
 
 from torch import nn
 
 from glowmap.errors import LayerError
+from glowmap.layers.choice import Choice
 from glowmap.shelf import near_names
 
-LayerName = str | nn.Module
+LayerName = str | nn.Module | Choice
 
 
 def find_layers(model: nn.Module, wanted: Any) -> dict[str, nn.Module]:
@@ -34,6 +35,8 @@ def _find(model: nn.Module, layer: Any) -> tuple[str, nn.Module]:
             f"the given {type(layer).__name__} is no part of this {type(model).__name__}; "
             "take the layer from the model that is explained"
         )
+    if isinstance(layer, Choice):
+        layer = layer.name
     if not isinstance(layer, str):
         raise LayerError(f"a layer is a dotted name or a module, not {layer!r} ({type(layer).__name__})")
     name, marked, run = layer.partition("#")
