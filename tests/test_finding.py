@@ -659,3 +659,21 @@ def test_maps_of_two_axes_that_are_no_classes_at_places_are_not_read_as_such():
 def test_frames_before_colours_are_refused():
     with pytest.raises(glowmap.errors.InputError, match="frames before its colours.*clips.transpose"):
         glowmap.explain(Volumes().eval(), torch.randn(1, 8, 3, 32, 32), target=0)
+
+
+def test_a_detector_that_finds_nothing_says_so():
+    class Detector(Classifier):
+        def forward(self, batch):
+            scores = super().forward(batch).softmax(1).flatten()
+            return [{"boxes": torch.zeros(0, 4), "scores": scores[scores > 2]}]
+
+    with pytest.raises(TargetError, match="Detector found nothing in the picture.*lower the model's score threshold"):
+        glowmap.Explainer(Detector().eval()).find(images(1))
+
+
+def test_a_choice_is_a_layer_too():
+    model = Classifier().eval()
+    explainer = glowmap.Explainer(model)
+    choice = explainer.find(images())
+    assert explainer.layer is choice
+    assert glowmap.explain(model, images(), target=0, layer=choice.runners_up[0]).layer == choice.runners_up[0].name

@@ -46,6 +46,27 @@ def test_deeper_layers_gather_more_heat_on_the_object(demo, method):
     assert last > 3 * np.mean(chance)
 
 
+@pytest.mark.parametrize(("name", "method"), [("demo", "grad_cam"), ("demo", "hires_cam"), ("demo/honest", "grad_cam")])
+def test_the_layer_that_finds_itself_is_among_the_best_by_the_heat_on_the_object(name, method):
+    """Beside the four stages of the backbone."""
+    model = glowmap.load(name)
+    kinds = ["car", "person"] if name == "demo" else ["car", "bicycle"]
+    named = LAYERS if name == "demo" else ["layer1", "layer2", "layer3", "layer4"]
+    found, others = [], []
+    for kind in kinds:
+        scenes = (
+            streets_with(kind, count=6)
+            if name == "demo"
+            else [street(number, only=kind).drawn() for number in range(HELD_OUT, HELD_OUT + 6)]
+        )
+        for scene in scenes:
+            mask = scene.mask(kind)
+            found += glowmap.explain(model, scene.picture, target=kind, method=method).share(mask)
+            several = glowmap.explain(model, scene.picture, target=kind, layer=named, method=method)
+            others.append([one.share(mask)[0] for one in several])
+    assert np.mean(found) > 0.95 * np.mean(others, 0).max()
+
+
 @pytest.mark.parametrize("method", BY_GRADIENT)
 def test_the_class_asked_for_decides_where_the_heat_goes(demo, method):
     shares = []

@@ -183,6 +183,11 @@ def _asked(answer: Answer, question: Target) -> Asked:
     if isinstance(question, Custom):
         return Asked(question.score(answer).sum(), classes, places, boxes, own=True)
     said = [logits] if logits is not None else [one for one in tensors_in(answer.raw) if one.is_floating_point()]
+    if said and not any(one.numel() for one in said):
+        raise TargetError(
+            f"{answer.model} found nothing in the picture, so there is nothing to explain and no layer to find by it; give "
+            "another picture, lower the model's score threshold, or name a layer and ask about something else"
+        )
     if not said:
         raise TargetError(
             f"{answer.model} answers without any floating tensor, by which a layer could be found; name one, and let the model "

@@ -55,7 +55,8 @@ def load(
         raise ModelError(f"weights are 'default', 'random' or a checkpoint's path, not {weights!r}")
     built = _from_name(model, weights, seed) if isinstance(model, str) else _from_module(model, weights)
     own = built.preprocess or ResizedAndNormalised()
-    if built.preprocess is None and mean is None and std is None:
+    if built.preprocess is None and mean is None and std is None and not torchvision.cautions(built.module):
+        # (torchvision's detectors normalise inside)
         built = built.changed(notes=(*built.notes, "no mean and std were given: the model gets RGB in [0, 1] as it is"))
     if size is not None and isinstance(own, Clips):
         raise InputError(f"a size is of pictures, and {built.name} takes clips; resize the clip, or leave the size out")
