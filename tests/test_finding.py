@@ -85,6 +85,18 @@ def test_pooling_is_no_layer_to_look_at_and_nor_are_the_class_scores():
     assert found(same).name == "3"
 
 
+def test_pooling_after_a_function_is_no_layer_either():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.pool, self.head = nn.Conv2d(3, 8, 3, 2, 1), nn.MaxPool2d(2), nn.Linear(8, 5)
+
+        def forward(self, batch):
+            return self.head(self.pool(self.conv(batch).relu()).mean((2, 3)))
+
+    assert found(Net()).name == "conv"
+
+
 @pytest.mark.parametrize("before", [1, 2, 5])
 def test_where_a_class_token_is_read_the_patches_end_at_the_last_blocks_first_norm(before):
     model, batch = Transformer(before).eval(), images(2, 24, 32)
