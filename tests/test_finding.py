@@ -533,6 +533,15 @@ def test_a_batch_whose_patches_stand_at_different_places_is_refused(layer):
     assert glowmap.explain(model, {"images": batch, "ids": ids(12, 12)}, target=1, layer=layer).grid == (6, 8)
 
 
+def test_the_attention_of_such_a_batch_is_refused_too():
+    model, batch = Sequences().eval(), images(2, 24, 32)
+    with pytest.raises(glowmap.errors.MethodError, match="the patches of image 1 stand elsewhere.*one by one"):
+        glowmap.explain(model, {"images": batch, "ids": ids(5, 12)}, target=1, method="rollout")
+    both = glowmap.explain(model, {"images": batch, "ids": ids(5, 5)}, target=1, method="rollout").raw
+    one = glowmap.explain(model, {"images": batch[1:], "ids": ids(5)}, target=1, method="rollout").raw
+    torch.testing.assert_close(both[1:], one)
+
+
 class Switch(nn.Module):
     """Two ways to one head: which is gone, an argument, an attribute or the image itself decides."""
 

@@ -210,7 +210,15 @@ def _layout(values: Tensor, images: Tensor, grids: Sequence[Grid]) -> Layout | N
     # tokens of a text or of queries may stand before or after the patches
     later = (offset(tokens, Layout("tokens", grid, -1), images) for grid in sorted(fitting, key=math.prod)[-_TRIES:])
     likely = (one for one in chain(readings, later) if one and proven(tokens, one, images, least=_ALIGNED))
-    return next((one for one in likely if not one.before or unshifted(tokens, one, images)), None)
+    found = next((one for one in likely if not one.before or unshifted(tokens, one, images)), None)
+    if found is not None and found.among:
+        elsewhere = [i for i in range(1, len(images)) if not proven(tokens, found, images, least=_ALIGNED, image=i)]
+        if elsewhere:
+            raise MethodError(
+                f"the patches of image {elsewhere[0]} stand elsewhere among the tokens than those of image 0 (padding on the "
+                "left?); explain the images one by one"
+            )
+    return found
 
 
 def _on_another_grid(readings: Sequence[Layout], layout: Layout) -> bool:
