@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from glowmap.capture import same_output
-from glowmap.capture.attention import Attending, Linked, Tokens, handed_back, linked
+from glowmap.capture.attention import Attending, Linked, Tokens, linked
+from glowmap.capture.resume import handed_back
 from glowmap.errors import MethodError, TargetError
 from glowmap.layers import Grid, Layout
 from glowmap.layers.layout import token_layouts
-from glowmap.layers.proving import carries, offset, proven, unshifted
+from glowmap.layers.proving import carries, gradients, offset, proven, stands
 from glowmap.methods import Attention, Block
 from glowmap.shapes import Scores, crossed
 from glowmap.structure import replaced, tensors_in
@@ -113,8 +114,7 @@ class Attended:
 
     def _is_cut(self, tokens: Tensor) -> bool:
         """Tell whether all that the score knows of the picture went through these tokens: no residual goes around them."""
-        found = torch.autograd.grad(self.scores.sum(), [tokens, self.images], retain_graph=True, allow_unused=True)
-        through, whole = found
+        through, whole = gradients(self.scores.sum(), [tokens, self.images])
         return through is not None and whole is not None and carries(tokens, through, self.images, whole)
 
 
@@ -209,8 +209,7 @@ def _layout(values: Tensor, images: Tensor, grids: Sequence[Grid]) -> Layout | N
     fitting = [grid for grid in dict.fromkeys(grids) if len(grid) == len(pixels) and 1 < math.prod(grid) < count]
     # tokens of a text or of queries may stand before or after the patches
     later = (offset(tokens, Layout("tokens", grid, -1), images) for grid in sorted(fitting, key=math.prod)[-_TRIES:])
-    likely = (one for one in chain(readings, later) if one and proven(tokens, one, images, least=_ALIGNED))
-    found = next((one for one in likely if not one.before or unshifted(tokens, one, images)), None)
+    found = next((one for one in chain(readings, later) if one and stands(tokens, one, images, least=_ALIGNED)), None)
     if found is not None and found.among:
         elsewhere = [i for i in range(1, len(images)) if not proven(tokens, found, images, least=_ALIGNED, image=i)]
         if elsewhere:

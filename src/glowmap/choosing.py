@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
 from typing import Any
@@ -28,7 +28,7 @@ from glowmap.layers import (
     surveyed,
 )
 from glowmap.models import Model, as_model
-from glowmap.structure import tensors_in
+from glowmap.structure import mapped, tensors_in
 from glowmap.targets import Answer, Custom, Target
 
 Reading = Callable[[Any, int], Answer]
@@ -62,7 +62,7 @@ def choose(
         if choice is not None and layer is not None and _named(module, choice.name) is layer():
             return choice, True
     choice = _found(module, batch, read, question, blindly=blindly)
-    moving = choice.layout.of_tokens and words and (choice.layout.among or choice.layout.before > 1)
+    moving = bool(words) and _may_move(choice.layout)
     if moving:
         _refuse_unlike(module, batch, choice.name, choice.layout)
     known.choices[(*key, words) if moving else key] = choice, ref(module.get_submodule(choice.name.partition("#")[0]))
@@ -74,6 +74,11 @@ def _named(module: nn.Module, name: str) -> nn.Module | None:
         (layer,) = find_layers(module, name).values()
         return layer
     return None
+
+
+def _may_move(layout: Layout) -> bool:
+    """Tell whether the patches may stand elsewhere with other words beside them."""
+    return layout.of_tokens and (layout.among or layout.before > 1)
 
 
 def _refuse_unlike(module: nn.Module, batch: Batch, name: str, layout: Layout) -> None:
@@ -116,7 +121,7 @@ def checked_layout(module: nn.Module, batch: Batch, name: str, layout: Layout | 
             found, proven = check_layout(module, one.images, partial(_called, module, one), name, layout)
         except GlowmapError:  # it does not run on one image alone
             found, proven = layout, False
-        if proven and found is not None and found.of_tokens and found.before > 1 and _words(batch):
+        if proven and found is not None and _words(batch) and _may_move(found):
             _refuse_unlike(module, batch, name, found)
         known.layouts[key] = found, proven
     return known.layouts[key]
@@ -138,9 +143,8 @@ def _found(module: nn.Module, batch: Batch, read: Reading, question: Target, *, 
     except (ModelError, TargetError, LayerError):
         if one is batch:
             raise
-    return _find(
-        module, batch, read, question, blindly=blindly
-    )  # it knows the batch by position, or the image is blank
+    # it knows the batch by position, or its first image is blank
+    return _find(module, batch, read, question, blindly=blindly)
 
 
 def _find(module: nn.Module, batch: Batch, read: Reading, question: Target, *, blindly: bool) -> Choice:
@@ -159,13 +163,13 @@ def _one_image(batch: Batch, image: int = 0) -> Batch:
     count = len(batch.images)
     if count == 1:
         return batch
-    cut = replace(batch, images=batch.images[image : image + 1])
-    arguments = [cut.images if value is batch.images else copies(value, image, count, 1) for value in batch.arguments]
-    keywords = {
-        name: cut.images if value is batch.images else copies(value, image, count, 1)
-        for name, value in batch.keywords.items()
-    }
-    return replace(cut, arguments=tuple(arguments), keywords=keywords)
+    own = batch.images[image : image + 1]
+
+    def cut(tensor: Tensor) -> Tensor:
+        return own if tensor is batch.images else copies(tensor, image, count, 1)
+
+    arguments, keywords = mapped([batch.arguments, batch.keywords], cut)
+    return Batch(arguments, keywords, own, batch.pictures)
 
 
 def _asked(answer: Answer, question: Target) -> Asked:

@@ -8,7 +8,7 @@ values. What is none of these (a fused kernel of another library, linear attenti
 import inspect
 import math
 import threading
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,8 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
-
-from glowmap.capture.resume import _forward, _handing_back
 
 _PRODUCTS = {"matmul", "__matmul__", "bmm"}
 _COPYING = {
@@ -217,18 +215,6 @@ def enclosing(model: nn.Module, watcher: Attending) -> Iterator[None]:
             if module is not model and not isinstance(module, torch.jit.ScriptModule):
                 hooked.callback(module.register_forward_pre_hook(begin).remove)
                 hooked.callback(module.register_forward_hook(end).remove)
-        yield
-
-
-@contextmanager
-def handed_back(outputs: Sequence[tuple[nn.Module, Any]]) -> Iterator[None]:
-    """Let modules hand back these outputs, one a call and in this order, while the model is run inside."""
-    waiting: dict[nn.Module, deque[Any]] = defaultdict(deque)
-    for module, output in outputs:
-        waiting[module].append(output)
-    with ExitStack() as patched:
-        for module, own in waiting.items():
-            patched.enter_context(_forward(module, _handing_back(module, own)))
         yield
 
 

@@ -5,7 +5,7 @@ Methods that ask the model again about changed maps would else pay for the trunk
 
 import threading
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,16 +77,28 @@ def resumed(trunk: Trunk, seen: Seen, image: int, batch: int, maps: Tensor) -> I
     or past what was handed back.
     """
     assert trunk.layer is not None
-    known: dict[nn.Module, deque[Any]] = defaultdict(deque)
-    for module, output in trunk.finished:
-        known[module].append(copies(output, image, batch, len(maps)))
-    known[trunk.layer] = deque([_exchanged(copies(trunk.output, image, batch, len(maps)), seen, maps)])
-    with ExitStack() as patched:
-        for module, outputs in known.items():
-            patched.enter_context(_forward(module, _handing_back(module, outputs)))
+    count = len(maps)
+    known = [(module, copies(output, image, batch, count)) for module, output in trunk.finished]
+    begun = _exchanged(copies(trunk.output, image, batch, count), seen, maps)
+    with handed_back([*known, (trunk.layer, begun)]) as waiting:
         yield
-    if any(known.values()):
+    if any(waiting):
         raise LayerError("the model did not run as before; name a module whose forward it calls")
+
+
+@contextmanager
+def handed_back(outputs: Sequence[tuple[nn.Module, Any]]) -> Iterator[Collection["deque[Any]"]]:
+    """Let modules hand back these outputs, one a call and in this order, while the model is run inside.
+
+    Yields what still waits to be handed back, module by module.
+    """
+    waiting: dict[nn.Module, deque[Any]] = defaultdict(deque)
+    for module, output in outputs:
+        waiting[module].append(output)
+    with ExitStack() as patched:
+        for module, own in waiting.items():
+            patched.enter_context(_forward(module, _handing_back(module, own)))
+        yield waiting.values()
 
 
 @contextmanager

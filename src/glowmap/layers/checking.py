@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from glowmap.layers.layout import Layout, patches_among, token_layouts
-from glowmap.layers.proving import gradients, offset, proven, unshifted
+from glowmap.layers.proving import gradients, offset, stands
 from glowmap.layers.tracing import Put, Traced, traced
 
 
@@ -29,7 +29,7 @@ def check_layout(
     other = token_layouts(put.tensor.shape, len(leaf), tuple(leaf.shape[2:]), trace.grids)
     shifted = None if among is None else offset(put.tensor, among, leaf)
     for one in (layout, shifted, *other):
-        if one is not None and proven(put.tensor, one, leaf) and (not one.before or unshifted(put.tensor, one, leaf)):
+        if one is not None and stands(put.tensor, one, leaf):
             return one, True
     return layout, False
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,7 +25,18 @@ from torch import Tensor, nn
 from glowmap.errors import LayerError
 from glowmap.layers.choice import Asked, Choice, no_gradient, no_grid
 from glowmap.layers.layout import Layout, is_made, is_plain, patches_among, read_layout, token_layouts, witness
-from glowmap.layers.proving import LOOSELY, aligned, carries, coverage, gradients, offset, proven, scattered, unshifted
+from glowmap.layers.proving import (
+    LOOSELY,
+    aligned,
+    carries,
+    coverage,
+    gradients,
+    offset,
+    proven,
+    scattered,
+    stands,
+    unshifted,
+)
 from glowmap.layers.tracing import Put, Traced, traced
 from glowmap.shapes import crossed
 
@@ -128,7 +139,7 @@ class _Search:
         """Prove once for each shape that the tokens beside the patches stand before them, where the patches still look nearby."""
         key = (layout, tuple(put.tensor.shape[:-1]))
         if key not in self._before:
-            self._before[key] = proven(put.tensor, layout, self.images) and unshifted(put.tensor, layout, self.images)
+            self._before[key] = stands(put.tensor, layout, self.images)
         return self._before[key]
 
     @cached_property
@@ -191,12 +202,10 @@ class _Search:
             return "the bare product of a linear layer"
         if one.layout.before < 0 and not self._placed(one):
             return "tokens of no grid"
-        if one.coverage < covered or not one.coverage:
-            return (
-                "the score has no gradient there"
-                if not one.coverage
-                else "the score has a gradient at few of its places"
-            )
+        if not one.coverage:
+            return "the score has no gradient there"
+        if one.coverage < covered:
+            return "the score has a gradient at few of its places"
         if one.channels == self.asked.classes and not self.trace.parametric_after(one.put):
             return "the class scores themselves, place by place"
         return ""
@@ -233,11 +242,20 @@ class _Search:
 
     # -- the rules -------------------------------------------------------------------------------------------------
 
+    def _is_cut(self, one: _Candidate) -> bool:
+        """Tell whether all of the score's gradient by the images comes through an output."""
+        if "cut" not in one.checked:
+            one.checked["cut"] = carries(one.put.tensor, one.gradient, self.images, self.whole)
+        return one.checked["cut"]
+
+    @property
+    def _latter(self) -> list[_Candidate]:
+        """What ran late enough to be the last that all evidence goes through, from the end."""
+        return self._pool[int(_LATE * len(self._pool)) :][::-1]
+
     def _last_cut(self) -> tuple[_Candidate, str] | None:
-        late = self._pool[int(_LATE * len(self._pool)) :]
-        tries = [one for one in reversed(late) if self._fits(one)][:_TRIES]
-        for one in tries:
-            if not carries(one.put.tensor, one.gradient, self.images, self.whole):
+        for one in islice(filter(self._fits, self._latter), _TRIES):
+            if not self._is_cut(one):
                 one.why_not = "some of the evidence goes past it"
             else:
                 after = self._normalised(one)
@@ -247,18 +265,16 @@ class _Search:
 
     def _last_cut_unproven(self) -> tuple[_Candidate, str] | None:
         """Take a cut whose grid is known and whose cells look everywhere, as those of global attention without a residual do."""
-        late = self._pool[int(_LATE * len(self._pool)) :]
         reason = "the last that all evidence goes through, but its cells look everywhere, so its grid is not proven"
-        tokens = [one for one in reversed(late) if one.layout.kind == "tokens" and one.layout.before == 0]
-        for one in [one for one in tokens if self._fits(one)][:_TRIES]:
-            if carries(one.put.tensor, one.gradient, self.images, self.whole):
-                return (one, reason) if scattered(one.put.tensor, one.layout, self.images) else None
-        return None
+        tokens = [one for one in self._latter if one.layout.kind == "tokens" and one.layout.before == 0]
+        cut = next(filter(self._is_cut, islice(filter(self._fits, tokens), _TRIES)), None)
+        return (cut, reason) if cut is not None and scattered(cut.put.tensor, cut.layout, self.images) else None
 
     def _last_part(self) -> tuple[_Candidate, str] | None:
         """Take a cut of which the model reads a part alone, as a head of single cells does."""
-        for one in [one for one in reversed(self._pool) if one.coverage and not self._why_not(one, 0.0)][:_TRIES]:
-            if carries(one.put.tensor, one.gradient, self.images, self.whole) and self._proven(one):
+        read = (one for one in reversed(self._pool) if one.coverage and not self._why_not(one, 0.0))
+        for one in islice(read, _TRIES):
+            if self._is_cut(one) and self._proven(one):
                 return one, f"all evidence goes through it, but through {one.coverage:.0%} of its places alone"
         return None
 

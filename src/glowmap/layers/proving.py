@@ -13,15 +13,13 @@ from glowmap.layers.layout import Grid, Layout
 
 _DEAD = 1e-6  # of the largest gradient: what lies below is none
 _SAME = 1e-3  # how far two gradients may differ that are the same but for rounding
-LOOSELY = (
-    0.65  # the same where the axes leave no doubt: below it the picture itself was cut, turned or warped on the way
-)
 _COMPETING = 6  # cells of each half that are asked whether they look where they are or beside it
 _TOO_FEW = 12  # cells, of whose halves nothing can be told apart
 _BESIDE = 1.1  # times as much as at the own place may be looked at beside it where cells are blurred
 _UNLIKE = 1.2  # times as much in one half of the grid as in the other tell that something stands between them
 _FLAT = 4.0  # times the mean: what the most looked-at place gets at most where cells look everywhere
 ALIGNED = 0.85  # the mean rank of the probed cells from which on a reading is proven
+LOOSELY = 0.65  # the same where the axes leave no doubt: below it the picture was cut, turned or warped on the way
 # Where the probes lie along each axis, as shares of it: off the diagonal, so that exchanged axes show.
 _PROBES = ((0.2, 0.8, 0.4, 0.65, 0.1), (0.8, 0.25, 0.1, 0.9, 0.5), (0.5, 0.9, 0.7, 0.3, 0.15))
 
@@ -75,6 +73,11 @@ def aligned(put: Tensor, layout: Layout, images: Tensor, *, least: float = 0.0, 
 def proven(put: Tensor, layout: Layout, images: Tensor, *, least: float = ALIGNED, image: int = 0) -> bool:
     """Tell whether a reading is proven by where its cells look."""
     return aligned(put, layout, images, least=least, image=image) >= least
+
+
+def stands(put: Tensor, layout: Layout, images: Tensor, *, least: float = ALIGNED) -> bool:
+    """Tell whether a reading is proven, and that its patches stand behind the tokens before them, if there are any."""
+    return proven(put, layout, images, least=least) and (not layout.before or unshifted(put, layout, images))
 
 
 def unshifted(put: Tensor, layout: Layout, images: Tensor) -> bool:

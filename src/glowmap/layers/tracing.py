@@ -125,10 +125,12 @@ def traced(model: nn.Module) -> Iterator[Traced]:
             if name and not isinstance(module, torch.jit.ScriptModule):
                 hooked.callback(module.register_forward_hook(note(name), with_kwargs=True).remove)
         yield trace
+
+    def unmarked(names: list[str]) -> list[str]:
+        """Leave the run out of the name of what ran once."""
+        return [name if runs[(plain := name.rpartition("#")[0])] > 1 else plain for name in names]
+
     for put in trace.puts:
-        put.names = [name if runs[(plain := name.rpartition("#")[0])] > 1 else plain for name in put.names]
-        put.handed_through = [
-            name if runs[(plain := name.rpartition("#")[0])] > 1 else plain for name in put.handed_through
-        ]
+        put.names, put.handed_through = unmarked(put.names), unmarked(put.handed_through)
     # an operation outside any module may have written into a tensor after it was put out
     trace.puts = [put for put in trace.puts if by_tensor[id(put.tensor)][1] == put.tensor._version]
