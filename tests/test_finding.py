@@ -179,6 +179,15 @@ def test_a_named_layer_whose_tokens_lie_otherwise_says_that_nothing_is_proven():
     assert glowmap.explain(model, images(1, 24, 32), target=1, layer="blocks.0").notes == ()
 
 
+def test_a_named_module_that_hands_its_tokens_through_is_proven_as_they_are():
+    class Through(Transformer):
+        def __init__(self):
+            super().__init__(width=24)
+            self.blocks = nn.Sequential(Block(24), nn.Identity(), Block(24))
+
+    assert glowmap.explain(Through().eval(), images(1, 24, 32), target=1, layer="blocks.1").notes == ()
+
+
 class TokensFirst(Transformer):
     """As some libraries have it: the batch is the second axis within the blocks."""
 

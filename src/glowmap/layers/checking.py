@@ -39,7 +39,7 @@ def _named(trace: Traced, name: str) -> Put | None:
     found = [
         put
         for put in trace.puts
-        for each in put.names
+        for each in (*put.names, *put.handed_through)
         if each == name or (not marked and each.partition("#")[0] == plain)
     ]
     return found[-1] if found else None
