@@ -167,7 +167,7 @@ def test_the_panel_has_a_row_for_each_question_and_image(explained):
 
 
 def test_reprs(explained):
-    assert repr(explained[1]) == ("<Explanation of 'road (mask)' by grad_cam at encoder.2 (6 x 8), 2 images>")
+    assert repr(explained[1]) == ("<Explanation of 'road (mask)' by hires_cam at encoder.2 (6 x 8), 2 images>")
     shown = Image.open(io.BytesIO(explained._repr_png_()))
     assert shown.size == explained.panel().size
     assert Image.open(io.BytesIO(explained[0]._repr_png_())).size == explained[0].panel().size

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 import glowmap
-from cases import images
+from cases import Classifier, Segmenter, images
+from glowmap.targets import Pixels
 
 
 class BlindHalf(nn.Module):
@@ -62,3 +63,34 @@ def test_asking_methods_agree_that_nothing_is_there(blind):
 def test_a_pooled_head_gets_no_note():
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
     assert glowmap.explain(model.eval(), images(3), target=1, layer="1").notes == ()
+
+
+def test_a_question_about_places_is_weighed_place_by_place_and_averaging_says_what_it_loses():
+    segmenter, mask = Segmenter().eval(), torch.zeros(16, 20)
+    mask[4:8, 4:8] = 1
+    question = Pixels(2, mask)
+    assert glowmap.explain(segmenter, images(), target=question, layer="encoder.2").method == "hires_cam"
+    assert glowmap.explain(segmenter, images(), target=2, layer="encoder.2").method == "hires_cam"
+    averaged = glowmap.explain(segmenter, images(), target=question, layer="encoder.2", method="grad_cam")
+    (note,) = [note for note in averaged.notes if "averaged away" in note]
+    recorded = {}
+    handle = segmenter.encoder[2].register_forward_hook(lambda _m, _i, output: recorded.update(maps=output))
+    score = (segmenter(images())["out"][:, 2] * mask).sum()
+    handle.remove()
+    (gradient,) = torch.autograd.grad(score, recorded["maps"])
+    lost = 1 - gradient.mean((2, 3)).square().sum(1) / gradient.square().mean((2, 3)).sum(1)
+    assert f"{float(lost.mean()):.0%} of their power" in note
+    assert note.startswith("grad_cam weighs each channel of 'encoder.2'")
+
+
+@pytest.mark.parametrize("method", ["hires_cam", "layer_cam", "eigen_cam"])
+def test_no_such_note_where_nothing_is_averaged(method):
+    segmenter = Segmenter().eval()
+    found = glowmap.explain(segmenter, images(), target=Pixels(2, torch.ones(16, 20)), layer="encoder.2", method=method)
+    assert not any("averaged away" in note for note in found.notes)
+
+
+def test_a_head_that_pools_needs_no_other_method_and_no_note():
+    found = glowmap.explain(Classifier().eval(), images(), target=1, layer="features.4")
+    assert found.method == "grad_cam"
+    assert not any("averaged away" in note for note in found.notes)

@@ -353,7 +353,6 @@ def test_several_runs_at_once_and_what_is_said_of_them():
     assert [note.split("; ")[1].split(" (")[0] for note in found[0].notes] == [
         "run 1 is explained",
         "its last run is explained",
-        "its last run is explained",
         "run 2 is explained",
     ]
     with pytest.raises(

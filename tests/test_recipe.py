@@ -72,7 +72,7 @@ def test_deeplab_all_layers_from_one_pass(deeplab):
     mask = torch.zeros(97, 130)
     mask[40:80, 30:90] = 1
     layers = [f"backbone.layer{i}" for i in (1, 2, 3, 4)]
-    found = glowmap.explain(deeplab, images, target=targets.Pixels(7, mask), layer=layers)
+    found = glowmap.explain(deeplab, images, target=targets.Pixels(7, mask), layer=layers, method="grad_cam")
     assert [one.layer for one in found] == layers
     for one in found:
         wanted = plain_grad_cam(
@@ -90,5 +90,5 @@ def test_deeplab_default_mask_is_what_it_predicts_as_the_class(deeplab):
     wanted = plain_grad_cam(
         deeplab, deeplab.backbone.layer4, images, lambda out: (out["out"][:, index] * (labels == index)).sum()
     )
-    found = glowmap.explain(deeplab, images, target=index, layer="backbone.layer4")
+    found = glowmap.explain(deeplab, images, target=index, layer="backbone.layer4", method="grad_cam")
     torch.testing.assert_close(found.heatmap, wanted, atol=1e-5, rtol=0)

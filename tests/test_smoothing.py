@@ -32,7 +32,7 @@ def test_flips_average_the_map_and_the_mirror_images_map_laid_back(segmenter):
     torch.testing.assert_close(found.raw, (plain.raw + mirrored.raw.flip(-1)) / 2)
     assert (found.raw - plain.raw).abs().max() > 0.01 * plain.raw.abs().max()
     assert torch.equal(found.scores, plain.scores)
-    assert found.method == "grad_cam + flips"
+    assert found.method == "hires_cam + flips"
 
 
 def test_the_answer_that_is_asked_about_is_the_unchanged_images():
@@ -111,7 +111,7 @@ def test_layers_fused(segmenter, how):
         torch.testing.assert_close(one.raw, wanted)
         assert one.targets == several[2 * number].targets
         assert one.layer == "encoder.0, encoder.2"
-        assert one.method == f"grad_cam, {how} of layers"
+        assert one.method == f"hires_cam, {how} of layers"
 
 
 def test_layers_are_fused_in_three_ways_only(segmenter):

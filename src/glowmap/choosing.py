@@ -29,7 +29,7 @@ from glowmap.layers import (
 )
 from glowmap.models import Model, as_model
 from glowmap.structure import mapped, tensors_in
-from glowmap.targets import Answer, Custom, Target
+from glowmap.targets import Answer, Custom, Target, leaves
 
 Reading = Callable[[Any, int], Answer]
 
@@ -55,6 +55,8 @@ def choose(
     LayerError where there is none.
     """
     known = _KNOWN.setdefault(module, _Known())
+    own = asks_for_its_own(question)
+    anew = anew or own
     key = (_shapes(batch), _asking(question), blindly)
     words = _words(batch)  # where words stand among the patches, it is for these words alone
     for alike in () if anew else (key, (*key, words)):
@@ -65,8 +67,15 @@ def choose(
     moving = bool(words) and _may_move(choice.layout)
     if moving:
         _refuse_unlike(module, batch, choice.name, choice.layout)
-    known.choices[(*key, words) if moving else key] = choice, ref(module.get_submodule(choice.name.partition("#")[0]))
+    if not own:
+        chosen = module.get_submodule(choice.name.partition("#")[0])
+        known.choices[(*key, words) if moving else key] = choice, ref(chosen)
     return choice, False
+
+
+def asks_for_its_own(question: Target) -> bool:
+    """Tell whether a question needs a layer of its own, which another about the same picture may not share."""
+    return any(hasattr(one, "said") for one in leaves(question))
 
 
 def _named(module: nn.Module, name: str) -> nn.Module | None:
@@ -178,6 +187,11 @@ def _asked(answer: Answer, question: Target) -> Asked:
     All classes at once, each with a sign of its own: where evidence can be is the same for all of them, and a score of one
     class, or of a few pixels, would miss places that it happens not to use.
     """
+    said_of_it = [getattr(one, "said", None) for one in leaves(question)]
+    if any(said_of_it):
+        return Asked(
+            torch.stack([said(answer) for said in said_of_it if said]).sum(), None, False, answer.detects, own=True
+        )
     logits: Tensor | None = None
     with suppress(TargetError):
         logits = answer.logits
@@ -186,7 +200,14 @@ def _asked(answer: Answer, question: Target) -> Asked:
     classes = None if logits is None else logits.shape[1]
     if isinstance(question, Custom):
         return Asked(question.score(answer).sum(), classes, places, boxes, own=True)
-    said = [logits] if logits is not None else [one for one in tensors_in(answer.raw) if one.is_floating_point()]
+    said_at_all = (
+        [logits]
+        if logits is not None
+        else list(answer.candidates.logits)
+        if answer.detects
+        else list(tensors_in(answer.raw))
+    )
+    said = [one for one in said_at_all if one.is_floating_point()]
     if said and not any(one.numel() for one in said):
         raise TargetError(
             f"{answer.model} found nothing in the picture, so there is nothing to explain and no layer to find by it; give "

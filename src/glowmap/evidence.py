@@ -3,7 +3,7 @@
 Each kind that a method's parameter can name (the table is in ``methods/_method.py``) is a method of :class:`Evidence` here.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -22,14 +22,15 @@ from glowmap.methods import ASKING, Attention, Make
 from glowmap.progress import tracked
 from glowmap.shapes import Maps, PixelSets, Scores
 from glowmap.structure import mapped
-from glowmap.targets import Custom, Each, Target, checked, settled
+from glowmap.targets import Custom, Each, Target, checked, of_places, settled
 
 
 class Evidence:
     """What the methods ask for about one question, for each of the recorded layers."""
 
-    def __init__(self, run: Run, question: Target, scores: Scores) -> None:
+    def __init__(self, run: Run, question: Target, scores: Scores, layers: Sequence[str] | None = None) -> None:
         self._run, self._question, self._scores = run, question, scores
+        self._layers = list(run.layers) if layers is None else list(layers)  # that this question is about
         self._gradients: dict[str, Tensor] | None = None
         self._without: dict[str, PixelSets] = {}
         self._settled: dict[int, Target] = {}
@@ -62,7 +63,7 @@ class Evidence:
         return self._laid(self._run.recording[layer].output.detach(), layer)
 
     def activations_of_layers(self, _layer: str) -> list[Maps]:
-        return [self.activations(name) for name in reversed(self._run.recording.in_order())]
+        return [self.activations(name) for name in reversed(self._run.recording.in_order()) if name in self._layers]
 
     def scores(self, _layer: str) -> Scores:
         return wide(self._scores.detach())
@@ -72,7 +73,7 @@ class Evidence:
 
     def gradients(self, layer: str) -> Maps:
         if self._gradients is None:  # of all layers at once, and kept: the graph may be asked again
-            self._gradients = self._run.recording.gradients(self._scores, keep_graph=True)
+            self._gradients = self._run.recording.gradients(self._scores, keep_graph=True, names=self._layers)
         return self._laid(self._gradients[layer], layer)
 
     def without_gradient(self, layer: str) -> PixelSets:
@@ -80,6 +81,17 @@ class Evidence:
         if layer not in self._without:
             self._without[layer] = (self.gradients(layer) == 0).all(1)
         return self._without[layer]
+
+    def cancelled(self, layer: str) -> Scores | None:
+        """Tell which share of the gradients' power is gone once each channel's are averaged over the places of the layer.
+
+        None at a head that pools the layer, and where the question is about all places alike.
+        """
+        if not of_places(self._question, self._run.answer):
+            return None
+        gradients = self.gradients(layer).flatten(2)
+        whole, kept = gradients.square().mean(2).sum(1), gradients.mean(2).square().sum(1)
+        return 1 - kept / whole.clamp_min(torch.finfo(whole.dtype).tiny)
 
     def curvature(self, layer: str) -> Maps:
         return self._laid(self._run.recording.curvature(self._scores, layer), layer)

@@ -52,6 +52,7 @@ class Explained:
     pictures: tuple[Shown, ...] = ()
     prediction: Prediction | None = None
     notes: tuple[str, ...] = ()
+    canvas: tuple[int, ...] = ()  # what the maps cover, in pixels of the input, where a model pads it at its far ends
 
     @cached_property
     def heatmap(self) -> Heatmaps:
@@ -60,7 +61,12 @@ class Explained:
 
     @cached_property
     def _positive(self) -> Heatmaps:
-        return resized(self.raw.relu(), self.input_size)
+        return self._on_input(self.raw.relu())
+
+    def _on_input(self, maps: RawMaps) -> Heatmaps:
+        """Bring maps to the input's size, and leave off what lies on a canvas around it."""
+        on_canvas = resized(maps, self.canvas or self.input_size)
+        return on_canvas[(slice(None), *(slice(pixels) for pixels in self.input_size))]
 
     def scale(self, index: int = 0) -> tuple[float, float]:
         """Tell which values of the rectified map the heatmap's 0 and 1 stand for, so that maps can be compared."""
@@ -94,11 +100,14 @@ class Explained:
                 f"a mask of {crossed(mask.shape)} has another shape than the input of {crossed(self.input_size)}; give rows x "
                 "columns of the picture, or of what the model saw at any resolution"
             )
-        return float(energy_share(resized(self.raw[index : index + 1].relu(), tuple(inside.shape[1:])), inside))
+        maps = self.raw[index : index + 1].relu()
+        if self.canvas not in ((), self.input_size):  # which a mask does not cover
+            maps = self._on_input(maps)
+        return float(energy_share(resized(maps, tuple(inside.shape[1:])), inside))
 
     def signed(self, index: int = 0) -> Heatmaps:
         """Give the raw map of one image at the input's resolution, what speaks against below zero."""
-        return resized(self.raw[index : index + 1], self.input_size)[0]
+        return self._on_input(self.raw[index : index + 1])[0]
 
     @property
     def grid(self) -> tuple[int, ...]:

@@ -39,10 +39,10 @@ def concepts(
     explainer = Explainer(model, layer=layer)
     batch = explainer.model.read(images)
     found = []
-    with borrowed(explainer.model.module) as was_training:
-        layers = explainer.layers(batch, blindly=True)
-        run = explainer.run(batch, layers, asks=True, resuming=True)
-        shared = explainer.shared(run, was_training)
+    with borrowed(explainer.model.module) as was_training, explainer.visit(batch) as visit:
+        layers = visit.layers(blindly=True)
+        run = visit.run(layers, asks=True, resuming=True)
+        shared = visit.shared(run, was_training)
         for name in layers:
             activations = wide(run.maps(name, run.recording[name].output.detach()))
             most = min(activations.shape[1], activations[0, 0].numel() * (len(activations) if together else 1))
@@ -69,7 +69,7 @@ def concepts(
                         layer=name,
                         method=NAME,
                         targets=tuple(wording for wording, _ in told),
-                        notes=(*run.notes, *notes),
+                        notes=(*run.notes, *visit.doubts(name), *notes),
                         **shared,
                     )
                 )

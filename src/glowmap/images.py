@@ -49,6 +49,15 @@ class Picture:
         left, top, right, bottom = self.box
         return mask[top:bottom, left:right]
 
+    def place(self, x: float, y: float) -> tuple[float, float] | None:
+        """Tell where a point in the picture's pixels lies in what the model saw: shares of its columns and rows.
+
+        None for a point that the model did not see. A whole number means the middle of a pixel.
+        """
+        left, top, right, bottom = self.seen
+        across, down = (x + 0.5 - left) / (right - left), (y + 0.5 - top) / (bottom - top)
+        return (across, down) if 0 <= across < 1 and 0 <= down < 1 else None
+
 
 @dataclass(frozen=True, eq=False)
 class Volume:
@@ -60,6 +69,9 @@ class Volume:
         """Take a mask of its own size as it is; None for a mask of another size."""
         return mask if tuple(mask.shape) == self.values.shape[:3] else None
 
+    def place(self, _x: float, _y: float) -> None:
+        """Tell that a point of two coordinates is none of a clip or volume."""
+
 
 @dataclass(frozen=True, eq=False)
 class Signal:
@@ -70,6 +82,9 @@ class Signal:
     def part_of(self, mask: Tensor) -> Tensor | None:
         """Take a mask of its own length as it is; None for a mask of another."""
         return mask if tuple(mask.shape) == self.values.shape[1:] else None
+
+    def place(self, _x: float, _y: float) -> None:
+        """Tell that a point of two coordinates is none of a signal."""
 
 
 Shown: TypeAlias = Picture | Volume | Signal  # what heat can be drawn over

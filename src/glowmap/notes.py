@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from glowmap.capture import Seen
+from glowmap.errors import TargetError
 from glowmap.explanation import is_flat
 from glowmap.forward import Run
 from glowmap.images import Batch
 from glowmap.shapes import Flags, RawMaps, Scores, crossed
 from glowmap.structure import tensors_in
-from glowmap.targets import Custom, Each, Target
+from glowmap.targets import Custom, Target, leaves
 
+_CANCELLED = 0.5  # of the gradients' power, from which on an average of them says too little
 _MUCH = 0.1  # of the heat on places that the score does not depend on, from which on a note says so
 
 
@@ -22,6 +24,8 @@ class Found:
     dead: Flags | None = None  # the score's gradient is zero in every cell
     unused: Scores | None = None  # the share of the heat on cells where it is
     notes: tuple[str, ...] = ()  # what came up while its evidence was made
+    cancelled: Scores | None = None  # the share of the gradients' power that is lost by averaging them over places
+    method: str = ""
 
 
 def run_notes(run: Run, was_training: bool) -> list[str]:
@@ -72,7 +76,7 @@ def _which_maps(name: str, seen: Seen) -> list[str]:
 
 def map_notes(found: Found, layer: str, targets: Sequence[str]) -> list[str]:
     """Say what came up, why a heatmap is blank, or what in it was never used, image by image."""
-    notes = list(found.notes)
+    notes = [*found.notes, *_averaged_away(found, layer)]
     positive = found.raw.relu()
     blank, highest = is_flat(positive).tolist(), positive.flatten(1).amax(1).tolist()
     for image, (wording, nothing_shows, high) in enumerate(zip(targets, blank, highest, strict=True)):
@@ -95,11 +99,31 @@ def map_notes(found: Found, layer: str, targets: Sequence[str]) -> list[str]:
     return notes
 
 
-def mirrored_notes(kinds: Sequence[str], questions: Sequence[Target], run: Run) -> list[str]:
-    """Caution against callables that pick places: they get what the model says of the changed image as it is."""
-    one_by_one = [one for q in questions for one in (q.all() if isinstance(q, Each) else [q])]
-    picks = [one for one in one_by_one if isinstance(one, Custom)]
-    if not picks or not {"flips", "scales"} & {*kinds} or (run.dense is False):
+def _averaged_away(found: Found, layer: str) -> list[str]:
+    """Say why a method that averages gradients says little of a question about a part of the places."""
+    if found.cancelled is None or float(found.cancelled.mean()) < _CANCELLED:
+        return []
+    return [
+        f"{found.method} weighs each channel of {layer!r} by its gradient averaged over all places, but this question is about a "
+        f"part of them, whose gradients differ: {float(found.cancelled.mean()):.0%} of their power is averaged away; hires_cam, "
+        "the default for such questions, weighs place by place"
+    ]
+
+
+def changed_notes(kinds: Sequence[str], questions: Sequence[Target], run: Run) -> list[str]:
+    """Caution against callables that pick places: they get what the model says of the changed image as it is.
+
+    Raises TargetError for boxes, which are found elsewhere in a flipped or resized image.
+    """
+    moving = {"flips", "scales"} & {*kinds}
+    if not moving:
+        return []
+    if run.answer.detects:
+        raise TargetError(
+            f"smooth={sorted(moving)} moves what a detector looks for to other places; use 'noise' or 'principal', or none"
+        )
+    picks = [one for question in questions for one in leaves(question) if isinstance(one, Custom)]
+    if not picks or run.dense is False:
         return []
     return [
         f"{picks[0].wording(run.answer, 0)} reads the model's output for flipped or resized images as it is: if it picks "

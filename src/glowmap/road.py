@@ -1,37 +1,36 @@
 """The road: model + images -> layer -> capture -> score -> evidence -> method -> explanation."""
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NoReturn, TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
 
-from glowmap.capture import borrowed, record, remember
-from glowmap.choosing import checked_layout, choose, gathering, grids_of
+from glowmap.capture import borrowed
+from glowmap.choosing import asks_for_its_own
 from glowmap.errors import LayerError, ModelError, TargetError
 from glowmap.evidence import Evidence, wide
-from glowmap.explanation import Explanation, Explanations, Prediction
-from glowmap.forward import Run, called
-from glowmap.images import Batch, Shown
+from glowmap.explanation import Explanation, Explanations
+from glowmap.forward import Run
+from glowmap.images import Batch
 from glowmap.layers import Choice, LayerName, find_layers
 from glowmap.methods import METHODS, Method
 from glowmap.methods.asked import asks, differentiates, methods_asked, resumes, smoothing_asked
 from glowmap.methods.smoothing import Variant, resized_like, variants
 from glowmap.metrics import energy_share
 from glowmap.models import Model, as_model
-from glowmap.notes import Found, map_notes, mirrored_notes, run_notes
+from glowmap.notes import Found, changed_notes, map_notes
+from glowmap.preparing import prepared
 from glowmap.progress import tracked
 from glowmap.shapes import RawMaps, Scores
 from glowmap.structure import tensors_in
-from glowmap.targets import Answer, Each, Target, TargetLike, as_questions, checked, settled
+from glowmap.targets import Answer, Each, Target, TargetLike, as_questions, checked, notes_of, of_places, settled
+from glowmap.visit import ATTENTION, INPUT, Visit
 
 MethodLike: TypeAlias = str | Method
-
-INPUT = "input"  # in the place of a layer's name, for methods whose maps lie on the input itself
-ATTENTION = "attention"  # the same for those whose maps lie on the patches that attend
 
 
 @overload
@@ -41,7 +40,7 @@ def explain(
     *,
     target: TargetLike = None,
     layer: LayerName | None = None,
-    method: MethodLike = "grad_cam",
+    method: MethodLike | None = None,
     smooth: str | Sequence[str] = (),
     seed: int = 0,
 ) -> Explanation: ...
@@ -52,7 +51,7 @@ def explain(
     *,
     target: Any = None,
     layer: Any = None,
-    method: Any = "grad_cam",
+    method: Any = None,
     smooth: Any = (),
     seed: int = 0,
 ) -> Any: ...
@@ -62,7 +61,7 @@ def explain(
     *,
     target: Any = None,
     layer: Any = None,
-    method: Any = "grad_cam",
+    method: Any = None,
     smooth: Any = (),
     seed: int = 0,
 ) -> Any:
@@ -114,7 +113,6 @@ class Explainer:
         self._one_layer = not isinstance(layer, list | tuple)
         self._named = None if layer is None else find_layers(self.model.module, layer)
         self._choice: Choice | None = None
-        self._remembered = False  # from an earlier input of this shape
 
     @property
     def layer(self) -> Choice | str | None:
@@ -128,179 +126,180 @@ class Explainer:
         """
         batch = self.model.read(images)
         with borrowed(self.model.module):
-            self._choice = self._found(batch, as_questions(target)[0])[0]
-            return self._choice
+            first = prepared(self.model, batch, as_questions(target))[0]
+            with self.visit(first.batch, first.model) as visit:
+                return visit.find(first.questions[0][1])
 
-    def layers(
-        self, batch: Batch, question: Target | None = None, *, blindly: bool = False, anew: bool = False
-    ) -> dict[str, nn.Module]:
-        """Give the layers to explain, by name: those named, or the one found (of the borrowed model)."""
-        if self._named is not None:
-            return self._named
-        self._choice, self._remembered = None, False  # until there is one
-        self._choice, self._remembered = self._found(
-            batch, question or as_questions(None)[0], blindly=blindly, anew=anew
-        )
-        return find_layers(self.model.module, self._choice.name)
-
-    def _found(
-        self, batch: Batch, question: Target, *, blindly: bool = False, anew: bool = False
-    ) -> tuple[Choice, bool]:
-        read = partial(self._read, batch, lambda logits: logits)
-        return choose(self.model.module, batch, read, question, blindly=blindly, anew=anew)
+    @contextmanager
+    def visit(self, batch: Batch, model: Model | None = None) -> Iterator[Visit]:
+        """Visit the (borrowed) model with some input; ``model`` is it with what a question needs of it."""
+        visited = Visit(model or self.model, batch, self._named)
+        with visited.model.opened(visited.model.module):
+            yield visited
+        self._choice = next(iter(visited.choices.values()), None)
 
     def __call__(
-        self, images: Any, *, target: Any = None, method: Any = "grad_cam", smooth: Any = (), seed: int = 0
+        self, images: Any, *, target: Any = None, method: Any = None, smooth: Any = (), seed: int = 0
     ) -> Explanation | Explanations:
         """Explain images, as :func:`explain` does."""
         explanations = self.all(images, target=target, method=method, smooth=smooth, seed=seed)
         several = isinstance(target, list | tuple) or isinstance(method, list | tuple) or not self._one_layer
-        return explanations if several else explanations[0]
+        return explanations if several or len(explanations) > 1 else explanations[0]
 
     def all(
-        self, images: Any, *, target: Any = None, method: Any = "grad_cam", smooth: Any = (), seed: int = 0
+        self, images: Any, *, target: Any = None, method: Any = None, smooth: Any = (), seed: int = 0
     ) -> Explanations:
         """Explain images, and give a sequence also for one question, one method and one layer."""
         kinds = smoothing_asked(smooth)
-        chosen = [replace(one, principal="principal" in kinds) for one in methods_asked(method)]
+        chosen = None if method is None else _principal(methods_asked(method), kinds)
         questions = as_questions(target)
         with torch.inference_mode(False):  # whose tensors autograd may not save
             batch = self.model.read(images)
+        found: list[tuple[int, Explanation]] = []
         with borrowed(self.model.module) as was_training:
-            shortly = partial(self._all, batch, questions, chosen, kinds, seed, was_training)
-            try:
-                return shortly()
-            except (LayerError, TargetError):
-                if not self._remembered:
-                    raise
-                # the layer remembered for such input may not serve this one: another branch ran, another head was asked
-                return shortly(anew=True)
-
-    def _all(
-        self,
-        batch: Batch,
-        questions: list[Target],
-        chosen: list[Method],
-        kinds: list[str],
-        seed: int,
-        was_training: bool,
-        *,
-        anew: bool = False,
-    ) -> Explanations:
-        layers: dict[str, nn.Module] = {}
-        if not all(one.at_input or one.of_attention for one in chosen):
-            layers = self.layers(batch, questions[0], blindly=not differentiates(chosen), anew=anew)
-        run = self.run(
-            batch, layers, asks=bool(kinds) or asks(chosen), resuming=resumes(chosen), graph=differentiates(chosen)
-        )
-        shared = self.shared(run, was_training)  # before a target has its hands on the output
-        asked = [(question, _score(question, run.answer)) for question in questions]
-        run.notes += mirrored_notes(kinds, questions, run)
-        if kinds:
-            maps = self._averaged(run, [question for question, _ in asked], chosen, variants(kinds, batch.images, seed))
-        else:
-            maps = {
-                (number, *key): raw
-                for number, (question, score) in enumerate(asked)
-                for key, raw in _maps(chosen, Evidence(run, question, score), layers).items()
-            }
-        return Explanations(
-            self._explanation(run, found, asked[number], " + ".join((chosen[one].name, *kinds)), layer, shared)
-            for (number, one, layer), found in maps.items()
-        )
-
-    def shared(self, run: Run, was_training: bool) -> dict[str, Any]:
-        """Gather what all explanations of one run have in common."""
-        doubts = self._choice.doubts if self._choice is not None and self._choice.name in run.layers else ()
-        run.notes[:0] = [*self.model.notes, *doubts, *run_notes(run, was_training)]
-        return {
-            "model": self.model.name,
-            "input_size": run.answer.input_size,
-            "pictures": run.batch.pictures,
-            "prediction": _prediction(run.answer),
-        }
-
-    def _averaged(
-        self, run: Run, questions: list[Target], methods: Sequence[Method], changes: Sequence[Variant]
-    ) -> dict[tuple[int, int, str], Found]:
-        """Average the maps of changed images, laid back over each other; the questions are those of the unchanged ones."""
-        sums: dict[tuple[int, int, str], RawMaps] = {}
-        notes: dict[tuple[int, int, str], dict[str, None]] = {}
-        grids = {name: run.maps(name, run.recording[name].output.detach())[:, :1] for name in run.layers}
-        grids[INPUT] = run.batch.images[:, :1]
-        fixed = [Each([settled(question, run.answer, i) for i in range(run.answer.batch)]) for question in questions]
-        for change in tracked(changes, len(changes), "smoothing"):
-            changed = self.run(
-                run.batch.changed(change.change),
-                run.layers,
-                asks=True,
-                resuming=resumes(methods),
-                graph=differentiates(methods),
-                laid_back=partial(_back, change, run),
-            )
-            for number, question in enumerate(fixed):
-                evidence = Evidence(changed, question, _score(question, changed.answer))
-                for (method, layer), found in _maps(methods, evidence, run.layers).items():
-                    key, back = (number, method, layer), change.undo(found.raw[:, None])
-                    back = resized_like(back, grids.setdefault(layer, back))[:, 0]
-                    sums[key] = sums[key] + back if key in sums else back
-                    notes.setdefault(key, {}).update(dict.fromkeys(found.notes))
-        return {key: Found(total / len(changes), notes=tuple(notes[key])) for key, total in sums.items()}
-
-    def _explanation(
-        self, run: Run, found: Found, asked: tuple[Target, Scores], method: str, layer: str, shared: dict[str, Any]
-    ) -> Explanation:
-        question, score = asked
-        wordings = tuple(question.wording(run.answer, image) for image in range(run.answer.batch))
-        notes = (*run.notes, *map_notes(found, layer, wordings))
-        return Explanation(
-            found.raw, wide(score.detach()), layer=layer, method=method, targets=wordings, notes=notes, **shared
-        )
-
-    def run(
-        self,
-        batch: Batch,
-        layers: dict[str, nn.Module],
-        *,
-        asks: bool,
-        resuming: bool,
-        graph: bool = False,
-        laid_back: Callable[[Tensor], Tensor] = lambda logits: logits,
-    ) -> Run:
-        """Run the borrowed model once: ``graph`` for gradients, ``asks`` for more questions, ``resuming`` to keep its trunk."""
-        with ExitStack() as stack:
-            stack.enter_context(gathering(self.model.module, batch))
-            recording = stack.enter_context(record(layers, graph=graph))
-            run = Run(self.model.module, batch, layers, recording, partial(self._read, batch, laid_back))
-            run.grids = partial(grids_of, self.model.module, batch)
-            run.check = partial(checked_layout, self.model.module, batch)
-            if self._choice is not None and self._choice.name in layers:
-                run.layouts[self._choice.name] = self._choice.layout
-            kind = batch.images.device.type
-            if torch.is_autocast_enabled(kind):
-                run.autocast = (True, torch.get_autocast_dtype(kind))
-            if asks:
-                for name, layer in layers.items() or [(INPUT, None)]:
-                    run.trunks[name] = stack.enter_context(remember(self.model.module, layer, outputs=resuming))
-            # the model may write into its input, which further questions change and ask about
-            own = batch.copied() if asks else batch
-            run.output = called(self.model.module, own)
-            run.overwrites = any(given._version for given in tensors_in([own.arguments, own.keywords]))
-        return run
-
-    def _read(self, batch: Batch, laid_back: Callable[[Tensor], Tensor], output: Any, images: int) -> Answer:
-        return Answer(
-            output,
-            batch=images,
-            read_logits=lambda raw: laid_back(self.model.read_logits(raw)),
-            class_names=self.model.class_names,
-            input_size=tuple(batch.images.shape[2:]),
-            model=self.model.name,
-            seen_part=partial(_seen_part, batch.pictures),
-        )
+            self._choice = None  # until there is one
+            for group in prepared(self.model, batch, questions):
+                with self.visit(group.batch, group.model) as visit:
+                    answered = partial(_answered, visit, group.questions, chosen, kinds, seed, was_training)
+                    try:
+                        found += answered()
+                    except (LayerError, TargetError):
+                        if not visit.remembered:
+                            raise
+                        # the layer remembered for such input may not serve this one: another branch ran, another head was asked
+                        found += answered(anew=True)
+        return Explanations(explanation for _, explanation in sorted(found, key=lambda one: one[0]))
 
     def __repr__(self) -> str:
         return f"<Explainer of {self.model.name} at {self.layer or 'a layer that it will find'}>"
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A question that was put: its number, its score, and by which methods and at which layers it is explained."""
+
+    number: int
+    question: Target
+    scores: Scores
+    methods: list[Method]
+    layers: dict[str, nn.Module]
+
+
+_Maps: TypeAlias = dict[tuple[int, str], Found]  # by the method's number and the layer
+
+
+def _answered(
+    visit: Visit,
+    questions: Sequence[tuple[int, Target]],
+    chosen: list[Method] | None,
+    kinds: list[str],
+    seed: int,
+    was_training: bool,
+    *,
+    anew: bool = False,
+) -> list[tuple[int, Explanation]]:
+    """Answer questions from one forward pass, each with its number."""
+    planned = chosen or [METHODS["grad_cam"]]  # what is chosen later in its place needs no more
+    looking = not all(one.at_input or one.of_attention for one in planned)
+    layers = _layers_asked(visit, questions, blindly=not differentiates(planned), anew=anew) if looking else {}
+    together = {name: layer for own in layers.values() for name, layer in own.items()}
+    run = visit.run(
+        together, asks=bool(kinds) or asks(planned), resuming=resumes(planned), graph=differentiates(planned)
+    )
+    shared = visit.shared(run, was_training)  # before a target has its hands on the output
+    asked = [
+        _Asked(
+            number,
+            question,
+            _score(question, run.answer),
+            chosen or _principal(_default(question, run.answer), kinds),
+            layers.get(at, {}),
+        )
+        for at, (number, question) in enumerate(questions)
+    ]
+    run.notes += changed_notes(kinds, [one.question for one in asked], run)
+    maps = (
+        _averaged(visit, run, asked, kinds, seed)
+        if kinds
+        else [
+            _maps(one.methods, Evidence(run, one.question, one.scores, list(one.layers)), one.layers) for one in asked
+        ]
+    )
+    return [
+        (one.number, _explanation(visit, run, found, one, " + ".join((one.methods[by].name, *kinds)), layer, shared))
+        for one, own in zip(asked, maps, strict=True)
+        for (by, layer), found in own.items()
+    ]
+
+
+def _layers_asked(
+    visit: Visit, questions: Sequence[tuple[int, Target]], *, blindly: bool, anew: bool
+) -> dict[int, dict[str, nn.Module]]:
+    """Give each question its layers: those of the first, unless it needs its own."""
+    first = visit.layers(questions[0][1], blindly=blindly, anew=anew)
+    return {
+        at: visit.layers(question, blindly=blindly, anew=anew) if at and asks_for_its_own(question) else first
+        for at, (_, question) in enumerate(questions)
+    }
+
+
+def _default(question: Target, answer: Answer) -> list[Method]:
+    """Choose a method where none is named: an element-wise one where the question is about a part of the places."""
+    return [METHODS["hires_cam" if of_places(question, answer) else "grad_cam"]]
+
+
+def _principal(methods: list[Method], kinds: list[str]) -> list[Method]:
+    return [replace(one, principal="principal" in kinds) for one in methods]
+
+
+def _averaged(visit: Visit, run: Run, asked: Sequence[_Asked], kinds: list[str], seed: int) -> list[_Maps]:
+    """Average the maps of changed images, laid back over each other; the questions are those of the unchanged ones."""
+    sums: dict[tuple[int, int, str], RawMaps] = {}
+    notes: dict[tuple[int, int, str], dict[str, None]] = {}
+    changes = variants(kinds, run.batch.images, seed)
+    grids = {name: run.maps(name, run.recording[name].output.detach())[:, :1] for name in run.layers}
+    grids[INPUT] = run.batch.images[:, :1]
+    fixed = [Each([settled(one.question, run.answer, i) for i in range(run.answer.batch)]) for one in asked]
+    methods = [method for one in asked for method in one.methods]
+    for change in tracked(changes, len(changes), "smoothing"):
+        again = visit.run(
+            run.layers,
+            asks=True,
+            resuming=resumes(methods),
+            graph=differentiates(methods),
+            batch=run.batch.changed(change.change),
+            laid_back=partial(_back, change, run),
+        )
+        for at, (one, question) in enumerate(zip(asked, fixed, strict=True)):
+            evidence = Evidence(again, question, _score(question, again.answer), list(one.layers))
+            for (method, layer), found in _maps(one.methods, evidence, one.layers).items():
+                key, back = (at, method, layer), change.undo(found.raw[:, None])
+                back = resized_like(back, grids.setdefault(layer, back))[:, 0]
+                sums[key] = sums[key] + back if key in sums else back
+                notes.setdefault(key, {}).update(dict.fromkeys(found.notes))
+    maps: list[_Maps] = [{} for _ in asked]
+    for (at, method, layer), total in sums.items():
+        maps[at][method, layer] = Found(total / len(changes), notes=tuple(notes[at, method, layer]))
+    return maps
+
+
+def _explanation(
+    visit: Visit, run: Run, found: Found, asked: _Asked, method: str, layer: str, shared: dict[str, Any]
+) -> Explanation:
+    answer, question = run.answer, asked.question
+    wordings = tuple(question.wording(answer, image) for image in range(answer.batch))
+    own = (*visit.doubts(layer), *notes_of(question, answer), *map_notes(found, layer, wordings))
+    canvas = answer.candidates.canvas if answer.detects and layer not in (INPUT, ATTENTION) else None
+    return Explanation(
+        found.raw,
+        wide(asked.scores.detach()),
+        layer=layer,
+        method=method,
+        targets=wordings,
+        canvas=canvas or answer.input_size,
+        notes=tuple(dict.fromkeys((*run.notes, *own))),
+        **shared,
+    )
 
 
 def _score(question: Target, answer: Answer) -> Scores:
@@ -349,7 +348,8 @@ def _map(method: Method, evidence: Evidence, layer: str) -> Found:
         return Found(raw, notes=notes)
     zero = evidence.without_gradient(layer)
     unused = energy_share(raw.relu(), zero) if raw.shape == zero.shape else None
-    return Found(raw, zero.flatten(1).all(1), unused, notes)
+    cancelled = evidence.cancelled(layer) if method.pools else None
+    return Found(raw, zero.flatten(1).all(1), unused, notes, cancelled, method.name)
 
 
 def _back(change: Variant, run: Run, logits: Tensor) -> Tensor:
@@ -367,21 +367,3 @@ def _refuse_not_finite(evidence: dict[str, Tensor], layer: str) -> NoReturn:
                 "look for overflow (half precision?), division by zero or damaged weights in the model"
             )
     raise AssertionError("called for a map that is not finite")
-
-
-def _prediction(answer: Answer) -> Prediction | None:
-    """Keep what the model said for the picture beside the map; an output that cannot be read is no error here."""
-    try:
-        logits = answer.logits.detach()
-    except TargetError:
-        return None
-    names = tuple(answer.name(index) for index in range(logits.shape[1]))
-    if logits.ndim > 2:
-        one = logits.shape[1] == 1
-        names = (f"not {names[0]}", names[0]) if one else names
-        return Prediction(names, labels=answer.labels + 1 if one else answer.labels)
-    return Prediction(names, probabilities=logits.float().softmax(1) if len(names) > 1 else logits.float().sigmoid())
-
-
-def _seen_part(pictures: Sequence[Shown], mask: Tensor, image: int) -> Tensor | None:
-    return pictures[image].part_of(mask) if pictures else None

@@ -11,7 +11,7 @@ from PIL import Image
 
 from glowmap.images import Picture, Shown, Signal, Volume
 
-_TEXTS = ("layer", "method", "model", "targets", "input_size", "notes")
+_TEXTS = ("layer", "method", "model", "targets", "input_size", "canvas", "notes")
 _SAID = ("labels", "probabilities")
 
 

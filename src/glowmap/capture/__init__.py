@@ -1,6 +1,9 @@
 """Run a model on loan: record what its layers compute, differentiate by it, and run the model on from it."""
 
 from glowmap.capture.borrow import borrowed as borrowed
+from glowmap.capture.inside import Keep as Keep
+from glowmap.capture.inside import Opened as Opened
+from glowmap.capture.inside import opened as opened
 from glowmap.capture.record import Recording as Recording
 from glowmap.capture.record import Seen as Seen
 from glowmap.capture.record import record as record

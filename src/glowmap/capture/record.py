@@ -125,25 +125,28 @@ class Recording:
             if len(used) == 1:
                 self._seen[name] = used
 
-    def gradients(self, scores: Scores, *, keep_graph: bool = False) -> dict[str, Tensor]:
-        """Differentiate each image's score by every recorded layer, in one backward pass that ends at the first of them.
+    def gradients(
+        self, scores: Scores, *, keep_graph: bool = False, names: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Differentiate each image's score by the recorded layers (or those of ``names``), in one pass back to the first of them.
 
         Raises TargetError where the scores carry no gradient, LayerError for a layer that they do not depend on.
         """
+        names = self.names if names is None else list(names)
         self.settle([scores])
-        outputs = [self[name].output for name in self.names]
+        outputs = [self[name].output for name in names]
         if not scores.requires_grad:
-            raise TargetError(f"the score carries no gradient to {_listed(self.names)}; {self._why_cut()}")
+            raise TargetError(f"the score carries no gradient to {_listed(names)}; {self._why_cut()}")
         try:
             gradients = torch.autograd.grad(
                 scores, outputs, torch.ones_like(scores), retain_graph=keep_graph, allow_unused=True
             )
         except RuntimeError as error:
-            raise ModelError(f"the backward pass to {_listed(self.names)} raised {told(error)}") from error
-        for name, gradient in zip(self.names, gradients, strict=True):
+            raise ModelError(f"the backward pass to {_listed(names)} raised {told(error)}") from error
+        for name, gradient in zip(names, gradients, strict=True):
             if gradient is None:
                 raise LayerError(f"the score does not depend on layer {name!r}; {self._why_cut()}")
-        return dict(zip(self.names, gradients, strict=True))
+        return dict(zip(names, gradients, strict=True))
 
     def curvature(self, scores: Scores, name: str) -> Tensor:
         """Multiply the scores' Hessian by a layer's output with that output: two more passes back to this layer.

@@ -96,6 +96,7 @@ class Method:
     use: str
     paper: str
     passes: str = ""  # that it takes beside the first, where its evidence does not tell
+    pools: bool = False  # it weighs whole channels by an average of their gradients, so it fits heads that pool
     chosen: Mapping[str, Any] = field(default_factory=dict)
     principal: bool = False  # the channels' first principal component in the place of their sum
 
@@ -168,10 +169,13 @@ class Method:
 METHODS: Shelf[Method] = Shelf("method", MethodError)
 
 
-def method(*, paper: str, use: str, passes: str = "") -> Callable[[Callable[..., RawMaps]], Callable[..., RawMaps]]:
+def method(
+    *, paper: str, use: str, passes: str = "", pools: bool = False
+) -> Callable[[Callable[..., RawMaps]], Callable[..., RawMaps]]:
     """Put a function on the shelf under its own name; a parameter that names no evidence is a TypeError at import.
 
-    ``passes`` says what a method that asks costs beside the first forward pass, with its default knobs.
+    ``passes`` says what a method that asks costs beside the first forward pass, with its default knobs; ``pools`` that it weighs
+    whole channels by an average of their gradients.
     """
 
     def put(function: Callable[..., RawMaps]) -> Callable[..., RawMaps]:
@@ -185,7 +189,7 @@ def method(*, paper: str, use: str, passes: str = "") -> Callable[[Callable[...,
                 )
         if not inspect.getdoc(function):
             raise TypeError(f"{function.__name__} has no docstring; its first sentence is what users choose by")
-        METHODS.put(function.__name__, Method(function.__name__, function, needs, knobs, use, paper, passes))
+        METHODS.put(function.__name__, Method(function.__name__, function, needs, knobs, use, paper, passes, pools))
         return function
 
     return put

@@ -27,6 +27,7 @@ _POOLS: dict[str, dict[int, Callable[..., Tensor]]] = {  # by the number of the 
 @method(
     paper="Selvaraju et al., ICCV 2017, arXiv:1610.02391, eq. 1 and 2",
     use="the last layer of a classifier",
+    pools=True,
 )
 def grad_cam(activations: Maps, gradients: Maps) -> Maps:
     """Weigh each channel by its mean gradient: the one that everybody knows.
@@ -64,6 +65,7 @@ def layer_cam(activations: Maps, gradients: Maps) -> Maps:
 @method(
     paper="Chattopadhyay et al., WACV 2018, arXiv:1710.11063, eq. 19",
     use="several objects of one class",
+    pools=True,
 )
 def grad_cam_pp(activations: Maps, gradients: Maps) -> Maps:
     """Weigh small and large active regions more alike, by positive gradients: for several objects of one class.
@@ -83,6 +85,7 @@ def grad_cam_pp(activations: Maps, gradients: Maps) -> Maps:
 @method(
     paper="Fu et al., BMVC 2020, arXiv:2008.02312, the definition of XGrad-CAM",
     use="layers after a ReLU, with heads that do not pool",
+    pools=True,
 )
 def xgrad_cam(activations: Maps, gradients: Maps) -> Maps:
     """Weigh each channel by its gradient averaged where the channel is active: Grad-CAM that adds up to the score.
@@ -164,6 +167,7 @@ def seg_xres_cam(activations: Maps, gradients: Maps, *, window: int = 2, pooling
     paper="Cai, 2025, arXiv:2501.06261, the definition of ShapleyCAM",
     use="heads that bend, at twice the price",
     passes="3 backward of the head",
+    pools=True,
 )
 def shapley_cam(activations: Maps, gradients: Maps, curvature: Maps) -> Maps:
     """Weigh each channel by its gradient, set right by the head's curvature: Grad-CAM for heads that bend.

@@ -2,23 +2,55 @@
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from glowmap.capture import Opened
 from glowmap.errors import InputError, MissingExtra, ModelError
 from glowmap.images import Batch, PictureLike, as_batch, read_pictures
 from glowmap.models._preset import Clips, Colours, Preprocess
 from glowmap.models.plain import read_logits
 from glowmap.shelf import Shelf
+from glowmap.targets import Answer, Candidates, Target, Text
 
 RANDOM = "the weights are random: the map shows how the network is wired, not anything it has learned"
 
 _PICTURES = ("pixel_values", "image", "images")  # the keywords under which libraries take pictures
+
+
+@dataclass(frozen=True)
+class Heard:
+    """Texts that one forward pass answers: the batch with them in it, and the questions that each of them becomes.
+
+    Several where a text asks for a map of each word. ``class_names`` are the texts where each is a class of the answer's logits;
+    ``opened`` is entered, with the module, while this batch is run.
+    """
+
+    batch: Batch
+    targets: Mapping[Text, Sequence[Target]]
+    class_names: tuple[str, ...] | None = None
+    opened: Callable[[nn.Module], AbstractContextManager[None]] = lambda _: nullcontext()
+
+
+@runtime_checkable
+class Speaker(Protocol):
+    """How texts are put to a model of pictures and words."""
+
+    def heard(self, model: "Model", batch: Batch, texts: Sequence[Text]) -> Sequence[Heard]:
+        """Put texts beside a batch of pictures, in as few forward passes as they can be answered by.
+
+        The model is borrowed, and may be run for what it says itself. Without any text: what the model makes of its class names,
+        or nothing. Raises TargetError for texts that make no sense to this model, with the reason.
+        """
+
+    @property
+    def generates(self) -> bool:
+        """Whether it says something by itself, which is asked about where no question is put."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +60,12 @@ class Model:
     ``preprocess`` turns a picture into the module's input; without it the model takes ready-made tensors alone.
     ``class_names`` are in the order of the module's outputs; ``notes`` go with every explanation. ``read_logits``
     finds the class scores, image x class (x rows x columns), in what the module returns. ``beside`` names what the module must
-    be given beside images, such as the tokens of a text.
+    be given beside images, such as the tokens of a text, and ``speaker`` knows how to put them there.
+
+    ``read_candidates`` reads a detector's boxes before suppression, ``read_words`` the logits of a text's next words,
+    ``read_embedding`` an embedding of the picture. ``opened`` is entered, with the module, around every call of it: it may keep
+    what its parts put out (:func:`glowmap.capture.opened`). ``grids`` are those of the module's tokens that its convolutions do
+    not tell.
     """
 
     module: nn.Module
@@ -38,6 +75,12 @@ class Model:
     notes: tuple[str, ...] = ()
     read_logits: Callable[[Any], Tensor] = read_logits
     beside: tuple[str, ...] = ()
+    speaker: Speaker | None = None
+    read_candidates: Callable[[Answer], Candidates] | None = None
+    read_words: Callable[[Answer], Tensor] | None = None
+    read_embedding: Callable[[Answer], Tensor] | None = None
+    opened: Callable[[nn.Module], AbstractContextManager[None]] = lambda _: nullcontext()
+    grids: Callable[[Batch], Sequence[tuple[int, ...]]] = lambda _: ()
 
     def __repr__(self) -> str:
         classes = "unknown classes" if self.class_names is None else f"{len(self.class_names)} classes"
@@ -53,7 +96,7 @@ class Model:
             return self._with_keywords(images)
         several = images if isinstance(images, list | tuple) else (images,)
         ready = any(isinstance(image, Tensor) for image in several)
-        if self.beside and not (ready and isinstance(images, tuple)):
+        if self.beside and self.speaker is None and not (ready and isinstance(images, tuple)):
             raise InputError(
                 f"{self.name} takes {' and '.join(self.beside)} beside the images; pass a dict of its keywords: "
                 f"{{'pixel_values': images, {', '.join(f'{name!r}: ...' for name in self.beside)}}}"
@@ -90,6 +133,33 @@ class Model:
             f"without preprocessing a {type(self.module).__name__} takes its own input tensors "
             "(a tensor, a tuple of arguments or a dict of keywords); "
             "for pictures say how they become tensors: glowmap.load(module, size=..., mean=..., std=...)"
+        )
+
+    def answer(
+        self,
+        output: Any,
+        batch: Batch,
+        images: int | None = None,
+        laid_back: Callable[[Tensor], Tensor] | None = None,
+    ) -> Answer:
+        """Say how to read what the module answered to a batch, or to so many ``images`` made of it.
+
+        ``laid_back`` lays the class scores of changed images over those of the unchanged ones.
+        """
+        kept, inside = (output.output, output.inside) if isinstance(output, Opened) else (output, {})
+        read = self.read_logits if laid_back is None else lambda raw: laid_back(self.read_logits(raw))
+        return Answer(
+            kept,
+            batch=len(batch.images) if images is None else images,
+            read_logits=read,
+            class_names=self.class_names,
+            input_size=tuple(batch.images.shape[2:]),
+            model=self.name,
+            pictures=batch.pictures,
+            inside=inside,
+            read_candidates=self.read_candidates,
+            read_words=self.read_words,
+            read_embedding=self.read_embedding,
         )
 
     def changed(self, **fields: Any) -> "Model":
@@ -149,4 +219,16 @@ def names_in_order(names: Any, count: int | None = None) -> tuple[str, ...] | No
     return tuple(map(str, names))
 
 
-__all__ = ["FAMILIES", "RANDOM", "Colours", "Family", "Model", "drawn_from", "is_of", "library", "names_in_order"]
+__all__ = [
+    "FAMILIES",
+    "RANDOM",
+    "Colours",
+    "Family",
+    "Heard",
+    "Model",
+    "Speaker",
+    "drawn_from",
+    "is_of",
+    "library",
+    "names_in_order",
+]

@@ -1,9 +1,9 @@
 """What a model answered, and how to read it."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -12,13 +12,27 @@ from torch import Tensor
 from glowmap.errors import TargetError
 from glowmap.shapes import Labels, Logits
 from glowmap.shelf import near_names
+from glowmap.targets._candidates import Candidates
 
-FitsMask = Callable[[Tensor, int], Tensor | None]  # (mask of a picture, which picture) -> the part that the model saw
+
+@runtime_checkable
+class SeenPart(Protocol):
+    """A picture as it was given, of which the model may have seen a part alone."""
+
+    def part_of(self, mask: Tensor) -> Tensor | None:
+        """Cut a mask of the picture's own size down to what the model saw; None for a mask of another size."""
+
+    def place(self, x: float, y: float) -> tuple[float, float] | None:
+        """Tell where a point of the picture, in its pixels, lies in what the model saw: shares of its columns and rows."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model answered, and how to read it."""
+    """What the model answered, and how to read it.
+
+    ``raw`` is the model's own output, and ``inside`` what was kept of its parts' outputs on the way to it, by the names that a
+    family gave them. ``pictures`` are those that the batch came from, where it came from some.
+    """
 
     raw: Any
     batch: int
@@ -26,12 +40,67 @@ class Answer:
     class_names: Sequence[str] | None = None
     input_size: tuple[int, ...] = ()
     model: str = "the model"
-    # where the model saw only a part of each picture: (mask at a picture's size, its index) -> the part seen, or None
-    seen_part: FitsMask | None = field(default=None, repr=False)
+    pictures: Sequence[SeenPart] = field(default=(), repr=False)
+    inside: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    read_candidates: Callable[["Answer"], Candidates] | None = field(default=None, repr=False)
+    read_words: Callable[["Answer"], Tensor] | None = field(default=None, repr=False)
+    read_embedding: Callable[["Answer"], Tensor] | None = field(default=None, repr=False)
+
+    @cached_property
+    def candidates(self) -> Candidates:
+        """All that a detector might have found, before suppression. TargetError where the model is none."""
+        if self.read_candidates is None:
+            raise TargetError(
+                f"{self.model} is no detector that glowmap can read, so there is no detection to ask about; ask about a class, "
+                "or pass target=a callable from the output to one score per image"
+            )
+        return self.read_candidates(self)
+
+    @property
+    def detects(self) -> bool:
+        """Whether the model answers with detections."""
+        return self.read_candidates is not None
+
+    @cached_property
+    def dense(self) -> bool:
+        """Whether the model answers for places; no error where its output cannot be read."""
+        try:
+            return self.logits.ndim > 2
+        except TargetError:
+            return self.detects
+
+    @cached_property
+    def words(self) -> Tensor:
+        """The logits of the next word at every place of the text, batch x place x vocabulary. TargetError for none."""
+        if self.read_words is None:
+            raise TargetError(f"{self.model} says no words; ask about a class, or pass target=a callable")
+        return self.read_words(self)
+
+    @cached_property
+    def embedding(self) -> Tensor:
+        """The model's embedding of each image, batch x feature. TargetError where its output cannot be read so."""
+        if self.read_embedding is None:
+            raise TargetError(f"no embedding is found in the output of {self.model}; pass target=a callable")
+        return self.read_embedding(self)
+
+    def only(self, image: int) -> "Answer":
+        """Cut the answer down to one image, for a question that is put to this image alone."""
+        one = slice(image, image + 1)
+        return replace(
+            self,
+            batch=1,
+            read_logits=lambda _: self.logits[one],
+            pictures=self.pictures[one],
+            read_candidates=self.read_candidates and (lambda _: self.candidates.only(image)),
+            read_words=self.read_words and (lambda _: self.words[one]),
+            read_embedding=self.read_embedding and (lambda _: self.embedding[one]),
+        )
 
     @cached_property
     def logits(self) -> Logits:
-        """The class scores, batch x category (x rows x columns for a dense model)."""
+        """The class scores, batch x category (x rows x columns for a dense model; of a detector the highest of all candidates)."""
+        if self.detects:
+            return torch.stack([one.amax(0) for one in self.candidates.logits])
         logits = self.read_logits(self.raw)
         if not logits.is_floating_point() or logits.layout != torch.strided:
             kind = f"{str(logits.dtype).removeprefix('torch.')} ({str(logits.layout).removeprefix('torch.')})"

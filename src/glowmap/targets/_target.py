@@ -1,6 +1,6 @@
 """What a target is: a question that gets one score per image, and the contract it is held to."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -12,10 +12,75 @@ from glowmap.targets._answer import Answer
 
 @runtime_checkable
 class Target(Protocol):
-    """A question: one score per image, and its wording for each image."""
+    """A question: one score per image, and its wording for each image.
+
+    A target may have more to say, and is asked where it does:
+
+    - ``settled(answer, image) -> Target``: the same question to one image alone, with all in it fixed that depends on the
+      model's answer to the unchanged image (:func:`settled`);
+    - ``notes(answer) -> Sequence[str]``: what to mind before trusting a map of this score;
+    - ``with_parts(change) -> Target``: for a question made of others, a copy of it with ``change`` applied to each;
+    - ``said(answer) -> Tensor``: what the model says of the thing in question altogether, by which a layer is found for this
+      question alone (a detection: its class and its box), one number;
+    - ``of_places(answer) -> bool``: whether it asks about a part of the places, so that no head pools all of them;
+    - ``prepared(embed) -> Target``: what it becomes once ``embed(picture)`` has told the model's embedding of another picture;
+    - ``watches() -> Sequence[str]``: the layers whose output it reads, which it finds in ``answer.inside`` by these names.
+    """
 
     def score(self, answer: Answer) -> Scores: ...
     def wording(self, answer: Answer, image: int) -> str: ...
+
+
+def changed(question: Target, change: Callable[[Target], Target]) -> Target:
+    """Rebuild a question with its innermost parts changed."""
+    with_parts = getattr(question, "with_parts", None)
+    if with_parts is None:
+        return change(question)
+    rebuilt: Target = with_parts(lambda part: changed(part, change))
+    return rebuilt
+
+
+def leaves(question: Target) -> Iterator[Target]:
+    """Walk through a question's innermost parts."""
+    found: list[Target] = []
+
+    def see(part: Target) -> Target:
+        found.append(part)
+        return part
+
+    changed(question, see)
+    yield from found
+
+
+def settled(question: Target, answer: Answer, image: int) -> Target:
+    """Put a question to one image alone, with all in it fixed that depends on the model's answer to the unchanged image.
+
+    When a changed input is scored, a class that was the answer, or the pixels that were predicted, are to stay the same.
+    """
+    settle = getattr(question, "settled", None)
+    if settle is None:
+        return question
+    one: Target = settle(answer, image)
+    return one
+
+
+def notes_of(question: Target, answer: Answer) -> list[str]:
+    """List what to mind before trusting a map of this score: the question's own notes, and those of its parts."""
+    return [
+        note
+        for part in {id(one): one for one in (question, *leaves(question))}.values()
+        for note in _own_notes(part, answer)
+    ]
+
+
+def _own_notes(question: Target, answer: Answer) -> Sequence[str]:
+    notes = getattr(question, "notes", None)
+    return () if notes is None else notes(answer)
+
+
+def of_places(question: Target, answer: Answer) -> bool:
+    """Tell whether a question is about a part of the places, so that the head does not pool all of them for it."""
+    return any(getattr(one, "of_places", lambda _: answer.dense)(answer) for one in leaves(question))
 
 
 def checked(scores: Any, batch: int, wording: str) -> Scores:

@@ -13,9 +13,8 @@ from torch import Tensor
 from glowmap.errors import TargetError, told
 from glowmap.shapes import Scores
 from glowmap.targets._answer import Answer
-from glowmap.targets._target import Target, checked
+from glowmap.targets._target import Target, checked, settled
 from glowmap.targets.classes import Category, Predicted
-from glowmap.targets.pixels import Pixels
 
 
 @dataclass(frozen=True)
@@ -49,11 +48,17 @@ class Each:
     def _score(self, answer: Answer, target: Target, image: int) -> Tensor:
         if isinstance(target, Custom):  # what it reads is its own affair, so it gets all and its image is picked after
             return checked(target.score(answer), answer.batch, target.wording(answer, image))[image]
-        return target.score(_only(answer, image))[0]
+        return target.score(answer.only(image))[0]
+
+    def settled(self, answer: Answer, image: int) -> Target:
+        return settled(self.of(answer, image), answer, image)
+
+    def with_parts(self, change: Callable[[Target], Target]) -> "Each":
+        return Each([change(question) for question in self._all])
 
     def wording(self, answer: Answer, image: int) -> str:
         target = self._targets(answer)[image]
-        return target.wording(answer if isinstance(target, Custom) else _only(answer, image), 0)
+        return target.wording(answer if isinstance(target, Custom) else answer.only(image), 0)
 
 
 @dataclass(frozen=True)
@@ -125,23 +130,3 @@ def _labels(labels: Tensor | NDArray[Any]) -> Category | Each:
             "for a set of pixels pass targets.Pixels(class, mask)"
         )
     return Each(tuple(indices.tolist()))
-
-
-def _only(answer: Answer, image: int) -> Answer:
-    """Cut the answer down to one image, for a question that is put to this image alone."""
-    logits = answer.logits[image : image + 1]
-    seen_part = answer.seen_part
-    part = None if seen_part is None else (lambda mask, _index: seen_part(mask, image))
-    return Answer(logits, 1, lambda raw: raw, answer.class_names, answer.input_size, answer.model, part)
-
-
-def settled(question: Target, answer: Answer, image: int) -> Target:
-    """Put a question to one image alone, with all in it fixed that depends on the model's answer to the unchanged image.
-
-    When a changed input is scored, a class that was the answer, or the pixels that were predicted, are to stay the same.
-    """
-    if isinstance(question, Each):
-        return settled(question.of(answer, image), answer, image)
-    if isinstance(question, Category | Predicted | Pixels):
-        return question.settled(answer, image)
-    return question

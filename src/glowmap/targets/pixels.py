@@ -113,7 +113,7 @@ def _fit_one(mask: Tensor, answer: Answer, image: int, size: tuple[int, ...]) ->
     if tuple(mask.shape) == size:
         return mask
     if tuple(mask.shape) != answer.input_size:
-        part = answer.seen_part(mask, image) if answer.seen_part else None
+        part = answer.pictures[image].part_of(mask) if answer.pictures else None
         if part is None:
             return None
         mask = part
