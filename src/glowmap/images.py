@@ -58,6 +58,14 @@ class Picture:
         across, down = (x + 0.5 - left) / (right - left), (y + 0.5 - top) / (bottom - top)
         return (across, down) if 0 <= across < 1 and 0 <= down < 1 else None
 
+    def spelled(self) -> str:
+        """Say how large the picture is, and which part of it the model saw."""
+        whole_picture = f"the picture, of {self.image.width} x {self.image.height} pixels"
+        left, top, right, bottom = self.box
+        if left <= 0 and top <= 0 and right >= self.image.width and bottom >= self.image.height:
+            return whole_picture
+        return f"what the model saw of {whole_picture}: from {left}, {top} to {right - 1}, {bottom - 1}"
+
 
 @dataclass(frozen=True, eq=False)
 class Volume:
@@ -72,6 +80,10 @@ class Volume:
     def place(self, _x: float, _y: float) -> None:
         """Tell that a point of two coordinates is none of a clip or volume."""
 
+    def spelled(self) -> str:
+        """Say how large the clip or volume is."""
+        return f"the clip or volume, of {crossed(self.values.shape[:3])}"
+
 
 @dataclass(frozen=True, eq=False)
 class Signal:
@@ -85,6 +97,10 @@ class Signal:
 
     def place(self, _x: float, _y: float) -> None:
         """Tell that a point of two coordinates is none of a signal."""
+
+    def spelled(self) -> str:
+        """Say how long the signal is."""
+        return f"the signal, of {self.values.shape[1]} samples"
 
 
 Shown: TypeAlias = Picture | Volume | Signal  # what heat can be drawn over

@@ -1,14 +1,21 @@
 """What to explain: from what a model answered to one score per image.
 
-A target is a class (:class:`Category`), a set of pixels (:class:`Pixels`), one detection (:class:`Detection`), one question for
-each image (:class:`Each`), or any callable from the model's raw output to one score per image. A list of targets asks several
-questions.
+A target is a class (:class:`Category`), its probability, the likeliest classes (:func:`top`), one class rather than another
+(:class:`Rather`), a number (:class:`Value`), a set of pixels (:class:`Pixels`) or an object under a point (:class:`At`), one
+detection (:class:`Detection`), the negative of any of these (:class:`Not`), one question for each image (:class:`Each`), or any
+callable from the model's raw output to one score per image. A list of targets asks several questions.
 """
 
 from glowmap.targets._answer import Answer as Answer
 from glowmap.targets._answer import background_class as background_class
 from glowmap.targets._candidates import Candidates as Candidates
 from glowmap.targets._candidates import Found as Found
+from glowmap.targets._candidates import OnDemand as OnDemand
+from glowmap.targets._class import ClassQuestion as ClassQuestion
+from glowmap.targets._marks import Mark as Mark
+from glowmap.targets._marks import in_shares as in_shares
+from glowmap.targets._marks import marks_of as marks_of
+from glowmap.targets._marks import ranks as ranks
 from glowmap.targets._target import Target as Target
 from glowmap.targets._target import changed as changed
 from glowmap.targets._target import checked as checked
@@ -21,9 +28,32 @@ from glowmap.targets.asking import Each as Each
 from glowmap.targets.asking import TargetLike as TargetLike
 from glowmap.targets.asking import as_questions as as_questions
 from glowmap.targets.asking import as_target as as_target
+from glowmap.targets.asking import by_callable as by_callable
 from glowmap.targets.classes import Category as Category
+from glowmap.targets.classes import LogProbability as LogProbability
 from glowmap.targets.classes import Predicted as Predicted
+from glowmap.targets.classes import Probability as Probability
+from glowmap.targets.classes import Ranked as Ranked
+from glowmap.targets.classes import Value as Value
+from glowmap.targets.classes import as_class as as_class
+from glowmap.targets.classes import top as top
+from glowmap.targets.combined import Finer as Finer
+from glowmap.targets.combined import Not as Not
+from glowmap.targets.combined import Rather as Rather
+from glowmap.targets.detected import AllDetected as AllDetected
+from glowmap.targets.detected import Detected as Detected
 from glowmap.targets.detection import Detection as Detection
+from glowmap.targets.embeddings import Direction as Direction
+from glowmap.targets.embeddings import Prototype as Prototype
+from glowmap.targets.embeddings import Similar as Similar
+from glowmap.targets.embeddings import Unit as Unit
+from glowmap.targets.embeddings import Watched as Watched
 from glowmap.targets.pixels import Pixels as Pixels
 from glowmap.targets.pixels import read_masks as read_masks
+from glowmap.targets.regions import At as At
+from glowmap.targets.regions import Object as Object
+from glowmap.targets.regions import Point as Point
+from glowmap.targets.regions import Region as Region
 from glowmap.targets.text import Text as Text
+from glowmap.targets.words import Spoken as Spoken
+from glowmap.targets.words import Words as Words

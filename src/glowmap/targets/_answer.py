@@ -12,6 +12,7 @@ from torch import Tensor
 from glowmap.errors import TargetError
 from glowmap.shapes import Labels, Logits
 from glowmap.shelf import near_names
+from glowmap.structure import mapped
 from glowmap.targets._candidates import Candidates
 
 
@@ -24,6 +25,9 @@ class SeenPart(Protocol):
 
     def place(self, x: float, y: float) -> tuple[float, float] | None:
         """Tell where a point of the picture, in its pixels, lies in what the model saw: shares of its columns and rows."""
+
+    def spelled(self) -> str:
+        """Say how large the picture is, and which part of it the model saw."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,13 @@ class Answer:
     pictures: Sequence[SeenPart] = field(default=(), repr=False)
     inside: Mapping[str, Any] = field(default_factory=dict, repr=False)
     read_candidates: Callable[["Answer"], Candidates] | None = field(default=None, repr=False)
+    dense_first: bool = False  # though there are candidates, a class is a matter of places
+    exclusive: bool | None = (
+        None  # scores mean something among each other, or (False) each by itself; None: by their number
+    )
     read_words: Callable[["Answer"], Tensor] | None = field(default=None, repr=False)
     read_embedding: Callable[["Answer"], Tensor] | None = field(default=None, repr=False)
+    doubt_embedding: Callable[["Answer"], Sequence[str]] = field(default=lambda _: (), repr=False)
 
     @cached_property
     def candidates(self) -> Candidates:
@@ -58,16 +67,16 @@ class Answer:
 
     @property
     def detects(self) -> bool:
-        """Whether the model answers with detections."""
-        return self.read_candidates is not None
+        """Whether the model answers with detections, and with nothing else where a class is asked about."""
+        return self.read_candidates is not None and not self.dense_first
 
     @cached_property
     def dense(self) -> bool:
-        """Whether the model answers for places; no error where its output cannot be read."""
+        """Whether the model answers for places, pixels or boxes; no error where its output cannot be read."""
         try:
-            return self.logits.ndim > 2
+            return self.detects or self.logits.ndim > 2
         except TargetError:
-            return self.detects
+            return False
 
     @cached_property
     def words(self) -> Tensor:
@@ -89,18 +98,68 @@ class Answer:
         return replace(
             self,
             batch=1,
-            read_logits=lambda _: self.logits[one],
+            read_logits=lambda _: self.outputs[one],
             pictures=self.pictures[one],
             read_candidates=self.read_candidates and (lambda _: self.candidates.only(image)),
             read_words=self.read_words and (lambda _: self.words[one]),
             read_embedding=self.read_embedding and (lambda _: self.embedding[one]),
+            inside=mapped(dict(self.inside), lambda part: part[one] if part.ndim and len(part) == self.batch else part),
         )
 
     @cached_property
     def logits(self) -> Logits:
-        """The class scores, batch x category (x rows x columns for a dense model; of a detector the highest of all candidates)."""
+        """The class scores, batch x category (x rows x columns for a dense model; of a detector the highest of all candidates).
+
+        Where one output stands for two named classes (``binary``), it is the second's score, and its negative the first's.
+        """
+        logits = torch.cat([-self.outputs, self.outputs], 1) if self.binary else self.outputs
+        if self.class_names is not None and len(self.class_names) != logits.shape[1]:
+            raise TargetError(
+                f"there are {len(self.class_names)} class names for the {logits.shape[1]} classes of {self.model}; "
+                "give one name for each class, in the model's order"
+            )
+        return logits
+
+    @cached_property
+    def binary(self) -> bool:
+        """Whether one output stands for two classes, which two names say: the first where it is negative, else the second."""
+        names = self.class_names
+        return names is not None and len(names) == 2 and self.outputs.shape[1] == 1 and not self.detects
+
+    @cached_property
+    def probabilities(self) -> Logits:
+        """The probability of each class, as ``logits``: by softmax, or by sigmoid where the model has one output alone.
+
+        Or by sigmoid also of several, where each stands for itself. TargetError for one of those that are compared.
+        """
+        logits = self.logits if self.logits.dtype == torch.float64 else self.logits.float()
+        return logits.sigmoid() if self.each_alone else logits.softmax(1)
+
+    @property
+    def each_alone(self) -> bool:
+        """Whether a class's logit makes its probability by itself. TargetError for one where it takes others."""
+        if self.exclusive and self.outputs.shape[1] == 1:
+            raise TargetError(
+                f"{self.name(0)} alone has no probability, which {self.model} gives it among others; ask about those in the same "
+                "call, or about the logit"
+            )
+        return self.outputs.shape[1] == 1 or self.exclusive is False
+
+    @cached_property
+    def outputs(self) -> Logits:
+        """The class scores in the number that the model gives: ``logits``, but one output where it stands for two classes."""
         if self.detects:
+            empty = [image for image, one in enumerate(self.candidates.logits) if not len(one)]
+            if empty:
+                raise TargetError(
+                    f"{self.model} has no candidate at all in image {empty[0]}, so no class has a score; give another picture"
+                )
             return torch.stack([one.amax(0) for one in self.candidates.logits])
+        if self.class_names is not None and not self.class_names:
+            raise TargetError(
+                f"{self.model} judges pictures by texts, and none was put to it; give one: "
+                "target=targets.Text('a photo of a dog')"
+            )
         logits = self.read_logits(self.raw)
         if not logits.is_floating_point() or logits.layout != torch.strided:
             kind = f"{str(logits.dtype).removeprefix('torch.')} ({str(logits.layout).removeprefix('torch.')})"
@@ -119,11 +178,6 @@ class Answer:
             raise TargetError(
                 f"the output of {self.model} has the shape {tuple(logits.shape)}, which is neither images x classes nor that at "
                 f"{len(self.input_size)} axes of places; pass target=a callable from the output to one score per image"
-            )
-        if self.class_names is not None and len(self.class_names) != logits.shape[1]:
-            raise TargetError(
-                f"there are {len(self.class_names)} class names for the {logits.shape[1]} classes of {self.model}; "
-                "give one name for each class, in the model's order"
             )
         return logits
 

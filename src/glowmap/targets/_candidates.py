@@ -1,16 +1,22 @@
 """All that a detector might have found, before suppression, and what it kept of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar, overload
 
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Found:
-    """One detection: which candidate it was, of which class, how sure, and its box (left, top, right, bottom) in input pixels."""
+    """One detection: which candidate it was, of which class, how sure, and its box (left, top, right, bottom) in input pixels.
 
-    candidate: int
+    ``candidate`` is None where the detector's own suppression changes boxes or scores, so that it cannot be told which it was.
+    """
+
+    candidate: int | None
     category: int
     score: float
     box: tuple[float, float, float, float]
@@ -21,10 +27,12 @@ class Candidates:
     """The candidates of each image, in the graph of the forward pass, and those that the detector kept, the surest first.
 
     ``boxes`` are candidate x 4 (or candidate x class x 4, where each class has a box of its own): left, top, right, bottom in
-    the pixels of the detector's input. ``logits`` are candidate x class, with the classes counted as the class names are, and
-    before any softmax, sigmoid or suppression; ``objectness`` is a logit a candidate, where the detector has one; ``masks`` are
-    logits, candidate x rows x columns. ``canvas`` are the rows and columns that the detector's layers cover, in pixels of its
-    input, where it pads its input inside; its top left corner is the picture's.
+    the pixels of the detector's input, before they are cut off at the picture's edges (there no gradient would be left).
+    ``logits`` are candidate x class, with the classes counted as the class names are, and before any softmax, sigmoid or
+    suppression; ``objectness`` is a logit a candidate, where the detector has one; ``masks`` are logits, candidate x rows x
+    columns. ``canvas`` are the rows and columns that the detector's layers cover, in pixels of its input, where it pads its
+    input inside; its top left corner is the picture's. ``anchored`` says that a candidate is a fixed place of one layer (an
+    anchor, a cell): its number means the same place in every picture, and all that is said of it is said there.
     """
 
     boxes: Sequence[Tensor]
@@ -33,9 +41,35 @@ class Candidates:
     objectness: Sequence[Tensor] | None = None
     masks: Sequence[Tensor] | None = None
     canvas: tuple[int, int] | None = None
+    anchored: bool = False
 
     def only(self, image: int) -> "Candidates":
         """Cut down to one image."""
         one = slice(image, image + 1)
         objectness, masks = (part and part[one] for part in (self.objectness, self.masks))
-        return Candidates(self.boxes[one], self.logits[one], self.found[one], objectness, masks, self.canvas)
+        return Candidates(
+            self.boxes[one], self.logits[one], self.found[one], objectness, masks, self.canvas, self.anchored
+        )
+
+
+class OnDemand(Sequence[T], Generic[T]):
+    """A sequence whose members are made when they are asked for, and kept."""
+
+    def __init__(self, count: int, make: Callable[[int], T]) -> None:
+        self._count, self._make = count, make
+        self._made: dict[int, T] = {}
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> "OnDemand[T]": ...
+    def __getitem__(self, index: int | slice) -> "T | OnDemand[T]":
+        at = range(self._count)[index]
+        if isinstance(at, range):
+            return OnDemand(len(at), lambda number: self[at[number]])
+        if at not in self._made:
+            self._made[at] = self._make(at)
+        return self._made[at]

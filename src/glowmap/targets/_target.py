@@ -18,13 +18,17 @@ class Target(Protocol):
 
     - ``settled(answer, image) -> Target``: the same question to one image alone, with all in it fixed that depends on the
       model's answer to the unchanged image (:func:`settled`);
-    - ``notes(answer) -> Sequence[str]``: what to mind before trusting a map of this score;
+    - ``notes(answer) -> Sequence[str]``: what to mind before trusting a map of this score, for its parts too;
     - ``with_parts(change) -> Target``: for a question made of others, a copy of it with ``change`` applied to each;
     - ``said(answer) -> Tensor``: what the model says of the thing in question altogether, by which a layer is found for this
-      question alone (a detection: its class and its box), one number;
+      question alone (a detection: its class and its box), one number or several, which all are to go through it;
+    - ``found_as() -> Hashable``: what such a layer depends on beside the model and the input's shape, where it may be remembered;
     - ``of_places(answer) -> bool``: whether it asks about a part of the places, so that no head pools all of them;
     - ``prepared(embed) -> Target``: what it becomes once ``embed(picture)`` has told the model's embedding of another picture;
-    - ``watches() -> Sequence[str]``: the layers whose output it reads, which it finds in ``answer.inside`` by these names.
+    - ``watches() -> Sequence[str]``: the layers whose output it reads, which it finds in ``answer.inside`` by these names, a list
+      with a ``Watched`` for each run of the layer;
+    - ``mark(answer, image) -> Mark | Sequence[Mark] | None``: what it points at in the picture, which figures draw;
+    - ``ranks``: False where it is about no class, so that a figure shows no ranking of classes beside it.
     """
 
     def score(self, answer: Answer) -> Scores: ...
@@ -52,6 +56,20 @@ def leaves(question: Target) -> Iterator[Target]:
     yield from found
 
 
+def parts(question: Target) -> list[Target]:
+    """List the questions that one is made of, which may be made of others; none for one that is made of none."""
+    found: list[Target] = []
+
+    def see(part: Target) -> Target:
+        found.append(part)
+        return part
+
+    with_parts = getattr(question, "with_parts", None)
+    if with_parts is not None:
+        with_parts(see)
+    return found
+
+
 def settled(question: Target, answer: Answer, image: int) -> Target:
     """Put a question to one image alone, with all in it fixed that depends on the model's answer to the unchanged image.
 
@@ -65,17 +83,11 @@ def settled(question: Target, answer: Answer, image: int) -> Target:
 
 
 def notes_of(question: Target, answer: Answer) -> list[str]:
-    """List what to mind before trusting a map of this score: the question's own notes, and those of its parts."""
-    return [
-        note
-        for part in {id(one): one for one in (question, *leaves(question))}.values()
-        for note in _own_notes(part, answer)
-    ]
-
-
-def _own_notes(question: Target, answer: Answer) -> Sequence[str]:
+    """List what to mind before trusting a map of this score: the question's own notes, or else those of its parts."""
     notes = getattr(question, "notes", None)
-    return () if notes is None else notes(answer)
+    if notes is not None:
+        return list(notes(answer))
+    return [note for part in parts(question) for note in notes_of(part, answer)]
 
 
 def of_places(question: Target, answer: Answer) -> bool:

@@ -13,8 +13,11 @@ from torch import Tensor
 from glowmap.errors import TargetError, told
 from glowmap.shapes import Scores
 from glowmap.targets._answer import Answer
-from glowmap.targets._target import Target, checked, settled
+from glowmap.targets._marks import Mark, marks_of
+from glowmap.targets._target import Target, checked, leaves, notes_of, settled
 from glowmap.targets.classes import Category, Predicted
+from glowmap.targets.pixels import Pixels
+from glowmap.targets.regions import Region
 
 
 @dataclass(frozen=True)
@@ -46,19 +49,26 @@ class Each:
         return torch.stack([self._score(answer, target, i) for i, target in enumerate(self._targets(answer))])
 
     def _score(self, answer: Answer, target: Target, image: int) -> Tensor:
-        if isinstance(target, Custom):  # what it reads is its own affair, so it gets all and its image is picked after
+        if by_callable(target):  # what it reads is its own affair, so it gets all and its image is picked after
             return checked(target.score(answer), answer.batch, target.wording(answer, image))[image]
         return target.score(answer.only(image))[0]
 
     def settled(self, answer: Answer, image: int) -> Target:
         return settled(self.of(answer, image), answer, image)
 
+    def notes(self, answer: Answer) -> list[str]:
+        several = [(image, notes_of(target, answer.only(image))) for image, target in enumerate(self._targets(answer))]
+        return [f"{note} (image {image})" if answer.batch > 1 else note for image, notes in several for note in notes]
+
     def with_parts(self, change: Callable[[Target], Target]) -> "Each":
         return Each([change(question) for question in self._all])
 
+    def mark(self, answer: Answer, image: int) -> Sequence[Mark]:
+        return marks_of(self.of(answer, image), answer.only(image), 0)
+
     def wording(self, answer: Answer, image: int) -> str:
         target = self._targets(answer)[image]
-        return target.wording(answer if isinstance(target, Custom) else answer.only(image), 0)
+        return target.wording(answer if by_callable(target) else answer.only(image), 0)
 
 
 @dataclass(frozen=True)
@@ -80,8 +90,13 @@ class Custom:
         return getattr(self.function, "__name__", type(self.function).__name__)
 
 
+def by_callable(question: Target) -> bool:
+    """Tell whether a question, or a part of it, is a callable of the user's own, which reads the output of the whole batch."""
+    return any(isinstance(one, Custom) for one in leaves(question))
+
+
 # One question, as people put it. A list or tuple of these asks several.
-TargetLike: TypeAlias = int | str | Target | Tensor | NDArray[Any] | Callable[[Any], Tensor] | None
+TargetLike: TypeAlias = int | str | Target | Region | Tensor | NDArray[Any] | Callable[[Any], Tensor] | None
 
 
 def as_target(question: Any) -> Target:
@@ -94,6 +109,8 @@ def as_target(question: Any) -> Target:
         )
     if isinstance(question, Target):
         return question
+    if isinstance(question, Region):
+        return Pixels(None, question)
     if isinstance(question, bool):
         raise TargetError(f"a target is a class, a set of pixels or a callable, not {question!r}")
     if isinstance(question, int | np.integer | str):

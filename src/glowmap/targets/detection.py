@@ -11,6 +11,7 @@ from glowmap.errors import TargetError
 from glowmap.shapes import Scores
 from glowmap.shelf import near_names
 from glowmap.targets._answer import Answer
+from glowmap.targets._marks import Mark, in_shares
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class Detection:
         label = self._label(answer)
         named = answer.class_names is not None and label < len(answer.class_names)
         return f"{answer.name(label) if named else f'class {label}'} at {corners}"
+
+    def mark(self, answer: Answer, image: int) -> Mark:
+        return Mark(box=in_shares(self._box().tolist(), answer.input_size))
 
     def _label(self, answer: Answer) -> int:
         if not isinstance(self.category, str):

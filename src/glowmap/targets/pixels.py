@@ -1,7 +1,7 @@
 """Questions about a set of pixels."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,8 +13,12 @@ from torch import Tensor
 
 from glowmap.errors import TargetError
 from glowmap.shapes import PixelSets, Scores, crossed
-from glowmap.targets._answer import Answer
-from glowmap.targets._target import in_images
+from glowmap.targets._answer import Answer, background_class
+from glowmap.targets._class import ClassQuestion, Places, score_at
+from glowmap.targets._marks import Mark
+from glowmap.targets._target import changed, in_images
+from glowmap.targets.classes import Change, ClassLike, OfEach, Predicted, Value, as_class, changed_class
+from glowmap.targets.regions import At, Object, Point, Region, ring, shares_at
 
 Mask: TypeAlias = NDArray[Any] | Tensor | Image.Image | Sequence[Any]
 
@@ -23,48 +27,124 @@ Mask: TypeAlias = NDArray[Any] | Tensor | Image.Image | Sequence[Any]
 class Pixels:
     """A class at a set of pixels: the sum of its logits there (Vinogradova et al. 2020, arXiv:2002.11434, eq. 2).
 
-    ``mask`` is rows x columns, or batch x rows x columns for a mask an image; non-zero is inside. It has the size of the
-    model's output, of its input, or of the picture. Without a mask: the pixels predicted as this class.
+    ``category`` is an index, a name or a question about a class, such as ``Rather("car", "bus")``, whose score is then summed.
+    ``where`` is a region (``At(x, y)``, ``Point(x, y)``, ``Object(number)``) or a mask: rows x columns, or batch x rows x columns
+    for a mask an image; non-zero is inside. A mask has the size of the model's output, of its input, or of the picture. Without
+    either: the pixels predicted as the class. Without a class, and for a ``Predicted()`` in the question: the class predicted at
+    the point, or at most pixels of the mask.
+
+    With a ``border`` of so many pixels of the output, what sets the pixels off from their surroundings: the mean over them minus
+    the mean over the ring of this width just outside.
+
+    Raises TargetError for a model that does not answer for places, an empty set, and one with nothing around it.
     """
 
-    category: int | str
-    mask: Mask | None = None
+    category: ClassLike | None = None
+    where: Mask | Region | None = None
+    _: KW_ONLY
+    border: int = 0
 
     def score(self, answer: Answer) -> Scores:
-        index = answer.index(self.category)
-        logits = answer.logits
-        if logits.ndim < 3:
-            raise TargetError(
-                f"pixels were asked for, but {answer.model} gives one answer per image "
-                f"({crossed(logits.shape)}); pass the class alone as target"
-            )
-        inside = self._inside(answer, index)
-        return summed(logits[:, index], inside)
+        inside = self._inside(answer)
+        return score_at(self._asked(answer), answer, inside, self._around(answer, inside))
 
     def wording(self, answer: Answer, image: int) -> str:
-        where = "predicted pixels" if self.mask is None else "mask"
-        return f"{answer.name(answer.index(self.category))} ({where})"
+        question = self._asked(answer)
+        name = question.named(answer, image)
+        if isinstance(self.where, Region):
+            name += f" ({self.where.named(answer, image, question.chosen(answer, image))})"
+        elif self.where is not None:
+            name += " (mask)"
+        elif not self.border:
+            name += " (predicted pixels)"
+        return name + ", set off from its border" * bool(self.border)
 
-    def settled(self, answer: Answer, image: int) -> "Pixels":
-        index = answer.index(self.category)
-        if self.mask is None:
-            return Pixels(index, answer.labels[image] == index)
-        return Pixels(index, _fitted(self.mask, answer)[image])
+    def settled(self, answer: Answer, image: int) -> Places:
+        inside = self._inside(answer)
+        around = self._around(answer, inside)
+        one = self._asked(answer).fixed(answer, image)
+        return Places(one, inside[image], None if around is None else around[image], self.wording(answer, image))
 
-    def _inside(self, answer: Answer, index: int) -> PixelSets:
-        inside = answer.labels == index if self.mask is None else _fitted(self.mask, answer)
-        empty = [image for image, part in enumerate(inside) if not part.any()]
-        if empty and self.mask is None:
+    def with_parts(self, change: Change) -> "Pixels":
+        return replace(self, category=changed_class(Predicted() if self.category is None else self.category, change))
+
+    def mark(self, answer: Answer, image: int) -> list[Mark]:
+        """Point at the region or mask; all pixels of a class are seen in the prediction."""
+        where = self.where
+        if where is None or len(answer.input_size) != 2:
+            return []
+        point = [Mark(point=shares_at(where.x, where.y, answer, image))] if isinstance(where, At | Point) else []
+        return point if isinstance(where, Point) else [Mark(region=self._inside(answer)[image].cpu()), *point]
+
+    def _asked(self, answer: Answer) -> ClassQuestion:
+        """Read the class, or choose it for each image where none is named."""
+        if answer.detects:
             raise TargetError(
-                f"no pixel is predicted as {answer.name(index)!r}{in_images(empty, inside)}; "
-                f"ask for a class that is there ({_present(answer, empty[0])}), or give a mask: targets.Pixels(class, mask)"
+                f"pixels were asked for, but {answer.model} answers with detections; ask about one: targets.Detected(number)"
             )
+        if answer.logits.ndim < 3:
+            raise TargetError(
+                f"pixels were asked for, but {answer.model} gives one answer per image "
+                f"({crossed(answer.logits.shape)}); pass the class alone as target"
+            )
+        question = Predicted() if self.category is None else as_class(self.category)
+        if isinstance(question, Value) and isinstance(self.where, At | Object):
+            raise TargetError("a number that is no class has no objects; give a mask, or targets.Point(x, y)")
+        return as_class(changed(question, lambda one: self._there(answer) if isinstance(one, Predicted) else one))
+
+    def _there(self, answer: Answer) -> ClassQuestion:
+        """Tell the class that is predicted at the point or mask, image by image; elsewhere it is the model's own answer."""
+        where = self.where
+        if where is None:
+            return Predicted()
+        if isinstance(where, Region):
+            return OfEach(tuple(where.category(answer, image) for image in range(answer.batch)))
+        return OfEach(tuple(_most(answer, image, mask) for image, mask in enumerate(_fitted(where, answer))))
+
+    def _inside(self, answer: Answer) -> PixelSets:
+        question, where = self._asked(answer), self.where
+        if where is None:
+            return question.inside(answer)
+        if isinstance(where, Region):
+            images = range(answer.batch)
+            return torch.stack([where.places(answer, image, question.chosen(answer, image)) for image in images])
+        inside = _fitted(where, answer)
+        empty = [image for image, part in enumerate(inside) if not part.any()]
         if empty:
             raise TargetError(
                 f"the mask is empty{in_images(empty, inside)}; mark at least one pixel, inside the part of the picture that "
                 f"the model sees and large enough for a cell of its output ({crossed(inside.shape[1:])})"
             )
         return inside
+
+    def _around(self, answer: Answer, inside: PixelSets) -> PixelSets | None:
+        """Find the ring around each set of pixels, where one is asked for."""
+        if isinstance(self.border, bool) or not isinstance(self.border, int | np.integer) or self.border < 0:
+            raise TargetError(
+                f"a border is so many pixels of the output, not {self.border!r}; give a whole number from 0"
+            )
+        if not self.border:
+            return None
+        around = torch.stack([ring(part, int(self.border)) for part in inside])
+        bare = [image for image, part in enumerate(around) if not part.any()]
+        if bare:
+            raise TargetError(
+                f"nothing lies around the pixels of {self.wording(answer, bare[0])!r}{in_images(bare, inside)}: they are all "
+                f"that the model answers for ({crossed(inside.shape[1:])}); ask without a border"
+            )
+        return around
+
+
+def _most(answer: Answer, image: int, mask: Tensor) -> int:
+    """Tell the class that is predicted at most pixels of a mask, a background only where there is nothing else."""
+    seen = answer.labels[image][mask]
+    counted = [(int((seen == index).sum()), index) for index in answer.present(image)]  # a background comes last
+    here = [(count, index) for count, index in counted if count]
+    if not here:
+        return 0  # nothing is predicted by a model with one class, or the mask is empty, which is refused elsewhere
+    background = background_class(answer.class_names or ())
+    others = [one for one in here if one[1] != background]
+    return max(others or here, key=lambda one: one[0])[1]
 
 
 def _fitted(mask: Mask, answer: Answer) -> PixelSets:
@@ -118,16 +198,3 @@ def _fit_one(mask: Tensor, answer: Answer, image: int, size: tuple[int, ...]) ->
             return None
         mask = part
     return F.interpolate(mask[None, None].float(), size, mode="nearest-exact")[0, 0] > 0
-
-
-def _present(answer: Answer, image: int = 0) -> str:
-    """Name the classes that a dense model predicts in an image, with the share of the pixels of each."""
-    labels = answer.labels[image]
-    shares = [f"{answer.name(i)} {(labels == i).float().mean():.1%}" for i in answer.present(image)[:5]]
-    return ", ".join(shares) or "none"
-
-
-def summed(logits: Tensor, inside: Tensor) -> Scores:
-    """Sum the logits of a set of pixels; in half precision such sums overflow."""
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    return (wide * inside).flatten(1).sum(1)
