@@ -556,7 +556,7 @@ def test_detectors_and_video_models_by_name(street):
     with pytest.raises(TargetError, match=r"answers with detections, .* target=glowmap.targets.Detection"):
         detector.read_logits(output)
     rcnn = glowmap.load("fasterrcnn_mobilenet_v3_large_320_fpn", weights="random")
-    assert "the map covers the padded canvas" in rcnn.notes[1]
+    assert not any("the map covers the padded canvas" in note for note in rcnn.notes)  # which is cut off
 
     video = glowmap.load("r3d_18", weights="random")
     assert video.class_names[0] == "abseiling"

@@ -1,7 +1,7 @@
 """Choose the layer that nobody named, once for a model and the shape of its input; and list those worth naming."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
@@ -9,9 +9,10 @@ from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glowmap.capture import borrowed, copies
+from glowmap.capture import borrowed, copies, record
 from glowmap.errors import GlowmapError, LayerError, ModelError, TargetError
 from glowmap.forward import called
 from glowmap.images import Batch
@@ -29,9 +30,20 @@ from glowmap.layers import (
 )
 from glowmap.models import Model, as_model
 from glowmap.structure import mapped, tensors_in
-from glowmap.targets import Answer, Custom, Target, leaves
+from glowmap.targets import Answer, Custom, Each, Target, leaves
 
 Reading = Callable[[Any, int], Answer]
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a family tells of a model's layers: grids of its tokens that no convolution makes, and its canvas.
+
+    That is the rows and columns that the layers cover, in pixels of the input, where the model pads it inside.
+    """
+
+    grids: Sequence[Grid] = ()
+    canvas: Callable[[], Grid | None] = lambda: None
 
 
 @dataclass
@@ -47,7 +59,14 @@ _KNOWN: "WeakKeyDictionary[nn.Module, _Known]" = WeakKeyDictionary()
 
 
 def choose(
-    module: nn.Module, batch: Batch, read: Reading, question: Target, *, blindly: bool = False, anew: bool = False
+    module: nn.Module,
+    batch: Batch,
+    read: Reading,
+    question: Target,
+    *,
+    blindly: bool = False,
+    anew: bool = False,
+    told: Told = Told(),
 ) -> tuple[Choice, bool]:
     """Choose the layer worth looking at for this (borrowed) model, input and question, and say whether it was remembered.
 
@@ -55,7 +74,7 @@ def choose(
     LayerError where there is none.
     """
     known = _KNOWN.setdefault(module, _Known())
-    own = asks_for_its_own(question)
+    own = any(hasattr(one, "said") and not hasattr(one, "found_as") for one in leaves(question))
     anew = anew or own
     key = (_shapes(batch), _asking(question), blindly)
     words = _words(batch)  # where words stand among the patches, it is for these words alone
@@ -63,7 +82,9 @@ def choose(
         choice, layer = known.choices.get(alike, (None, None))
         if choice is not None and layer is not None and _named(module, choice.name) is layer():
             return choice, True
-    choice = _found(module, batch, read, question, blindly=blindly)
+    choice = _found(module, batch, read, question, blindly=blindly, told=told)
+    if own and len(batch.images) > 1 and not blindly:
+        _refuse_apart(module, batch, read, question, choice)
     moving = bool(words) and _may_move(choice.layout)
     if moving:
         _refuse_unlike(module, batch, choice.name, choice.layout)
@@ -118,7 +139,14 @@ def grids_of(module: nn.Module, batch: Batch) -> tuple[Grid, ...]:
     return _KNOWN.setdefault(module, _Known()).grids.get(_shapes(batch), ())
 
 
-def checked_layout(module: nn.Module, batch: Batch, name: str, layout: Layout | None) -> tuple[Layout | None, bool]:
+def checked_layout(
+    module: nn.Module,
+    batch: Batch,
+    name: str,
+    layout: Layout | None,
+    *,
+    told: Told = Told(),
+) -> tuple[Layout | None, bool]:
     """Prove how a layer that was named lies, or find out; remembered. False where it can be neither.
 
     Raises LayerError where the patches of a batch's images stand at different places among words.
@@ -127,7 +155,9 @@ def checked_layout(module: nn.Module, batch: Batch, name: str, layout: Layout | 
     if key not in known.layouts:
         one = _one_image(batch)
         try:
-            found, proven = check_layout(module, one.images, partial(_called, module, one), name, layout)
+            found, proven = check_layout(
+                module, *_on_canvas(module, one, told.canvas()), name, layout, grids=told.grids
+            )
         except GlowmapError:  # it does not run on one image alone
             found, proven = layout, False
         if proven and found is not None and _words(batch) and _may_move(found):
@@ -140,27 +170,60 @@ def survey(model: nn.Module | Model, images: Any, *, depth: int = 2) -> list[Sur
     """Run the model once and list the layers worth naming, at most ``depth`` names deep, in the order in which they ran."""
     asked = as_model(model)
     batch = asked.read(images)
-    with borrowed(asked.module), torch.no_grad(), surveyed(asked.module, batch.images, depth=depth) as rows:
-        called(asked.module, batch)
+    with borrowed(asked.module), torch.no_grad():
+        heard = asked.speaker.heard(asked, batch, []) if asked.speaker is not None else ()
+        opened = heard[0].opened(asked.module) if heard else nullcontext()
+        with opened, surveyed(asked.module, batch.images, depth=depth) as rows:
+            called(asked.module, heard[0].batch if heard else batch)
     return rows
 
 
-def _found(module: nn.Module, batch: Batch, read: Reading, question: Target, *, blindly: bool) -> Choice:
+def _found(
+    module: nn.Module,
+    batch: Batch,
+    read: Reading,
+    question: Target,
+    *,
+    blindly: bool,
+    told: Told,
+) -> Choice:
     one = _one_image(batch)
     try:
-        return _find(module, one, read, question, blindly=blindly)
+        return _find(module, one, read, question, blindly=blindly, told=told)
     except (ModelError, TargetError, LayerError):
         if one is batch:
             raise
     # it knows the batch by position, or its first image is blank
-    return _find(module, batch, read, question, blindly=blindly)
+    return _find(module, batch, read, question, blindly=blindly, told=told)
 
 
-def _find(module: nn.Module, batch: Batch, read: Reading, question: Target, *, blindly: bool) -> Choice:
+def _find(
+    module: nn.Module,
+    batch: Batch,
+    read: Reading,
+    question: Target,
+    *,
+    blindly: bool,
+    told: Told,
+) -> Choice:
     def ask(output: Any) -> Asked:
         return _asked(read(output, len(batch.images)), question)
 
-    return find_layer(module, batch.images, partial(_called, module, batch), ask, blindly=blindly)
+    images, call = _on_canvas(module, batch, told.canvas())
+    return find_layer(module, images, call, ask, blindly=blindly, grids=told.grids)
+
+
+def _on_canvas(module: nn.Module, batch: Batch, canvas: Grid | None) -> tuple[Tensor, Callable[[Tensor], Any]]:
+    """Give the images on the canvas that the model's layers cover, and what calls the model on the part that it is given.
+
+    Where a cell looks is told by the gradient there, which must reach as far as the cells do.
+    """
+    call, size = partial(_called, module, batch), batch.images.shape[2:]
+    if canvas in (None, tuple(size)):
+        return batch.images, call
+    (rows, columns), (high, wide) = size, canvas
+    padded = F.pad(batch.images, (0, wide - columns, 0, high - rows))
+    return padded, lambda images: call(images[..., :rows, :columns])
 
 
 def _called(module: nn.Module, batch: Batch, images: Tensor) -> Any:
@@ -187,27 +250,24 @@ def _asked(answer: Answer, question: Target) -> Asked:
     All classes at once, each with a sign of its own: where evidence can be is the same for all of them, and a score of one
     class, or of a few pixels, would miss places that it happens not to use.
     """
-    said_of_it = [getattr(one, "said", None) for one in leaves(question)]
-    if any(said_of_it):
-        return Asked(
-            torch.stack([said(answer) for said in said_of_it if said]).sum(), None, False, answer.detects, own=True
-        )
+    if any(hasattr(one, "said") for one in leaves(question)):
+        said_of_it = _said(answer, question)
+        parts = tuple(said_of_it) if len(said_of_it) > 1 else ()
+        boxes = answer.read_candidates is not None
+        return Asked(said_of_it.sum(), None, False, boxes, own=True, parts=parts)
     logits: Tensor | None = None
     with suppress(TargetError):
-        logits = answer.logits
+        # all that a model can say after a text's last word; classes in the number that it gives: the two of one output cancel
+        logits = answer.words[:, -1] if answer.read_words else answer.outputs
     places = _for_places(answer.raw, maps=logits is None) or (logits is not None and logits.ndim > 2)
     boxes = any("box" in str(key) for key in answer.raw) if isinstance(answer.raw, Mapping) else False
     classes = None if logits is None else logits.shape[1]
-    if isinstance(question, Custom):
+    if _callable(question) is not None:
         return Asked(question.score(answer).sum(), classes, places, boxes, own=True)
-    said_at_all = (
-        [logits]
-        if logits is not None
-        else list(answer.candidates.logits)
-        if answer.detects
-        else list(tensors_in(answer.raw))
-    )
-    said = [one for one in said_at_all if one.is_floating_point()]
+    if answer.detects and logits is not None:
+        of_all = _signed_of_all(answer)
+        return Asked(of_all.sum(), classes, places, True, parts=tuple(of_all))
+    said = [one for one in ([logits] if logits is not None else tensors_in(answer.raw)) if one.is_floating_point()]
     if said and not any(one.numel() for one in said):
         raise TargetError(
             f"{answer.model} found nothing in the picture, so there is nothing to explain and no layer to find by it; give "
@@ -219,6 +279,41 @@ def _asked(answer: Answer, question: Target) -> Asked:
             "return its scores for a target to read"
         )
     return Asked(torch.stack([_signed(one) for one in said]).sum(), classes, places, boxes)
+
+
+def _signed_of_all(answer: Answer) -> Tensor:
+    """Ask for all that a detector says: the classes of all candidates, and their boxes in units of their own size.
+
+    Not of the likeliest alone, which may all come from one level of a pyramid; and what a layer is to be found by goes through
+    the tower of its head for classes and the one for boxes alike.
+    """
+    classes, boxes = (torch.cat(list(part)) for part in (answer.candidates.logits, answer.candidates.boxes))
+    sizes = (boxes[..., 2:] - boxes[..., :2]).detach().abs().clamp_min(1)
+    return torch.stack([_signed(classes), _signed(boxes / torch.cat([sizes, sizes], -1))])
+
+
+def _said(answer: Answer, question: Target) -> Tensor:
+    """List what the model says of the things in question; of one for each image, in the images that are there."""
+    if isinstance(question, Each):
+        several = [(one, answer.only(image)) for image, one in enumerate(question.all()[: answer.batch])]
+    else:
+        several = [(question, answer)]
+    said = [leaf.said(own).reshape(-1) for one, own in several for leaf in leaves(one) if hasattr(leaf, "said")]
+    return torch.cat(said)
+
+
+def _refuse_apart(module: nn.Module, batch: Batch, read: Reading, question: Target, choice: Choice) -> None:
+    """Refuse a layer that was found for the first image's detection, where another image's does not come through it."""
+    with record(find_layers(module, choice.name)) as recording:
+        output = called(module, batch.copied())
+    said = _said(read(output, len(batch.images)), question)
+    slopes = choice.layout.maps(recording.gradients(said.sum()[None])[choice.name])
+    apart = (slopes == 0).flatten(1).all(1).nonzero()[:, 0].tolist()
+    if apart:
+        raise LayerError(
+            f"the detections of these images come from different layers: nothing that is said of it in image {apart[0]} goes "
+            f"through {choice.name!r}, as in image 0; explain the images one by one, or name a layer"
+        )
 
 
 def _signed(values: Tensor) -> Tensor:
@@ -253,11 +348,18 @@ def _asking(question: Target) -> Any:
 
     A new one is often made for each call, and holding it would hold what it holds.
     """
-    if not isinstance(question, Custom):
-        return None
-    function = question.function
+    custom = _callable(question)
+    if custom is None:
+        return tuple(one.found_as() for one in leaves(question) if hasattr(one, "found_as")) or None
+    function = custom.function
     code = getattr(function, "__code__", None)
     if code is None:
         return id(function)
     held = [cell.cell_contents for cell in function.__closure__ or ()]
     return code, tuple(one for one in held if isinstance(one, str | int | float | bool))
+
+
+def _callable(question: Target) -> Custom | None:
+    """Give the callable of the user's own that a question is, or is made of."""
+    parts = list(leaves(question))
+    return parts[0] if len(parts) == 1 and isinstance(parts[0], Custom) else None

@@ -22,7 +22,7 @@ from glowmap.methods import ASKING, Attention, Make
 from glowmap.progress import tracked
 from glowmap.shapes import Maps, PixelSets, Scores
 from glowmap.structure import mapped
-from glowmap.targets import Custom, Each, Target, checked, of_places, settled
+from glowmap.targets import Each, Target, by_callable, checked, of_places, settled
 
 
 class Evidence:
@@ -100,11 +100,11 @@ class Evidence:
         """Find the pooled linear head by what it computes, and weigh its rows as the score weighs the logits."""
         answer, pooled = self._run.answer, self.activations(layer).flatten(2).mean(2)
         for weight, bias in _linear_heads(self._run.module):
-            if weight.shape != (answer.logits.shape[1], pooled.shape[1]) or answer.logits.ndim != 2:
+            if weight.shape != (answer.outputs.shape[1], pooled.shape[1]) or answer.outputs.ndim != 2:
                 continue
             logits = F.linear(pooled, wide(weight), None if bias is None else wide(bias))
-            if same_output(logits.to(answer.logits.dtype), answer.logits.detach()):
-                (slope,) = torch.autograd.grad(self._scores.sum(), answer.logits, retain_graph=True, allow_unused=True)
+            if same_output(logits.to(answer.outputs.dtype), answer.outputs.detach()):
+                (slope,) = torch.autograd.grad(self._scores.sum(), answer.outputs, retain_graph=True, allow_unused=True)
                 if slope is None:
                     raise MethodError(
                         "cam needs a score of the class scores that glowmap reads; use grad_cam for others"
@@ -225,7 +225,7 @@ class Evidence:
         if image not in self._settled:
             self._settled[image] = settled(self._question, self._run.answer, image)
         question, answer = self._settled[image], self._run.read(output, count)
-        if isinstance(question, Custom):
+        if by_callable(question):
             self._hold_to_copies(question, image, count)
         return checked(question.score(answer), count, question.wording(answer, 0))
 

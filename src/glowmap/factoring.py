@@ -1,6 +1,7 @@
 """Concepts: what a layer tells apart in an image or a batch, without a question, and which class each would speak for."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,12 +12,14 @@ from glowmap.errors import MethodError, ModelError, TargetError
 from glowmap.evidence import wide
 from glowmap.explanation import Explanation, Explanations
 from glowmap.forward import Run
+from glowmap.images import Batch
 from glowmap.layers import LayerName
-from glowmap.methods.factorisation import factorised
+from glowmap.methods.factorisation import NAME, factorised
 from glowmap.models import Model
+from glowmap.preparing import prepared
 from glowmap.road import Explainer
-
-NAME = "deep_feature_factorisation"
+from glowmap.targets import as_questions
+from glowmap.visit import Visit
 
 
 def concepts(
@@ -39,7 +42,7 @@ def concepts(
     explainer = Explainer(model, layer=layer)
     batch = explainer.model.read(images)
     found = []
-    with borrowed(explainer.model.module) as was_training, explainer.visit(batch) as visit:
+    with borrowed(explainer.model.module) as was_training, _visited(explainer, batch) as visit:
         layers = visit.layers(blindly=True)
         run = visit.run(layers, asks=True, resuming=True)
         shared = visit.shared(run, was_training)
@@ -74,6 +77,14 @@ def concepts(
                     )
                 )
     return Explanations(found)
+
+
+@contextmanager
+def _visited(explainer: Explainer, batch: Batch) -> Iterator[Visit]:
+    """Visit the (borrowed) model with what it must be given beside pictures, its class names among it."""
+    first = prepared(explainer.model, batch, as_questions(None))[0]
+    with explainer.visit(first.batch, first.model) as visit:
+        yield visit
 
 
 def _seen_in(run: Run, layer: str, image: int, filled: Tensor) -> Tensor | None:

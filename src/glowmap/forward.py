@@ -108,13 +108,16 @@ class Run:
         # a copy: the model may write into its input
         return self._on_images(image, changed.to(self.batch.images.dtype, copy=True))
 
+    def _any_number(self, image: int, images: Tensor) -> Any:
+        return self.called(self._inputs(image, len(images), images))
+
     def _on_images(self, image: int, images: Tensor) -> Any:
         """Call a model that takes only as many images as it was exported or traced for on so many at a time."""
         took, count = len(self.batch.images), len(images)
         recorded = torch.is_grad_enabled()  # whose layers must run once
         if recorded or not self._takes_so_many:
             try:
-                return self.called(self._inputs(image, count, images))
+                return self._any_number(image, images)
             except ModelError:
                 if recorded or count == took:
                     raise
@@ -166,11 +169,13 @@ class Run:
 
     def _answers_copies(self, image: int) -> bool:
         # as it is first: texts may be as many as the images, and cut with them the answer would be of another text
-        for cut in (False, True) if self._readable else (True, False):
+        ways = (False, True) if self._readable else (True, False)
+        repeated = copies(self.batch.images, image, len(self.batch.images), self._several)
+        # one that takes any number of images, before one that is called on as many as there are at a time
+        for cut, take in [(cut, take) for take in (self._any_number, self._on_images) for cut in ways]:
             self._cuts[image] = cut
             with torch.no_grad(), suppress(ModelError):
-                repeated = copies(self.batch.images, image, len(self.batch.images), self._several)
-                if self._as_before(image, self._on_images(image, repeated)):
+                if self._as_before(image, take(image, repeated)):
                     return True
         self._cuts[image] = True  # the likelier, where neither answers as before
         return False

@@ -3,14 +3,28 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from glowmap.capture import Seen
 from glowmap.errors import TargetError
 from glowmap.explanation import is_flat
 from glowmap.forward import Run
 from glowmap.images import Batch
+from glowmap.methods import Method
 from glowmap.shapes import Flags, RawMaps, Scores, crossed
 from glowmap.structure import tensors_in
-from glowmap.targets import Custom, Target, leaves
+from glowmap.targets import (
+    AllDetected,
+    Custom,
+    Detected,
+    Detection,
+    Direction,
+    Predicted,
+    Target,
+    Unit,
+    leaves,
+    of_places,
+)
 
 _CANCELLED = 0.5  # of the gradients' power, from which on an average of them says too little
 _MUCH = 0.1  # of the heat on places that the score does not depend on, from which on a note says so
@@ -34,6 +48,7 @@ def run_notes(run: Run, was_training: bool) -> list[str]:
     recorded = run.recorded()
     notes = [training] if was_training else []
     notes += _which_input(run.batch)
+    notes += _padding(run)
     notes += [note for name, seen in recorded.items() for note in _which_maps(name, seen)]
     layouts = {name: run.layout(name) for name in recorded}
     notes += [
@@ -110,6 +125,32 @@ def _averaged_away(found: Found, layer: str) -> list[str]:
     ]
 
 
+def blind_notes(method: Method, question: Target) -> list[str]:
+    """Say that a method never reads the score, where a question was put, or is for detections, where none was asked about."""
+    about = Detection, Detected, AllDetected, Custom
+    if method.name == "d_rise" and not any(isinstance(one, about) for one in leaves(question)):
+        return [
+            "d_rise shows how well a detection survives, and this question is about none: the map is that of rise with finer "
+            "masks; give targets.Detection(class, box) or targets.Detected(number)"
+        ]
+    if {*method.needs} - {"activations"} or isinstance(question, Predicted):
+        return []
+    return [
+        f"{method.name} looks at what the layer put out and never at the score, so its map is the same whatever is asked; for "
+        "this question take a method that reads the score, as grad_cam"
+    ]
+
+
+def _padding(run: Run) -> list[str]:
+    mask = run.batch.keywords.get("pixel_mask")
+    if run.answer.read_candidates is None or not isinstance(mask, Tensor) or bool(mask.bool().all()):
+        return []
+    return [
+        "the pictures are padded (pixel_mask has zeros), and boxes are read as shares of the padded input: where the model means "
+        "shares of the picture alone, they lie too far to the right and down; the map is not touched by it"
+    ]
+
+
 def changed_notes(kinds: Sequence[str], questions: Sequence[Target], run: Run) -> list[str]:
     """Caution against callables that pick places: they get what the model says of the changed image as it is.
 
@@ -118,11 +159,18 @@ def changed_notes(kinds: Sequence[str], questions: Sequence[Target], run: Run) -
     moving = {"flips", "scales"} & {*kinds}
     if not moving:
         return []
-    if run.answer.detects:
+    asked = [one for question in questions for one in leaves(question)]
+    if run.answer.detects or any(isinstance(one, Detected | AllDetected) for one in asked):
         raise TargetError(
             f"smooth={sorted(moving)} moves what a detector looks for to other places; use 'noise' or 'principal', or none"
         )
-    picks = [one for question in questions for one in leaves(question) if isinstance(one, Custom)]
+    placed = [one for one in asked if isinstance(one, Unit | Direction) and of_places(one, run.answer)]
+    if placed:
+        raise TargetError(
+            f"smooth={sorted(moving)} moves what {placed[0].wording(run.answer, 0)!r} reads to other places; use 'noise' or "
+            "'principal', or ask about the mean over all places"
+        )
+    picks = [one for one in asked if isinstance(one, Custom)]
     if not picks or run.dense is False:
         return []
     return [

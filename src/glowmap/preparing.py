@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glowmap.capture import opened
 from glowmap.errors import TargetError
 from glowmap.forward import called
 from glowmap.images import Batch
-from glowmap.layers import find_layers
 from glowmap.models import Model
-from glowmap.targets import Predicted, Target, Text, changed, leaves
+from glowmap.targets import Custom, Detected, Predicted, Target, Text, changed, leaves
+from glowmap.watching import watched
 
 
 @dataclass(frozen=True)
@@ -29,10 +28,12 @@ class Prepared:
 def prepared(model: Model, batch: Batch, questions: Sequence[Target]) -> list[Prepared]:
     """Make questions ready for a (borrowed) model: as many forward passes as the texts in them need, mostly one."""
     asked = [changed(question, lambda one: _embedded(model, batch, one)) for question in questions]
+    if model.read_candidates is not None and not model.dense_first:  # a detector says first what it is surest of
+        asked = [changed(one, lambda part: Detected() if isinstance(part, Predicted) else part) for one in asked]
     if model.speaker is None:
-        return [Prepared(_watching(model, asked), batch, tuple(enumerate(asked)))]
+        return [Prepared(_watching(model, batch, asked), batch, tuple(enumerate(asked)))]
     if model.speaker.generates:
-        asked = [Text() if isinstance(question, Predicted) else question for question in asked]
+        asked = [changed(one, lambda part: Text() if isinstance(part, Predicted) else part) for one in asked]
     return _heard(model, batch, asked)
 
 
@@ -41,6 +42,8 @@ def _heard(model: Model, batch: Batch, questions: Sequence[Target]) -> list[Prep
     assert model.speaker is not None
     texts = [_texts(question) for question in questions]
     several = model.speaker.heard(model, batch, list(dict.fromkeys(text for group in texts for text in group)))
+    if not all(texts) and any(heard.class_names == () and heard.batch is not batch for heard in several):
+        _refuse_callables(model, questions)
     passes: dict[int, list[tuple[int, Target]]] = {}
     for number, (question, own) in enumerate(zip(questions, texts, strict=True)):
         at = next((at for at, heard in enumerate(several) if set(own) <= set(heard.targets)), None)
@@ -52,15 +55,17 @@ def _heard(model: Model, batch: Batch, questions: Sequence[Target]) -> list[Prep
         put = several[at].targets if at is not None and several else {}
         passes.setdefault(at or 0, []).extend((number, one) for one in _as_heard(question, put))
     if not several:
-        return [Prepared(_watching(model, questions), batch, tuple(passes[0]))]
+        return [Prepared(_watching(model, batch, questions), batch, tuple(passes[0]))]
     return [
         Prepared(
             _watching(
                 replace(
                     model,
-                    class_names=several[at].class_names or model.class_names,
+                    class_names=model.class_names if several[at].class_names is None else several[at].class_names,
                     opened=_both(model.opened, several[at].opened),
+                    **several[at].changes,
                 ),
+                several[at].batch,
                 [question for _, question in group],
             ),
             several[at].batch,
@@ -68,6 +73,14 @@ def _heard(model: Model, batch: Batch, questions: Sequence[Target]) -> list[Prep
         )
         for at, group in sorted(passes.items())
     ]
+
+
+def _refuse_callables(model: Model, questions: Sequence[Target]) -> None:
+    if any(isinstance(one, Custom) for question in questions for one in leaves(question)):
+        raise TargetError(
+            f"{model.name} takes no picture without a text, and a callable would read its answer to one that nobody asked about; "
+            "ask target=targets.Text('a photo of a dog'), or give a dict of the model's keywords with the texts in it"
+        )
 
 
 def _texts(question: Target) -> list[Text]:
@@ -88,7 +101,14 @@ def _embedded(model: Model, batch: Batch, question: Target) -> Target:
         return question
 
     def embed(picture: Any) -> Tensor:
-        other = model.read(picture)
+        given = picture
+        if len(batch.arguments) + len(batch.keywords) > 1:  # whatever else the model takes stays as it is
+            given = tuple(picture if one is batch.images else one for one in batch.arguments) or {
+                name: picture if one is batch.images else one for name, one in batch.keywords.items()
+            }
+        other = model.read(given)
+        if model.speaker is not None and not model.speaker.generates:  # it may take no picture without a text
+            other = next((heard.batch for heard in model.speaker.heard(model, other, [])), other)
         with torch.no_grad():
             return model.answer(called_opened(model, other), other).embedding.detach()
 
@@ -102,18 +122,10 @@ def called_opened(model: Model, batch: Batch) -> Any:
         return called(model.module, batch)
 
 
-def _watching(model: Model, questions: Sequence[Target]) -> Model:
+def _watching(model: Model, batch: Batch, questions: Sequence[Target]) -> Model:
     """Have the layers watched that the questions read."""
-    names = {
-        name for question in questions for one in leaves(question) for name in getattr(one, "watches", lambda: ())()
-    }
-    if not names:
-        return model
-    parts = {
-        name: (part, lambda _arguments, _keywords, output: output)
-        for name, part in find_layers(model.module, sorted(names)).items()
-    }
-    return replace(model, opened=_both(model.opened, lambda module: opened(module, parts)))
+    names = {name for question in questions for one in leaves(question) for name in getattr(one, "watches", tuple)()}
+    return watched(model, batch, sorted(names)) if names else model
 
 
 def _both(one: Any, other: Any) -> Any:

@@ -1,7 +1,7 @@
 """The road: model + images -> layer -> capture -> score -> evidence -> method -> explanation."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NoReturn, TypeAlias, overload
@@ -22,12 +22,24 @@ from glowmap.methods.asked import asks, differentiates, methods_asked, resumes, 
 from glowmap.methods.smoothing import Variant, resized_like, variants
 from glowmap.metrics import energy_share
 from glowmap.models import Model, as_model
-from glowmap.notes import Found, changed_notes, map_notes
+from glowmap.notes import Found, blind_notes, changed_notes, map_notes
 from glowmap.preparing import prepared
 from glowmap.progress import tracked
 from glowmap.shapes import RawMaps, Scores
 from glowmap.structure import tensors_in
-from glowmap.targets import Answer, Each, Target, TargetLike, as_questions, checked, notes_of, of_places, settled
+from glowmap.targets import (
+    Answer,
+    Each,
+    Target,
+    TargetLike,
+    as_questions,
+    checked,
+    marks_of,
+    notes_of,
+    of_places,
+    ranks,
+    settled,
+)
 from glowmap.visit import ATTENTION, INPUT, Visit
 
 MethodLike: TypeAlias = str | Method
@@ -226,21 +238,23 @@ def _answered(
         ]
     )
     return [
-        (one.number, _explanation(visit, run, found, one, " + ".join((one.methods[by].name, *kinds)), layer, shared))
+        (one.number, _explanation(visit, run, noted, one, " + ".join((one.methods[by].name, *kinds)), layer, shared))
         for one, own in zip(asked, maps, strict=True)
         for (by, layer), found in own.items()
+        for noted in [replace(found, notes=(*found.notes, *blind_notes(one.methods[by], one.question)))]
     ]
 
 
 def _layers_asked(
     visit: Visit, questions: Sequence[tuple[int, Target]], *, blindly: bool, anew: bool
 ) -> dict[int, dict[str, nn.Module]]:
-    """Give each question its layers: those of the first, unless it needs its own."""
-    first = visit.layers(questions[0][1], blindly=blindly, anew=anew)
-    return {
-        at: visit.layers(question, blindly=blindly, anew=anew) if at and asks_for_its_own(question) else first
-        for at, (_, question) in enumerate(questions)
-    }
+    """Give each question its layers: those of the first that shares them, unless it needs its own."""
+    own = [asks_for_its_own(question) for _, question in questions]
+    found: dict[int, dict[str, nn.Module]] = {}
+    for at, (_, question) in enumerate(questions):
+        sharing = own.index(False) if not own[at] else at
+        found[at] = found.get(sharing) or visit.layers(question, blindly=blindly, anew=anew)
+    return found
 
 
 def _default(question: Target, answer: Answer) -> list[Method]:
@@ -289,7 +303,8 @@ def _explanation(
     answer, question = run.answer, asked.question
     wordings = tuple(question.wording(answer, image) for image in range(answer.batch))
     own = (*visit.doubts(layer), *notes_of(question, answer), *map_notes(found, layer, wordings))
-    canvas = answer.candidates.canvas if answer.detects and layer not in (INPUT, ATTENTION) else None
+    canvas = None if layer in (INPUT, ATTENTION) else _canvas(answer)
+    said = shared["prediction"]
     return Explanation(
         found.raw,
         wide(asked.scores.detach()),
@@ -297,9 +312,16 @@ def _explanation(
         method=method,
         targets=wordings,
         canvas=canvas or answer.input_size,
+        marks=tuple(marks_of(question, answer, image) for image in range(answer.batch)),
         notes=tuple(dict.fromkeys((*run.notes, *own))),
-        **shared,
+        **(shared | {"prediction": said if ranks(question) or answer.detects else None}),
     )
+
+
+def _canvas(answer: Answer) -> tuple[int, int] | None:
+    with suppress(TargetError):  # a detector's output that only the user's callable can read
+        return answer.candidates.canvas if answer.detects else None
+    return None
 
 
 def _score(question: Target, answer: Answer) -> Scores:

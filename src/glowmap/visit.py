@@ -1,25 +1,25 @@
 """One visit to a borrowed model: its input, the layers that are looked at, and how it is run and read."""
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from glowmap.capture import record, remember
-from glowmap.choosing import checked_layout, choose, gathering, grids_of
+from glowmap.choosing import Told, checked_layout, choose, gathering, grids_of
 from glowmap.errors import TargetError
-from glowmap.explanation import Prediction
+from glowmap.explanation import Box, Prediction
 from glowmap.forward import Run, called
 from glowmap.images import Batch
 from glowmap.layers import Choice, find_layers
 from glowmap.models import Model
 from glowmap.notes import run_notes
 from glowmap.structure import tensors_in
-from glowmap.targets import Answer, Target, as_questions
+from glowmap.targets import Answer, Target, as_questions, in_shares
 
 INPUT = "input"  # in the place of a layer's name, for methods whose maps lie on the input itself
 ATTENTION = "attention"  # the same for those whose maps lie on the patches that attend
@@ -46,7 +46,9 @@ class Visit:
 
     def find(self, question: Target, *, blindly: bool = False, anew: bool = False) -> Choice:
         """Find the layer worth looking at for a question."""
-        choice, remembered = choose(self.model.module, self.batch, self.read, question, blindly=blindly, anew=anew)
+        choice, remembered = choose(
+            self.model.module, self.batch, self.read, question, blindly=blindly, anew=anew, told=self._told(self.batch)
+        )
         self.choices[choice.name], self.remembered = choice, self.remembered or remembered
         return choice
 
@@ -75,7 +77,7 @@ class Visit:
             recording = stack.enter_context(record(layers, graph=graph))
             run = Run(self.model.module, batch, layers, recording, partial(self._read, batch, laid_back))
             run.grids = partial(self._grids, batch)
-            run.check = partial(checked_layout, self.model.module, batch)
+            run.check = partial(checked_layout, self.model.module, batch, told=self._told(batch))
             run.layouts |= {name: choice.layout for name, choice in self.choices.items() if name in layers}
             kind = batch.images.device.type
             if torch.is_autocast_enabled(kind):
@@ -88,6 +90,20 @@ class Visit:
             run.output = called(self.model.module, own)
             run.overwrites = any(given._version for given in tensors_in([own.arguments, own.keywords]))
         return run
+
+    def _told(self, batch: Batch) -> Told:
+        return Told(tuple(self.model.grids(batch)), lambda: self._canvas)
+
+    @cached_property
+    def _canvas(self) -> tuple[int, int] | None:
+        """Tell what a detector's layers cover of its input and of what it pads that with: known once it has run."""
+        if self.model.read_candidates is None:
+            return None
+        with torch.no_grad():
+            output = called(self.model.module, self.batch.copied())
+        with suppress(TargetError):
+            return self.read(output, len(self.batch.images)).candidates.canvas
+        return None
 
     def _grids(self, batch: Batch) -> tuple[tuple[int, ...], ...]:
         return (*self.model.grids(batch), *grids_of(self.model.module, batch))
@@ -112,7 +128,11 @@ class Visit:
 
 def _prediction(answer: Answer) -> Prediction | None:
     """Keep what the model said for the picture beside the map; an output that cannot be read is no error here."""
+    if answer.read_words is not None:
+        return None  # the likeliest next word is no class
     try:
+        if answer.detects:
+            return _boxes(answer)
         logits = answer.logits.detach()
     except TargetError:
         return None
@@ -121,4 +141,21 @@ def _prediction(answer: Answer) -> Prediction | None:
         one = logits.shape[1] == 1
         names = (f"not {names[0]}", names[0]) if one else names
         return Prediction(names, labels=answer.labels + 1 if one else answer.labels)
-    return Prediction(names, probabilities=logits.float().softmax(1) if len(names) > 1 else logits.float().sigmoid())
+    try:
+        return Prediction(names, probabilities=answer.probabilities.detach())
+    except TargetError:  # a text alone is likely or unlikely only among others
+        return None
+
+
+def _boxes(answer: Answer) -> Prediction:
+    """Keep what a detector found; its class scores are those of many candidates, and no ranking of the picture's classes."""
+    candidates = answer.candidates
+    names = tuple(answer.name(index) for index in range(candidates.logits[0].shape[1]))
+    boxes = tuple(
+        tuple(
+            Box(answer.name(one.category), one.category, one.score, in_shares(one.box, answer.input_size))
+            for one in found
+        )
+        for found in candidates.found
+    )
+    return Prediction(names, boxes=boxes)

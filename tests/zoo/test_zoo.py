@@ -10,11 +10,12 @@ from zoo.table import SPECIMENS
 
 
 def question(module, inputs):
-    """Ask a detector about the largest box that it finds; all others answer of themselves."""
+    """Ask a detector about the largest box that it finds, or a class of any candidate; all others answer of themselves."""
     with torch.no_grad():
         answer = module(inputs) if isinstance(inputs, torch.Tensor) else None
     if not (isinstance(answer, list) and "boxes" in answer[0]):
-        return None
+        model = glowmap.load(module)
+        return 0 if model.read_candidates is not None and not model.dense_first else None
     left, top, right, bottom = answer[0]["boxes"].T
     largest = ((right - left) * (bottom - top)).argmax()
     return glowmap.targets.Detection(int(answer[0]["labels"][largest]), answer[0]["boxes"][largest].tolist())

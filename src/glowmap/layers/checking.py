@@ -1,27 +1,35 @@
 """Check, for a layer that somebody named, that its tokens lie as they are read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from glowmap.layers.layout import Layout, patches_among, token_layouts
+from glowmap.layers.layout import Grid, Layout, patches_among, token_layouts
 from glowmap.layers.proving import gradients, offset, stands
 from glowmap.layers.tracing import Put, Traced, traced
 
 
 def check_layout(
-    model: nn.Module, images: Tensor, call: Callable[[Tensor], Any], name: str, layout: Layout | None
+    model: nn.Module,
+    images: Tensor,
+    call: Callable[[Tensor], Any],
+    name: str,
+    layout: Layout | None,
+    *,
+    grids: Sequence[Grid] = (),
 ) -> tuple[Layout | None, bool]:
     """Prove by where its cells look that a layer's tokens lie as they are read, or find how they do; False where neither can be.
 
     Without a layout it is only found, or None.
 
     ``call`` runs the (borrowed) model on images that need a gradient: one pass forward, and a few backward to the images.
+    ``grids`` are those that its tokens are known to have.
     """
     leaf = images.detach().clone().requires_grad_()
     with traced(model) as trace:
         call(leaf.clone())  # as the model may write into its input
+    trace.grids += grids
     put = _named(trace, name)
     if put is None or gradients(put.tensor.sum(), [leaf])[0] is None:
         return layout, False

@@ -19,6 +19,7 @@ class Asked:
     places: bool = False  # every pixel, or every box of a grid
     boxes: bool = False  # a set of boxes
     own: bool = False  # the score is the user's own, and may mean a single place
+    parts: Sequence[Tensor] = ()  # that it is the sum of, where each of them is to go through the layer
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from glowmap.errors import LayerError
 from glowmap.layers.choice import Asked, Choice, no_gradient, no_grid
-from glowmap.layers.layout import Layout, is_made, is_plain, patches_among, read_layout, token_layouts, witness
+from glowmap.layers.layout import Grid, Layout, is_made, is_plain, patches_among, read_layout, token_layouts, witness
 from glowmap.layers.proving import (
     LOOSELY,
     aligned,
@@ -76,22 +76,25 @@ def find_layer(
     ask: Callable[[Any], Asked],
     *,
     blindly: bool = False,
+    grids: Sequence[Grid] = (),
 ) -> Choice:
     """Find the layer worth looking at for images of this shape: one pass forward, and a few backward to prove the choice.
 
-    ``call`` runs the (borrowed) model on images that need a gradient, ``ask`` makes a score of its output. Raises LayerError
-    where there is none, with what was seen; ``blindly`` takes the last output with a grid where there are no gradients.
+    ``call`` runs the (borrowed) model on images that need a gradient, ``ask`` makes a score of its output; ``grids`` are those
+    that its tokens are known to have. Raises LayerError where there is none, with what was seen; ``blindly`` takes the last
+    output with a grid where there are no gradients.
     """
     leaf = images.detach().clone().requires_grad_()
     with traced(model) as trace:
         output = call(leaf.clone())  # as the model may write into its input
+    trace.grids += grids
     asked = ask(output)
     (whole,) = gradients(asked.score, [leaf])
     if whole is None or not whole.any():
         if blindly:
             return _last_grid(model, leaf, trace)
         raise LayerError(no_gradient(model, whole is not None))
-    return _Search(model, leaf, trace, asked, whole).choice()
+    return _Search(model, leaf, trace, asked, whole, vouched=bool(grids)).choice()
 
 
 def _last_grid(model: nn.Module, images: Tensor, trace: Traced) -> Choice:
@@ -106,14 +109,25 @@ def _last_grid(model: nn.Module, images: Tensor, trace: Traced) -> Choice:
 
 
 class _Search:
-    def __init__(self, model: nn.Module, images: Tensor, trace: Traced, asked: Asked, whole: Tensor) -> None:
+    def __init__(
+        self, model: nn.Module, images: Tensor, trace: Traced, asked: Asked, whole: Tensor, *, vouched: bool = False
+    ) -> None:
         self.model, self.images, self.trace, self.asked, self.whole = model, images, trace, asked, whole
+        self._vouched = vouched  # its family says which grid its tokens have
         self._before: dict[tuple[Layout, tuple[int, ...]], bool] = {}
         puts = [put for put in trace.puts if put.tensor.requires_grad]
         slopes = gradients(asked.score, [put.tensor for put in puts])
         reached = [(put, slope) for put, slope in zip(puts, slopes, strict=True) if slope is not None]
-        found = [self._candidate(model, put, slope) for put, slope in reached]
+        found = [self._candidate(model, put, slope) for put, slope in self._of_all_parts(reached)]
         self.candidates = [one for one in found if one is not None]
+
+    def _of_all_parts(self, reached: Sequence[tuple[Put, Tensor]]) -> Sequence[tuple[Put, Tensor]]:
+        """Leave out what a part of the score does not depend on: the towers of a head."""
+        for part in self.asked.parts:
+            slopes = gradients(part, [put.tensor for put, _ in reached])
+            used = [one for one, slope in zip(reached, slopes, strict=True) if slope is not None and slope.any()]
+            reached = used or reached
+        return reached
 
     def _candidate(self, model: nn.Module, put: Put, slope: Tensor) -> _Candidate | None:
         shape, pixels = put.tensor.shape, tuple(self.images.shape[2:])
@@ -149,6 +163,8 @@ class _Search:
         A language model behind the vision tower is left out so; a transformer that takes patches and text in one sequence is not.
         """
         plain = [one for one in self.candidates if one.layout.before >= 0]
+        if self._vouched and plain:
+            return plain
         return plain if _MIXED * len(plain) >= len(self.candidates) else self.candidates
 
     def choice(self) -> Choice:
@@ -206,6 +222,9 @@ class _Search:
             return "the score has no gradient there"
         if one.coverage < covered:
             return "the score has a gradient at few of its places"
+        cells = math.prod(one.layout.grid)
+        if self.asked.parts and self.asked.boxes and cells > 1 and one.coverage * cells < 1.5:
+            return "the score has a gradient at a single place, of which there is no map"  # as before a head of single cells
         if one.channels == self.asked.classes and not self.trace.parametric_after(one.put):
             return "the class scores themselves, place by place"
         return ""
@@ -250,8 +269,12 @@ class _Search:
 
     @property
     def _latter(self) -> list[_Candidate]:
-        """What ran late enough to be the last that all evidence goes through, from the end."""
-        return self._pool[int(_LATE * len(self._pool)) :][::-1]
+        """What ran late enough to be the last that all evidence goes through, from the end.
+
+        Where the score has parts, as a detection has a class and a box, it is what all of them come through.
+        """
+        # of heads that run at every level of a pyramid, one level's alone has to do with it
+        return self._pool[0 if self.asked.parts else int(_LATE * len(self._pool)) :][::-1]
 
     def _last_cut(self) -> tuple[_Candidate, str] | None:
         for one in islice(filter(self._fits, self._latter), _TRIES):

@@ -59,7 +59,7 @@ def aligned(put: Tensor, layout: Layout, images: Tensor, *, least: float = 0.0, 
     has the axes, the order or the offset of tokens wrong ranks as chance does. It ends early where ``least`` cannot be reached.
     """
     ranks: list[float] = []
-    for cell in _cells(layout.grid):
+    for cell in _cells(layout.grid, _filled(images)):
         if sum(ranks) + len(_PROBES[0]) - len(ranks) < least * len(_PROBES[0]):
             break
         place = _flat(cell, layout.grid)
@@ -111,7 +111,7 @@ def _looks(put: Tensor, layout: Layout, images: Tensor, place: int, image: int) 
 
 def scattered(put: Tensor, layout: Layout, images: Tensor) -> bool:
     """Tell whether single cells look at the whole picture alike, so that nothing can be said of where they lie."""
-    places = [_flat(cell, layout.grid) for cell in _cells(layout.grid)]
+    places = [_flat(cell, layout.grid) for cell in _cells(layout.grid, _filled(images))]
     energies = [_looks(put, layout, images, place, 0) for place in places]
     return all(energy is not None and float(energy.max()) <= _FLAT * float(energy.mean()) for energy in energies)
 
@@ -134,9 +134,25 @@ def offset(put: Tensor, layout: Layout, images: Tensor) -> Layout | None:
     return Layout("tokens", layout.grid, agreed, among=True)
 
 
-def _cells(grid: Grid) -> list[tuple[int, ...]]:
-    axes = [[min(int(share * cells), cells - 1) for share in _PROBES[axis % 3]] for axis, cells in enumerate(grid)]
+def _cells(grid: Grid, filled: Sequence[float]) -> list[tuple[int, ...]]:
+    """Choose the cells to probe, in the part of the grid that is not padded."""
+    axes = [
+        [min(int(share * part * cells), cells - 1) for share in _PROBES[axis % 3]]
+        for axis, (cells, part) in enumerate(zip(grid, filled, strict=True))
+    ]
     return list(zip(*axes, strict=True))
+
+
+def _filled(images: Tensor) -> list[float]:
+    """Tell which share of each axis is not padded with zeros at its far end, of a canvas that a picture does not fill."""
+    filled = images.detach().ne(0).any(0).any(0)
+    shares = []
+    for axis in range(filled.ndim):
+        others = tuple(other for other in range(filled.ndim) if other != axis)
+        line = filled.any(others) if others else filled
+        last = line.nonzero()
+        shares.append(float(last[-1] + 1) / len(line) if len(last) else 1.0)
+    return shares
 
 
 def _flat(cell: Sequence[int], grid: Grid) -> int:

@@ -17,8 +17,10 @@ from glowmap.models import transformers as transformers
 from glowmap.models import ultralytics as ultralytics
 from glowmap.models._family import FAMILIES as FAMILIES
 from glowmap.models._family import Model as Model
+from glowmap.models._family import is_of
 from glowmap.models._preset import Clips
 from glowmap.models._preset import Colours as Colours
+from glowmap.models._yolo import yolo_boxes as yolo_boxes
 from glowmap.models.plain import ResizedAndNormalised, from_file, load_weights
 from glowmap.models.plain import Size as Size
 from glowmap.models.plain import read_logits as read_logits
@@ -32,6 +34,7 @@ def load(
     mean: Colours | None = None,
     std: Colours | None = None,
     classes: Sequence[str] | Mapping[int, str] | str | Path | None = None,
+    processor: Any = None,
     device: str | torch.device | None = None,
     seed: int = 0,
 ) -> Model:
@@ -47,15 +50,19 @@ def load(
     ``"random"`` (drawn from ``seed``), or a checkpoint's path. ``size`` (rows and columns, or a number for a square),
     ``mean`` and ``std`` (of RGB in [0, 1]) replace those of the model's own preprocessing; where it has none they default to
     the picture's size, 0 and 1. ``classes`` are the class names in the model's order, a dict from index to name, or a file
-    with one a line.
+    with one a line; a model that compares pictures with texts (CLIP, SigLIP) reads each as "a photo of a ...". ``processor`` is
+    for such modules of your own: what makes tokens of the texts that they are asked about, a processor or tokenizer of
+    transformers, or for open_clip's models what ``open_clip.get_tokenizer(name)`` returns.
 
     Raises ModelError for what cannot be found, built or loaded, MissingExtra for a library that is not installed.
     """
     if not isinstance(weights, str | Path):
         raise ModelError(f"weights are 'default', 'random' or a checkpoint's path, not {weights!r}")
     built = _from_name(model, weights, seed) if isinstance(model, str) else _from_module(model, weights)
+    if processor is not None:
+        built = _hearing(built, processor)
     own = built.preprocess or ResizedAndNormalised()
-    if built.preprocess is None and mean is None and std is None and not torchvision.cautions(built.module):
+    if built.preprocess is None and mean is None and std is None and not torchvision.lays_out_anew(built.module):
         # (torchvision's detectors normalise inside)
         built = built.changed(notes=(*built.notes, "no mean and std were given: the model gets RGB in [0, 1] as it is"))
     if size is not None and isinstance(own, Clips):
@@ -130,6 +137,17 @@ def _from_module(module: Any, weights: str | Path, name: str = "") -> Model:
     if str(weights) != "default":
         load_weights(model.module, Path(weights))
     return model.changed(name=name or model.name)
+
+
+def _hearing(model: Model, processor: Any) -> Model:
+    if is_of(model.module, "open_clip"):
+        return open_clip.hearing(model, processor)
+    if is_of(model.module, "transformers"):
+        return transformers.hearing(model, processor)
+    raise ModelError(
+        f"a processor is for models of transformers and open_clip, and {model.name} is none of them; say how pictures become "
+        "its input by size=..., mean=... and std=..."
+    )
 
 
 def _on_device(model: Model, device: str | torch.device) -> Model:

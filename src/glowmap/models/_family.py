@@ -3,7 +3,8 @@
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from glowmap.capture import Opened
 from glowmap.errors import InputError, MissingExtra, ModelError
 from glowmap.images import Batch, PictureLike, as_batch, read_pictures
+from glowmap.models._embedding import doubt_embedding, read_embedding
 from glowmap.models._preset import Clips, Colours, Preprocess
 from glowmap.models.plain import read_logits
 from glowmap.shelf import Shelf
@@ -28,13 +30,14 @@ class Heard:
     """Texts that one forward pass answers: the batch with them in it, and the questions that each of them becomes.
 
     Several where a text asks for a map of each word. ``class_names`` are the texts where each is a class of the answer's logits;
-    ``opened`` is entered, with the module, while this batch is run.
+    ``opened`` is entered, with the module, while this batch is run, and ``changes`` are other fields of the model for its sake.
     """
 
     batch: Batch
     targets: Mapping[Text, Sequence[Target]]
     class_names: tuple[str, ...] | None = None
     opened: Callable[[nn.Module], AbstractContextManager[None]] = lambda _: nullcontext()
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -62,9 +65,11 @@ class Model:
     finds the class scores, image x class (x rows x columns), in what the module returns. ``beside`` names what the module must
     be given beside images, such as the tokens of a text, and ``speaker`` knows how to put them there.
 
-    ``read_candidates`` reads a detector's boxes before suppression, ``read_words`` the logits of a text's next words,
+    ``read_candidates`` reads a detector's boxes before suppression (``dense_first`` where a class is asked of the places all the
+    same, as of queries with masks), ``read_words`` the logits of a text's next words,
     ``read_embedding`` an embedding of the picture. ``opened`` is entered, with the module, around every call of it: it may keep
-    what its parts put out (:func:`glowmap.capture.opened`). ``grids`` are those of the module's tokens that its convolutions do
+    what its parts put out (:func:`glowmap.capture.opened`). ``exclusive`` tells whether class scores mean something among each
+    other alone, or (False) each by itself. ``grids`` are those of the module's tokens that its convolutions do
     not tell.
     """
 
@@ -77,6 +82,8 @@ class Model:
     beside: tuple[str, ...] = ()
     speaker: Speaker | None = None
     read_candidates: Callable[[Answer], Candidates] | None = None
+    dense_first: bool = False
+    exclusive: bool | None = None
     read_words: Callable[[Answer], Tensor] | None = None
     read_embedding: Callable[[Answer], Tensor] | None = None
     opened: Callable[[nn.Module], AbstractContextManager[None]] = lambda _: nullcontext()
@@ -99,7 +106,8 @@ class Model:
         if self.beside and self.speaker is None and not (ready and isinstance(images, tuple)):
             raise InputError(
                 f"{self.name} takes {' and '.join(self.beside)} beside the images; pass a dict of its keywords: "
-                f"{{'pixel_values': images, {', '.join(f'{name!r}: ...' for name in self.beside)}}}"
+                f"{{'pixel_values': images, {', '.join(f'{name!r}: ...' for name in self.beside)}}}, or give what makes them of "
+                "texts, glowmap.load(..., processor=...), and ask target=targets.Text('...')"
             )
         if isinstance(self.preprocess, Clips) and isinstance(images, Tensor) and images.dtype == torch.uint8:
             return as_batch(self._moved(self.preprocess.clip(images)), self._expected())
@@ -158,8 +166,11 @@ class Model:
             pictures=batch.pictures,
             inside=inside,
             read_candidates=self.read_candidates,
+            dense_first=self.dense_first,
+            exclusive=self.exclusive,
             read_words=self.read_words,
-            read_embedding=self.read_embedding,
+            read_embedding=self.read_embedding or partial(read_embedding, self.module),
+            doubt_embedding=partial(doubt_embedding, self.module),
         )
 
     def changed(self, **fields: Any) -> "Model":

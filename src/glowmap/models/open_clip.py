@@ -1,21 +1,26 @@
 """open_clip's models of pictures and texts by name (``open_clip/ViT-B-32:laion2b_s34b_b79k``), and as modules."""
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from torch import Tensor, nn
 
 from glowmap.errors import ModelError, TargetError, told
+from glowmap.models._contrastive import Comparing, remembering
 from glowmap.models._family import FAMILIES, RANDOM, Family, Model, drawn_from, is_of, library
-from glowmap.models._hub import fetched, offline
+from glowmap.models._hub import cached, fetched, offline, reach
 from glowmap.models._preset import Preset, cut
 from glowmap.models.plain import load_weights
 from glowmap.models.plain import read_logits as read_plain
 from glowmap.shelf import near_names
 
 _PREFIX = "open_clip/"
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
 
 
 def names() -> Sequence[str]:
@@ -37,7 +42,8 @@ def build(name: str, weights: str | Path, seed: int) -> Model:
     if str(weights) not in ("default", "random"):
         load_weights(module, Path(weights))
     notes = (RANDOM,) if str(weights) == "random" else ()
-    return Model(module.eval(), name, _preset(module.visual), None, notes, read_logits=read_logits)
+    known = Model(module.eval(), name, _preset(module.visual), None, notes, read_logits=read_logits)
+    return known.changed(speaker=_comparing(module, lambda: _tokenizer(open_clip, short)))
 
 
 def recognise(module: nn.Module) -> Model | None:
@@ -67,11 +73,106 @@ def read_logits(output: Any) -> Tensor:
     pictures, texts, scale, bias = parts
     if not isinstance(pictures, Tensor) or not isinstance(texts, Tensor) or scale is None:
         raise TargetError(
-            "the model was given no text to compare the picture with; pass a dict of its keywords: "
-            "{'image': images, 'text': open_clip.get_tokenizer(name)([...])}"
+            "the model was given no text to compare the picture with; load it by name, or with "
+            "processor=open_clip.get_tokenizer(name), and ask target=targets.Text('a photo of a dog')"
         )
     likeness: Tensor = scale * pictures @ texts.T
     return likeness if bias is None else likeness + bias
+
+
+def hearing(model: Model, tokenizer: Any) -> Model:
+    """Let a model of pictures and texts be asked by texts: ``tokenizer`` makes a tensor, text x token, of a list of them.
+
+    Raises ModelError where it is no callable, and for a tower of pictures alone.
+    """
+    if not isinstance(getattr(model.module, "visual", None), nn.Module):
+        raise ModelError(f"{model.name} is a tower of pictures alone and takes no texts; load the whole model")
+    if not callable(tokenizer):
+        raise ModelError(
+            f"a processor of open_clip's models makes tokens of texts, and {type(tokenizer).__name__} cannot be called; "
+            "give open_clip.get_tokenizer(name)"
+        )
+    return model.changed(speaker=_comparing(model.module, lambda: tokenizer))
+
+
+def _comparing(module: Any, tokenizer: Callable[[], Any]) -> Comparing:
+    tokens = TextTokens(tokenizer, type(module).__name__, int(module.context_length))
+    # CoCa's texts are encoded under another name, for a decoder that reads them as well
+    name = "_encode_text" if hasattr(module, "_encode_text") else "encode_text"
+    return Comparing(
+        tokens,
+        partial(remembering, name=name),
+        exclusive=module.logit_bias is None,
+        pictures="image",
+        texts="text",
+        alone=True,
+    )
+
+
+@dataclass(frozen=True)
+class TextTokens:
+    """A tokenizer of open_clip, which is made when it is first needed: texts as keywords of the module, never cut."""
+
+    make: Callable[[], Any]
+    model: str
+    limit: int
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return self.make()
+
+    def __call__(self, texts: Sequence[str]) -> Mapping[str, Tensor]:
+        tokens = self._rows(texts, self.limit)
+        for text, cut_off in zip(texts, self._cut_off(texts, tokens), strict=True):
+            if cut_off:
+                raise TargetError(
+                    f"the text {text!r} is longer than the {self.limit} tokens that {self.model} takes; shorten it"
+                )
+        return {"text": tokens}
+
+    def _rows(self, texts: Sequence[str], length: int) -> Tensor:
+        try:
+            tokens = self._tokenizer(list(texts), **({"context_length": length} if self._lengthens else {}))
+        except ModelError:
+            raise
+        except Exception as error:  # a stranger's code
+            raise TargetError(
+                f"the tokenizer raised {told(error)} on {list(texts)[:3]}; give a callable from a list of texts to a tensor"
+            ) from error
+        if not isinstance(tokens, Tensor) or tokens.ndim != 2 or len(tokens) != len(texts):
+            what = f"the shape {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__
+            raise TargetError(f"the tokenizer made {what} of {len(texts)} texts; let it return a tensor, text x token")
+        return tokens
+
+    @property
+    def _lengthens(self) -> bool:
+        try:
+            return "context_length" in inspect.signature(self._tokenizer).parameters
+        except (TypeError, ValueError):  # a callable that does not say what it takes
+            return False
+
+    def _cut_off(self, texts: Sequence[str], tokens: Tensor) -> list[bool]:
+        """Tell which texts were cut, which such tokenizers do in silence: with room for one token more they are others."""
+        if not self._lengthens:
+            return [False] * len(texts)
+        longer, padding = self._rows(texts, self.limit + 1), self._rows(["a"], self.limit + 1)[0, -1]
+        return [
+            not bool((more[:-1] == own).all() and more[-1] == padding) for own, more in zip(tokens, longer, strict=True)
+        ]
+
+
+def _tokenizer(open_clip: Any, short: str) -> Any:
+    """Make the tokenizer of a model by name: the one that comes with open_clip, or another from the hub."""
+    hub = (open_clip.get_model_config(short) or {}).get("text_cfg", {}).get("hf_tokenizer_name", "")
+    local = not hub or cached(hub, _TOKENIZERS) is not None
+    remedy = f"save its folder on this machine and give a tokenizer made of it: glowmap.load('{_PREFIX}{short}', processor=...)"
+    if not local:
+        reach(hub, "the tokenizer", remedy)
+    try:
+        with offline() if local else nullcontext():
+            return open_clip.get_tokenizer(short)
+    except Exception as error:  # a stranger's code, and the network's
+        raise ModelError(f"the tokenizer of open_clip's {short} cannot be loaded ({told(error)}); {remedy}") from error
 
 
 def _open_clip() -> Any:

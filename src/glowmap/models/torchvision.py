@@ -13,6 +13,8 @@ from torch import nn
 from glowmap.errors import ModelError
 from glowmap.models._family import FAMILIES, RANDOM, Family, Model, drawn_from, is_of, library
 from glowmap.models._preset import Clips, Preprocess, Preset, cut
+from glowmap.models._torchvision_detectors import candidates_of, detector_in, watched
+from glowmap.models._torchvision_detectors import lays_out_anew as lays_out_anew
 from glowmap.models.plain import load_weights, read_weights
 from glowmap.shelf import near_names
 
@@ -45,24 +47,29 @@ def build(name: str, weights: str | Path, seed: int) -> Model:
         path = Path(weights)
         module = _bare(name, seed, auxiliary=any(key.startswith("aux_classifier") for key in read_weights(path)))
         load_weights(module, path)
-    notes += cautions(module)
-    return Model(module.eval(), name, _preprocess(default.transforms()), tuple(default.meta["categories"]), notes)
+    built = Model(module.eval(), name, _preprocess(default.transforms()), tuple(default.meta["categories"]), notes)
+    return _detecting(built)
 
 
 def recognise(module: nn.Module) -> Model | None:
     """Know a torchvision model, and any that is built on its detectors; a bare one does not say what its classes are."""
-    notes = cautions(module)
-    return Model(module, type(module).__name__, notes=notes) if notes or is_of(module, "torchvision") else None
+    if not (is_of(module, "torchvision") or lays_out_anew(module)):
+        return None
+    return _detecting(Model(module, type(module).__name__))
 
 
-def cautions(module: nn.Module) -> tuple[str, ...]:
-    """Say what to mind about torchvision's detectors, which lay a batch out anew inside."""
-    if not any(type(part).__name__ == "GeneralizedRCNNTransform" for part in module.modules()):
-        return ()
-    return (
+def _detecting(model: Model) -> Model:
+    """Add how a detector's candidates are read, or what to mind where they are not."""
+    detector = detector_in(model.module)
+    if detector is not None:
+        return model.changed(read_candidates=candidates_of(detector), opened=watched(detector))
+    if not lays_out_anew(model.module):
+        return model
+    caution = (
         "this detector resizes and pads its input inside, and the map covers the padded canvas: "
-        "away from the top left corner the heat lies up to a few per cent off",
+        "away from the top left corner the heat lies up to a few per cent off"
     )
+    return model.changed(notes=(*model.notes, caution))
 
 
 def _torchvision() -> Any:

@@ -24,13 +24,24 @@ from glowmap.models._family import (
 )
 from glowmap.models._hub import cached, reach
 from glowmap.models._preset import Measured, Preset
+from glowmap.models._transformers_detectors import candidates_of, dense_first
 from glowmap.models._transformers_outputs import OutputReader
+from glowmap.models._transformers_texts import speaker, tokenizer_of
+from glowmap.models._vision_language import one_picture
 from glowmap.models.plain import load_weights, read_weights
 from glowmap.shelf import near_names
 
 _PREFIX = "hf/"
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+_TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "vocab.txt",
+)
 _REMEDY = (
     "save its folder (config.json, model.safetensors, preprocessor_config.json) on this machine and write hf/PATH, "
     "where weights='random' needs config.json alone"
@@ -63,8 +74,9 @@ def build(name: str, weights: str | Path, seed: int) -> Model:
             module, notes = _kept(lambda: kind(config), name), (RANDOM,)
         else:
             module = _filled(kind, config, Path(weights), name)
-    known = _described(module.eval(), name)
-    return known.changed(preprocess=_preset(transformers, place, local), notes=notes)
+    known = _described(module.eval(), name).changed(preprocess=_preset(transformers, place, local), notes=notes)
+    processor = _processor(transformers, place, local) if known.beside else None
+    return known if processor is None else known.changed(speaker=speaker(module, processor))
 
 
 def recognise(module: nn.Module) -> Model | None:
@@ -76,6 +88,28 @@ def recognise(module: nn.Module) -> Model | None:
     )
 
 
+def hearing(model: Model, processor: Any) -> Model:
+    """Give a model its processor, whose tokenizer puts texts beside the pictures; its image part serves where none is known.
+
+    Raises ModelError for what is neither a processor nor a tokenizer of transformers, and for a tokenizer without use.
+    """
+    images = getattr(processor, "image_processor", processor if hasattr(processor, "image_mean") else None)
+    tokenizer = tokenizer_of(processor)
+    if tokenizer is None and images is None:
+        raise ModelError(
+            f"a processor is one of transformers', or a tokenizer, not {type(processor).__name__}; give what "
+            "transformers.AutoProcessor.from_pretrained(...) returns"
+        )
+    heard = speaker(model.module, processor)
+    if heard is None and images is None:
+        raise ModelError(
+            f"no texts can be put to a {type(model.module).__name__} here, so a tokenizer is of no use to it; leave "
+            "processor=... out, and pass what it takes as a dict of its keywords"
+        )
+    own = preset_of(images) if images is not None else None
+    return model.changed(speaker=heard, preprocess=model.preprocess or own)
+
+
 def _described(module: Any, name: str) -> Model:
     config = module.config
     if getattr(config, "num_frames", None) is not None and module.main_input_name == "pixel_values":
@@ -84,15 +118,21 @@ def _described(module: Any, name: str) -> Model:
             "module whose forward(clips) returns model(clips.transpose(1, 2)), and give that clips of this order"
         )
     labels = int(getattr(config, "num_labels", 0) or 0)
+    names = names_in_order(getattr(config, "id2label", None), labels)
+    if getattr(config, "use_focal_loss", None) is False:  # as RT-DETR's processor has it: the last label is no object
+        labels, names = labels - 1, names and names[:-1]
     labelled = _LABELLED.search(type(module).__name__)
     takes = list(inspect.signature(module.forward).parameters)
     beside = tuple(name for name in _TEXTS if name in takes)
+    reader = OutputReader(0 if beside else labels, _vocabulary(config))
     return Model(
         module,
         name,
-        class_names=names_in_order(getattr(config, "id2label", None), labels) if labelled else None,
-        read_logits=OutputReader(0 if beside else labels, _vocabulary(config)),
+        class_names=names if labelled else None,
+        read_logits=reader,
         beside=beside,
+        read_candidates=candidates_of(module, reader),
+        dense_first=dense_first(module),
     )
 
 
@@ -205,6 +245,25 @@ def _preset(transformers: Any, place: str, local: bool) -> Preset | None:
     return preset_of(processor)
 
 
+def _stands(place: str, names: Sequence[str]) -> bool:
+    folder = Path(place)
+    return any((folder / name).is_file() for name in names) if folder.is_dir() else cached(place, names) is not None
+
+
+def _processor(transformers: Any, place: str, local: bool) -> Any:
+    """Load what turns texts into tokens, where it stands beside a config: the whole processor, or the tokenizer alone."""
+    for kind in (transformers.AutoProcessor, transformers.AutoTokenizer):
+        try:
+            found = kind.from_pretrained(place, local_files_only=local, trust_remote_code=False)
+        except Exception:  # none, or one of another kind: each library that it is made of raises its own
+            continue
+        if tokenizer_of(found) is not None and _stands(
+            place, _TOKENIZERS
+        ):  # else one without a word, made of the config
+            return found
+    return None
+
+
 def preset_of(processor: Any) -> Preset:
     """Make an image processor a preprocessing step, with its mean and std, and the part of the picture that it keeps."""
     normalises = getattr(processor, "do_normalize", False) and processor.image_mean is not None
@@ -222,8 +281,7 @@ def preset_of(processor: Any) -> Preset:
 
 
 def _processed(processor: Any, picture: Image.Image) -> Tensor:
-    values: Tensor = processor(images=picture, return_tensors="pt")["pixel_values"][0]
-    return values
+    return one_picture(processor, picture)
 
 
 FAMILIES.put("hf", Family("transformers", names, build, recognise))
