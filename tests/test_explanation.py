@@ -320,21 +320,249 @@ def test_a_link_stays_a_link_and_long_names_are_told(explained, tmp_path):
         glowmap.Explanations.load(tmp_path / "cut.npz")
 
 
-def test_rows_say_in_what_they_differ(monkeypatch):
-    """Two methods, or two questions, in one panel: each row must be told from the other."""
-    drawn = []
-    monkeypatch.setattr("glowmap.explanation.panel", lambda rows, **_: drawn.append(rows) or Image.new("RGB", (9, 9)))
-    model = glowmap.load(Classifier().eval(), mean=0.5, classes=["lynx, catamount", "dog", "car", "bus"])
+class TestLayout:
+    """What stands where in a figure: nothing is repeated, and each heat says in what it differs from the others."""
+
+    @pytest.fixture
+    def drawn(self, monkeypatch):
+        drawn = []
+
+        def panel(rows, **words):
+            drawn.append(([[tile.heading for tile in row] for row in rows], words["title"], rows))
+            return Image.new("RGB", (9, 9))
+
+        monkeypatch.setattr("glowmap.explanation.panel", panel)
+        return drawn
+
+    @pytest.fixture
+    def model(self):
+        return glowmap.load(Classifier().eval(), mean=0.5, classes=["lynx, catamount", "dog", "car", "bus"])
+
     picture = np.random.default_rng(0).random((16, 20, 3))
-    one, other = (
-        glowmap.explain(model, picture, target="catamount", layer="features.3", method=method)
-        for method in ("grad_cam", "layer_cam")
-    )
-    glowmap.Explanations([one, other]).panel()
-    assert [row[-1].heading for row in drawn[0]] == ["features.3 · grad_cam", "features.3 · layer_cam"]
-    glowmap.explain(model, picture, target=["dog", "lynx"], layer="features.3").panel()
-    assert [row[0].heading for row in drawn[1]] == ["dog", "lynx"]
-    assert [row[-1].heading for row in drawn[1]] == ["features.3", "features.3"]
+
+    def test_one_question_at_one_layer(self, model, drawn):
+        glowmap.explain(model, self.picture, target="catamount", layer="features.3").panel()
+        headings, title, rows = drawn[0]
+        assert headings == [["picture", "prediction", "features.3"]]
+        assert title == "lynx · grad_cam · Classifier"
+        assert rows[0][2].caption[0] == "grid 4 × 5"
+
+    def test_questions_at_one_layer_follow_the_picture_which_stands_once(self, model, drawn):
+        found = glowmap.explain(model, self.picture, target=["dog", "lynx", "car", "bus"], layer="features.3")
+        found.panel()
+        headings, title, rows = drawn[0]
+        assert headings == [["picture", "prediction", "dog", "lynx", "car", "bus"]]
+        assert title == "4 questions · grad_cam at features.3 · Classifier"
+        assert rows[0][0].caption == ()
+        score = found[1].scores.item()
+        assert rows[0][3].caption[0] == f"score {score:.3g}, grid 4 × 5"
+
+    def test_each_image_of_a_batch_has_its_own_lines(self, model, drawn):
+        found = glowmap.explain(model, [self.picture, self.picture[::-1]], target=[1, 2], layer="features.3")
+        found.panel()
+        headings, title, rows = drawn[0]
+        assert headings == [["picture", "prediction", "dog", "car"]] * 2
+        assert title == "dog, car · grad_cam at features.3 · Classifier"
+        assert rows[1][3].caption[0].startswith(f"score {found[1].scores[1].item():.3g}, ")
+
+    def test_methods_at_one_layer_follow_the_picture_too(self, model, drawn):
+        """Also where they come from two calls, with a picture each, that is the same."""
+        calls = [
+            glowmap.explain(model, self.picture, target="catamount", layer="features.3", method=method)
+            for method in ("grad_cam", "layer_cam")
+        ]
+        glowmap.Explanations(calls).panel()
+        glowmap.explain(
+            model, self.picture, target="lynx", layer="features.3", method=["grad_cam", "layer_cam"]
+        ).panel()
+        for headings, title, rows in drawn:
+            assert headings == [["picture", "prediction", "grad_cam", "layer_cam"]]
+            assert title == "lynx · grad_cam, layer_cam at features.3 · Classifier"
+            assert rows[0][0].caption[0].startswith("lynx, catamount, score ")
+            assert rows[0][2].caption[0] == "grid 4 × 5"
+
+    def test_questions_by_several_methods_have_a_row_each(self, model, drawn):
+        found = glowmap.explain(
+            model, self.picture, target=["dog", "car"], layer="features.3", method=["grad_cam", "layer_cam"]
+        )
+        found.panel()
+        assert drawn[0][0] == [
+            ["picture", "prediction"],
+            ["dog · grad_cam", "dog · layer_cam"],
+            ["car · grad_cam", "car · layer_cam"],
+        ]
+
+    def test_methods_at_several_layers_have_a_row_each_below_the_picture(self, model, drawn):
+        layers = ["features.0", "features.3"]
+        glowmap.compare(model, self.picture, "dog", methods=["grad_cam", "layer_cam"], layers=layers).panel()
+        assert drawn[0][0] == [
+            ["picture", "prediction"],
+            ["features.0 · grad_cam", "features.3 · grad_cam"],
+            ["features.0 · layer_cam", "features.3 · layer_cam"],
+        ]
+        assert drawn[0][1] == "dog · grad_cam, layer_cam · Classifier"
+
+    def test_questions_at_several_layers_have_a_row_each_with_the_picture(self, model, drawn):
+        glowmap.explain(model, self.picture, target=["dog", "lynx"], layer=["features.0", "features.3"]).panel()
+        assert drawn[0][0] == [
+            ["dog", "prediction", "features.0", "features.3"],
+            ["lynx", "prediction", "features.0", "features.3"],
+        ]
+
+    def test_a_layer_that_differs_is_told_below_the_heat(self, model, drawn):
+        glowmap.explain(
+            model, self.picture, target="dog", layer="features.3", method=["grad_cam", "input_gradient"]
+        ).panel()
+        headings, title, rows = drawn[0]
+        assert headings == [["picture", "prediction", "grad_cam", "input_gradient"]]
+        assert [tile.caption for tile in rows[0][2:]] == [("features.3, grid 4 × 5",), ("input, grid 16 × 20",)]
+        assert title == "dog · grad_cam, input_gradient · Classifier"
+
+    def test_other_pictures_and_other_models_have_rows_of_their_own(self, model, drawn):
+        one = glowmap.explain(model, self.picture, target="dog", layer="features.3")
+        other = glowmap.explain(model, self.picture[::-1], target="car", layer="features.3")
+        glowmap.Explanations([one, other]).panel()
+        torch.manual_seed(5)
+        another = glowmap.load(Classifier().eval(), mean=0.5, classes=list(model.class_names))
+        glowmap.Explanations(
+            [one, glowmap.explain(another, self.picture, target="car", layer="features.3")]
+        ).panel()  # of the same name, but it says something else
+        for headings, title, _ in drawn:
+            assert headings == [["dog", "prediction", "features.3"], ["car", "prediction", "features.3"]]
+            assert title == "dog, car · grad_cam · Classifier"
+
+    def test_pictures_of_which_nothing_was_said_are_told_apart_too(self, drawn):
+        pictures = [Picture(Image.new("RGB", (60, 40), colour), (0.0, 0.0, 60.0, 40.0)) for colour in ("red", "blue")]
+        for shown in (pictures, pictures[:1] * 2):
+            glowmap.Explanations(
+                of(torch.rand(1, 3, 3), targets=(name,), pictures=(one,)) for name, one in zip("ab", shown, strict=True)
+            ).panel()
+        assert [headings for headings, *_ in drawn] == [[["a", "layer"], ["b", "layer"]], [["picture", "a", "b"]]]
+
+    def test_words_of_a_sentence_stand_in_reading_order_without_it(self, drawn):
+        sentence = "'a dog, a cat and a dog'"
+        asked = [sentence, *(f"'{word}' in {sentence}" for word in ("a", "dog", "a", "cat"))]
+        picture = Picture(Image.new("RGB", (60, 40)), (0.0, 0.0, 60.0, 40.0))
+        scores = [-8.0, -1.0, -2.0, -1.0, -4.0]
+        found = glowmap.Explanations(
+            of(torch.rand(1, 3, 3), targets=(one,), scores=torch.tensor([score]), pictures=(picture,))
+            for one, score in zip(asked, scores, strict=True)
+        )
+        found.panel()
+        headings, title, rows = drawn[0]
+        assert headings == [["picture", sentence, "'a'", "'dog'", "'a'", "'cat'"]]
+        assert title == f"{sentence}, word by word · grad_cam at layer · Model"
+        assert [tile.caption for tile in rows[0][1:]] == [
+            (f"score {score:g}, grid 3 × 3",) for score in (-8, -1, -2, -1, -4)
+        ]
+
+    def test_concepts_are_called_so(self, model, drawn):
+        found = glowmap.concepts(model, [self.picture, self.picture[::-1]], layer="features.3", count=3)
+        found.panel()
+        assert drawn[0][1] == "3 concepts · deep_feature_factorisation at features.3 · Classifier"
+        assert [len(row) for row in drawn[0][0]] == [5, 5]
+        assert drawn[0][0][0][2] == found[0].targets[0].replace("lynx, catamount", "lynx")
+
+    def test_synonyms_are_left_off_and_other_commas_kept(self, model, drawn):
+        questions = [
+            glowmap.targets.Not("lynx"),
+            glowmap.targets.Rather("lynx", "dog"),
+            glowmap.targets.Rather("dog", "lynx"),
+        ]
+        glowmap.explain(model, self.picture, target=questions, layer="features.3").panel()
+        assert drawn[0][0][0][2:] == ["not lynx", "lynx rather than dog", "dog rather than lynx"]
+
+    def test_many_long_questions_are_counted_in_the_title_and_kept_in_the_headings(self, drawn):
+        picture = Picture(Image.new("RGB", (60, 40)), (0.0, 0.0, 60.0, 40.0))
+        sentences = [f"'a photo of number {number}, {'very ' * 20}long'" for number in range(2)]
+        glowmap.Explanations(of(torch.rand(1, 3, 3), targets=(one,), pictures=(picture,)) for one in sentences).panel()
+        assert drawn[0][1] == "2 questions · grad_cam at layer · Model"
+        assert drawn[0][0][0][1:] == sentences
+        of(torch.rand(1, 3, 3), targets=(sentences[0],), pictures=(picture,)).panel()
+        _, title, rows = drawn[1]
+        assert title == f"{sentences[0]} · grad_cam · Model"
+        assert rows[0][0].caption == (sentences[0], "score 0")  # which a long sentence must not push out
+
+
+class TestCanvas:
+    """A map of 2 x 2 on a canvas of 8 x 12, of which the input is the upper left 6 x 10."""
+
+    RAW = torch.tensor([[[1.0, -2.0], [3.0, 4.0]]])
+
+    def covered(self, raw, **fields):
+        return of(raw, (6, 10), canvas=(8, 12), **fields)
+
+    def by_hand(self, cells):
+        """Bilinear between the middles of cells of 4 x 6 pixels, and what lies beyond the input left off."""
+        found = torch.zeros(6, 10)
+        for row in range(6):
+            for column in range(10):
+                down, across = (min(max((at + 0.5) / cell - 0.5, 0), 1) for at, cell in ((row, 4), (column, 6)))
+                upper = cells[0][0] * (1 - across) + cells[0][1] * across
+                lower = cells[1][0] * (1 - across) + cells[1][1] * across
+                found[row, column] = upper * (1 - down) + lower * down
+        return found
+
+    def test_the_heat_lies_where_the_canvas_has_it(self):
+        wanted, found = self.by_hand([[1, 0], [3, 4]]), self.covered(self.RAW)
+        torch.testing.assert_close(found.heatmap[0], (wanted - wanted.min()) / (wanted.max() - wanted.min()))
+        assert found.scale() == pytest.approx((float(wanted.min()), float(wanted.max())))
+        torch.testing.assert_close(found.signed(), self.by_hand([[1, -2], [3, 4]]))
+        assert not torch.allclose(found.heatmap, of(self.RAW, (6, 10)).heatmap, atol=0.05)
+
+    def test_shares_count_what_lies_on_the_input(self):
+        wanted = self.by_hand([[1, 0], [3, 4]])
+        mask = np.zeros((6, 10))
+        mask[:, :4] = 1
+        assert self.covered(self.RAW).share(mask) == pytest.approx([float(wanted[:, :4].sum() / wanted.sum())])
+
+    def test_a_mask_of_the_pictures_size(self):
+        picture = Picture(Image.new("RGB", (20, 12)), (0.0, 0.0, 20.0, 12.0))
+        mask = np.zeros((12, 20))
+        mask[6:] = 1
+        fine = F.interpolate(self.by_hand([[1, 0], [3, 4]])[None, None], (12, 20), mode="bilinear")[0, 0]
+        found = self.covered(self.RAW, pictures=(picture,)).share(mask)
+        assert found == pytest.approx([float(fine[6:].sum() / fine.sum())])
+
+    def test_fused_layers_cover_the_input(self):
+        layers = [self.covered(raw, layer=name) for raw, name in ((self.RAW, "a"), (self.RAW.flip(2), "b"))]
+        (together,) = glowmap.Explanations(layers).fused()
+        wanted = layers[0].heatmap * layers[1].heatmap
+        torch.testing.assert_close(together.heatmap, min_max(wanted))
+        assert (together.grid, together.canvas) == ((6, 10), ())
+
+    def test_the_overlay_and_its_edges(self, monkeypatch):
+        pixels = np.full((60, 100, 3), 90, np.uint8)
+        hot = torch.tensor([[[0.0, 0.0], [0.0, 1.0]]])
+        found = self.covered(hot, pictures=(Picture(Image.fromarray(pixels), (0.0, 0.0, 100.0, 60.0)),))
+        drawn = np.asarray(found.overlay(opacity=1.0)).astype(int).sum(-1)
+        row, column = np.unravel_index(int(drawn.argmax()), drawn.shape)
+        assert row > 45
+        assert column > 80
+        radii = []
+        monkeypatch.setattr("glowmap.tiles.follow_edges", lambda heat, _, radius: radii.append(radius) or heat)
+        found.overlay(edges=True)
+        assert radii == [20]  # half a cell: 4 rows of the input, ten pixels of the picture each
+
+    def test_it_is_saved_and_read_back(self, tmp_path):
+        found = self.covered(self.RAW)
+        read = Explanation.load(found.save(tmp_path / "canvas.npz"))
+        assert read.canvas == (8, 12)
+        assert torch.equal(read.heatmap, found.heatmap)
+        assert found[0].canvas == (8, 12)
+
+    def test_files_from_before_there_was_one_can_be_read(self, tmp_path):
+        path = of(self.RAW, (6, 10)).save(tmp_path / "old.npz")
+        with np.load(path) as stored:
+            arrays = dict(stored)
+        described = json.loads(str(arrays["explanations"]))
+        for one in described:
+            for later in ("canvas", "marks", "boxes"):
+                one.pop(later, None)
+        np.savez(path, **(arrays | {"explanations": np.array(json.dumps(described))}))
+        read = Explanation.load(path)
+        assert (read.canvas, read.marks, read.prediction) == ((), (), None)
+        assert torch.equal(read.heatmap, of(self.RAW, (6, 10)).heatmap)
 
 
 def test_a_panel_for_print_is_drawn_larger(explained, tmp_path):

@@ -1,9 +1,11 @@
 """The numbers of an answer: raw maps, heatmaps and scores, and what was asked of which layer."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -11,7 +13,7 @@ from glowmap.errors import InputError
 from glowmap.images import Shown
 from glowmap.metrics import energy_share
 from glowmap.shapes import Flags, Heatmaps, Labels, Probabilities, RawMaps, Scores, crossed
-from glowmap.targets import read_masks
+from glowmap.targets import Mark, read_masks
 
 # Bilinear weights of one cell sum to 1 only up to rounding; a span below this share of the values is no heat but noise.
 _FLAT = 1e-6
@@ -19,23 +21,61 @@ _SKEWED = 1.1  # how far a mask's rows and columns may be stretched apart before
 _RESIZE = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
+@dataclass(frozen=True)
+class Box:
+    """One detection: its class by name and index, how sure, and its left, top, right, bottom in shares of what the model saw."""
+
+    name: str
+    category: int
+    score: float
+    corners: tuple[float, float, float, float]
+
+
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What the model said: a class at every pixel (``labels``), or the probability of every class (softmax of the logits)."""
+    """What the model said, in one of three ways.
+
+    A class at every pixel (``labels``), the probability of every class (softmax of the logits), or what was found in each image
+    (``boxes``), the surest first, in the order in which ``targets.Detected`` counts.
+    """
 
     names: tuple[str, ...]
     labels: Labels | None = None
     probabilities: Probabilities | None = None
+    boxes: tuple[tuple[Box, ...], ...] | None = None
 
     def __repr__(self) -> str:
+        if self.boxes is not None:
+            counts = ", ".join(str(len(found)) for found in self.boxes)
+            return f"<Prediction of {len(self.names)} classes in boxes: {counts} found>"
         return (
             f"<Prediction of {len(self.names)} classes {'at every pixel' if self.labels is not None else 'an image'}>"
         )
 
+    @staticmethod
+    def read(fields: Mapping[str, Any]) -> "Prediction":
+        """Take back what was stored of a prediction, its boxes as mappings."""
+        boxes = fields.get("boxes")
+        if boxes is None:
+            return Prediction(**fields)
+        each = [[Box(**{**box, "corners": tuple(box["corners"])}) for box in found] for found in boxes]
+        return Prediction(**{**fields, "boxes": tuple(map(tuple, each))})
+
     def of(self, images: slice) -> "Prediction":
         """Take some images out."""
-        labels = None if self.labels is None else self.labels[images]
-        return Prediction(self.names, labels, None if self.probabilities is None else self.probabilities[images])
+        return Prediction(
+            self.names,
+            labels=None if self.labels is None else self.labels[images],
+            probabilities=None if self.probabilities is None else self.probabilities[images],
+            boxes=None if self.boxes is None else self.boxes[images],
+        )
+
+    def same_as(self, other: "Prediction") -> bool:
+        """Tell whether another prediction says the same."""
+        pairs = [(self.labels, other.labels), (self.probabilities, other.probabilities)]
+        return (self.names, self.boxes) == (other.names, other.boxes) and all(
+            one is two or (one is not None and two is not None and torch.equal(one, two)) for one, two in pairs
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +93,7 @@ class Explained:
     prediction: Prediction | None = None
     notes: tuple[str, ...] = ()
     canvas: tuple[int, ...] = ()  # what the maps cover, in pixels of the input, where a model pads it at its far ends
+    marks: tuple[tuple[Mark, ...], ...] = ()  # what the question points at, image by image
 
     @cached_property
     def heatmap(self) -> Heatmaps:

@@ -11,15 +11,17 @@ import torch
 from PIL import Image
 
 from glowmap.errors import InputError, OutputError
+from glowmap.explained import Box as Box
 from glowmap.explained import Explained, Prediction
 from glowmap.explained import is_flat as is_flat
 from glowmap.explained import min_max as min_max
+from glowmap.figure import laid_out, title_of
 from glowmap.files import file_kind, write_whole
 from glowmap.methods.smoothing import fused
 from glowmap.render import OPACITY, Look, panel
 from glowmap.shapes import crossed
 from glowmap.stored import pack, unpack
-from glowmap.tiles import Places, overlaid, rows, short
+from glowmap.tiles import Places, overlaid
 from glowmap.tiles import heat_tile as heat_tile
 from glowmap.tiles import picture_tile as picture_tile
 from glowmap.tiles import prediction_tile as prediction_tile
@@ -33,7 +35,7 @@ class Explanation(Explained):
     """Where one layer holds the evidence for one question, for every image of a batch.
 
     ``raw`` is signed, unnormalised, batch x rows x columns of the layer: the truth. ``scores`` are what was explained, one
-    an image, ``targets`` their wording, ``notes`` what to mind before trusting the map.
+    an image, ``targets`` their wording, ``marks`` what they point at, ``notes`` what to mind before trusting the map.
     """
 
     def overlay(
@@ -44,14 +46,16 @@ class Explanation(Explained):
         opacity: float = OPACITY,
         edges: bool = False,
         places: Places = None,
+        marks: bool = False,
     ) -> Image.Image:
         """Lay one image's heat over the part of its picture that the model saw, at the picture's own resolution.
 
         A clip is drawn as a strip of frames, a volume as slices, a signal as curves; ``places`` chooses which frames, slices or
         channels, counted from 0. ``edges`` brings the heat's borders to the picture's own edges (a guided filter), which looks
-        finer and says no more. Raises OutputError for places that are not there, and where there is nothing to draw on.
+        finer and says no more. ``marks`` draws what the question points at, as panels do. Raises OutputError for places that are
+        not there, and where there is nothing to draw on.
         """
-        return overlaid(self, index, colormap=colormap, opacity=opacity, edges=edges, places=places)
+        return overlaid(self, index, colormap=colormap, opacity=opacity, edges=edges, places=places, marks=marks)
 
     def panel(
         self, *, colormap: str = "glow", opacity: float = OPACITY, scale: int = 1, places: Places = None
@@ -89,6 +93,7 @@ class Explanation(Explained):
             scores=self.scores[one],
             targets=self.targets[one],
             pictures=self.pictures[one],
+            marks=self.marks[one],
             prediction=None if self.prediction is None else self.prediction.of(one),
         )
 
@@ -127,16 +132,16 @@ class Explanations(Sequence[Explanation]):
     def panel(
         self, *, colormap: str = "glow", opacity: float = OPACITY, scale: int = 1, places: Places = None
     ) -> Image.Image:
-        """Draw picture, prediction and one overlay a layer side by side, a row for each image and question."""
+        """Draw picture, prediction and heat side by side.
+
+        Several questions or methods at one layer follow each other after the picture, which stands once; with several layers
+        there is a row for each image and question, or for each method, and a column a layer.
+        """
         if not self:
             raise OutputError("there are no explanations to draw; ask for at least one layer")
-        methods = list(dict.fromkeys(explanation.method for explanation in self))
-        asked = list(dict.fromkeys(short(wording) for explanation in self for wording in explanation.targets))
-        # what differs from row to row must stand in the headings
-        differing = {"target": len(asked) > 1, "method": len(methods) > 1}
-        tiles = rows(self._by_question(), differing, Look(colormap, opacity), places)
-        title = ", ".join(asked) if len(asked) <= 3 else f"{len(asked)} questions"
-        return panel(tiles, title=f"{title} · {', '.join(methods)} · {self[0].model}", footer=self.notes, scale=scale)
+        groups = self._by_question()
+        tiles = laid_out(groups, Look(colormap, opacity), places)
+        return panel(tiles, title=title_of(groups), footer=self.notes, scale=scale)
 
     def save(
         self,
@@ -166,7 +171,7 @@ class Explanations(Sequence[Explanation]):
             with Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
                 fields = unpack(dict(arrays))
                 for one in fields:
-                    one["prediction"] = one["prediction"] and Prediction(**one["prediction"])
+                    one["prediction"] = one["prediction"] and Prediction.read(one["prediction"])
                 return Explanations(Explanation(**one) for one in fields)
         except Exception as error:  # zipfile, zlib, json and numpy each have their own
             raise InputError(
@@ -207,6 +212,7 @@ def _fused(group: Sequence[Explanation], how: str) -> Explanation:
         raw=fused([explanation.heatmap for explanation in group], how),
         layer=", ".join(explanation.layer for explanation in group),
         method=f"{first.method}, {how} of layers" if len(group) > 1 else first.method,
+        canvas=(),  # a heatmap covers the input
         notes=tuple(notes),
     )
 

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from glowmap.shapes import Maps
 
+NAME = "deep_feature_factorisation"
+
 _STEPS, _STILL = 400, 1e-6  # of the factors' updates at most, and the relative gain below which they have come to rest
 _TINY = 1e-12
 

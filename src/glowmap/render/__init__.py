@@ -3,12 +3,14 @@
 Pictures are PIL images and maps are numpy arrays; nothing here knows a model or a tensor, and nothing writes a file.
 """
 
-from glowmap.render.blocks import framed
+from glowmap.render.blocks import enlarged, framed
+from glowmap.render.boxes import LabelledBox, paint_boxes
 from glowmap.render.colormap import COLORMAPS, DIVERGING, colorize
 from glowmap.render.curves import MOST_CURVES, curves
 from glowmap.render.guided import follow_edges
 from glowmap.render.labels import label_colour, label_legend, paint_labels
 from glowmap.render.look import COLUMN, COLUMNS_OF_WIDE, OPACITY, Look
+from glowmap.render.marks import Shape, outlined
 from glowmap.render.overlay import overlay, resize_heat
 from glowmap.render.panel import panel
 from glowmap.render.places import checked_places, hottest, spread
@@ -25,18 +27,23 @@ __all__ = [
     "MOST_IN_A_STRIP",
     "OPACITY",
     "ColourBar",
+    "LabelledBox",
     "Look",
+    "Shape",
     "Tile",
     "checked_places",
     "clip",
     "colorize",
     "curves",
+    "enlarged",
     "follow_edges",
     "framed",
     "hottest",
     "label_colour",
     "label_legend",
+    "outlined",
     "overlay",
+    "paint_boxes",
     "paint_labels",
     "panel",
     "ranking_tile",

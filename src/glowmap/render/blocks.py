@@ -13,6 +13,7 @@ from glowmap.render.text import Colour, Lettering
 HAIRLINE = (205, 207, 212)
 TINY = 96  # pixels: a picture so small is looked at pixel by pixel, and blurring them would invent others
 _FINER = 4  # drawn so much larger and reduced, lines have smooth edges
+_MOST_FINE = 8192  # pixels of a page that is drawn larger
 
 Size = tuple[int, int]
 
@@ -98,9 +99,17 @@ def heat_line(values: NDArray[np.floating[Any]], colormap: str, size: Size) -> I
 
 def stroke(path: Sequence[tuple[float, float]], size: Size, thickness: float) -> Image.Image:
     """Draw a line through points (across, down) as a mask of a page of this size, smooth at its edges."""
-    mask = Image.new("L", (size[0] * _FINER, size[1] * _FINER), 0)
-    points = [(across * _FINER, down * _FINER) for across, down in path]
-    ImageDraw.Draw(mask).line(points, fill=255, width=max(1, round(thickness * _FINER)), joint="curve")
+    return strokes([path], size, thickness)
+
+
+def strokes(paths: Sequence[Sequence[tuple[float, float]]], size: Size, thickness: float) -> Image.Image:
+    """Draw several lines as one mask; on a page of thousands of pixels, whose lines are thick, less smooth."""
+    finer = max(1, min(_FINER, _MOST_FINE // max(size)))
+    mask = Image.new("L", (size[0] * finer, size[1] * finer), 0)
+    pen = ImageDraw.Draw(mask)
+    for path in paths:
+        points = [(across * finer, down * finer) for across, down in path]
+        pen.line(points, fill=255, width=max(1, round(thickness * finer)), joint="curve")
     return mask.resize(size, Image.Resampling.BOX)
 
 
