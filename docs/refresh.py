@@ -17,8 +17,9 @@ def table() -> str:
 
 
 def main() -> None:
-    """Write both pictures and the table."""
+    """Write the pictures and the table."""
     tour.layers().panel().save(DOCS / "images" / "demo.png", optimize=True)
+    tour.cars().explanations.panel().save(DOCS / "images" / "question.png", optimize=True)
     tour.portraits_panel(tour.portraits()).save(DOCS / "images" / "shortcut.png", optimize=True)
     README.write_text(re.sub(re.escape(HEAD) + r"(\|.*\n)*", lambda _: table(), README.read_text()))
 

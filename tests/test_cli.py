@@ -47,7 +47,8 @@ def test_explain_writes_the_panel_and_says_what_it_explained(own, run):
     code, out, err = run("explain", "street.png", *own, "--target", "blue", "--layer", "features", "--out", "sky.png")
     assert (code, err) == (0, "")
     # the sky: 20 x 60 pixels less 2 x 18, of 230/255, normalised to (0.902 - 0.5) / 0.5
-    assert "blue: grad_cam at features (20 x 30), score 936" in out
+    # of a part of the places, so hires_cam where no method is named
+    assert "blue: hires_cam at features (20 x 30), score 936" in out
     assert "wrote sky.png" in out
     expected = glowmap.explain(
         glowmap.load("own.py:colours", mean=0.5, std=0.5, classes="names.txt"),
@@ -163,7 +164,13 @@ def test_methods_lists_the_shelf(run, monkeypatch):
         ({"--layer": "feature"}, "no layer 'feature' in Colours; near names: features"),
         ({"--target": "rod"}, "no class 'rod' in colours; near names: red"),
         ({"--target": "7"}, "no class 7"),
+        ({"--at": "12"}, "--at '12' cannot be read; write X,Y"),
+        ({"--at": "-3,5"}, "--at '-3,5' cannot be read; write X,Y"),
+        ({"--box": "first"}, "--box 'first' cannot be read; write its number"),
+        ({"--box": "-1"}, "--box '-1' cannot be read; write its number"),
+        ({"--against": "rod"}, "no class 'rod' in colours; near names: red"),
         ({"--method": "gradcam"}, "no method 'gradcam'; near names: grad_cam"),
+        ({"--set": "masks=20"}, "--set 'masks=20' is a knob of a method, and none is named"),
         ({"--model": "own.py:colors"}, "no factory 'colors'"),
         ({"--model": "own.py:broken", "--layer": "0"}, "Sequential raised RuntimeError"),
         ({"--model": "resnet-50"}, "no model 'resnet-50' in torchvision; near names: resnet50"),

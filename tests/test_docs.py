@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 import glowmap
+import texts_of_ours
+import writers_of_ours
 from glowmap import cli, tour
 
 torchvision = pytest.importorskip("torchvision")
@@ -22,14 +24,28 @@ def blocks(page, language):
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.S)
 
 
+def downloaded(folder, repository, module, processor):
+    """Lay a model out as the Hugging Face hub's cache has it."""
+    place = folder / f"models--{repository.replace('/', '--')}"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text("made-up")
+    module.save_pretrained(place / "snapshots" / "made-up")
+    processor.save_pretrained(place / "snapshots" / "made-up")
+
+
 @pytest.fixture
 def at_home(tmp_path, monkeypatch):
-    """A folder with the demo's scene and street.jpg, and torchvision's weights as if downloaded: made up, with cars."""
+    """A folder with the demo's scene and street.jpg, and weights as if downloaded: made up, torchvision's with cars."""
     pixels = np.random.default_rng(0).integers(0, 256, (75, 100, 3)).astype(np.uint8)
     Image.fromarray(pixels).resize((500, 375)).save(tmp_path / "street.jpg")
     (tmp_path / "demo-out").mkdir()
     tour.scene().picture.save(tmp_path / "demo-out" / "scene.png")
     monkeypatch.chdir(tmp_path)
+
+    def detector(_url, *_, **__):
+        return torchvision.models.detection.ssdlite320_mobilenet_v3_large(
+            weights=None, weights_backbone=None
+        ).state_dict()
 
     def made_up(_url, *_, **__):
         model = torchvision.models.segmentation.deeplabv3_resnet50(weights=None, weights_backbone=None, aux_loss=True)
@@ -38,7 +54,16 @@ def at_home(tmp_path, monkeypatch):
 
     weights = torchvision.models.get_model_weights("deeplabv3_resnet50").DEFAULT
     monkeypatch.setitem(weights.transforms.keywords, "resize_size", 130)  # of 520: for speed alone
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", made_up)
+    monkeypatch.setattr(
+        "torchvision.models._api.load_state_dict_from_url",
+        lambda url, *_, **__: detector(url) if "ssdlite" in url else made_up(url),
+    )
+    hub = tmp_path / "hub"
+    clip, writer = texts_of_ours, writers_of_ours
+    downloaded(hub, "openai/clip-vit-base-patch32", clip.built(clip.clip), clip.processor())
+    reading = writer.transformers.BlipProcessor(writer.image_processor(), writer.bert())
+    downloaded(hub, "Salesforce/blip-image-captioning-base", writer.blip(), reading)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
     return tmp_path
 
 
@@ -79,10 +104,14 @@ def test_every_chore_of_the_makefile_is_listed():
         assert re.search(rf"^{chore}:.*## \S", (ROOT / "Makefile").read_text(), re.M), chore
 
 
-@pytest.mark.parametrize("name", ["demo", "shortcut"])
+@pytest.mark.parametrize("name", ["demo", "question", "shortcut"])
 def test_the_readmes_pictures_are_the_demos(name):
     """Drawn anew they are the same, but for the last digit of a float that falls on the other side of a colour."""
-    drawn = {"demo": lambda: tour.layers().panel(), "shortcut": lambda: tour.portraits_panel(tour.portraits())}[name]()
+    drawn = {
+        "demo": lambda: tour.layers().panel(),
+        "question": lambda: tour.cars().explanations.panel(),
+        "shortcut": lambda: tour.portraits_panel(tour.portraits()),
+    }[name]()
     with Image.open(ROOT / "docs" / "images" / f"{name}.png") as shown:
         assert shown.size == drawn.size
         assert np.abs(np.asarray(shown).astype(int) - np.asarray(drawn)).mean() < 0.1

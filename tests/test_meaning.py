@@ -8,7 +8,8 @@ pytest.importorskip("torchvision")
 import glowmap
 from glowmap.demo.mark import MARKED, mark_mask, marked
 from glowmap.demo.report import HELD_OUT
-from glowmap.demo.street import CLASSES, street
+from glowmap.demo.street import street
+from glowmap.targets import At, Not, Pixels, Rather
 
 NEEDS = {name: {*method.needs} for name, method in glowmap.METHODS.items()}
 # One pass back, and about the class that is asked for; those that look at the layer alone know no class, and Grad-CAM++, which
@@ -78,23 +79,64 @@ def test_the_class_asked_for_decides_where_the_heat_goes(demo, method):
     assert person_on_person > 2 * car_on_person
 
 
-def not_car(output):
-    logits = output["out"][:, CLASSES.index("car")]
-    return -(logits * (output["out"].argmax(1) == CLASSES.index("car"))).sum((1, 2))
-
-
 @pytest.mark.parametrize("method", ["grad_cam", "hires_cam", "layer_cam", "elementwise_grad_cam", "xgrad_cam"])
 def test_what_speaks_against_the_class_avoids_the_object(demo, method):
     """The counterfactual of the Grad-CAM paper (section 3.2): the negated score lights up what lowers it."""
     for_it, against, chance = [], [], []
     for scene in streets_with("car"):
-        car, counterfactual = glowmap.explain(demo, scene.picture, target=["car", not_car], method=method)
+        car, counterfactual = glowmap.explain(demo, scene.picture, target=["car", Not("car")], method=method)
         for_it.append(car.share(scene.mask("car"))[0])
         against.append(counterfactual.share(scene.mask("car"))[0])
         chance.append(scene.mask("car").mean())
     assert np.mean(against) < 0.75 * np.mean(for_it)
     if method == "grad_cam":
         assert np.mean(against) < np.mean(chance)
+
+
+def two_cars_apart(count):
+    """Held-out streets with two cars that do not touch, and the mask of each and a point on it (x, y)."""
+    number, found = HELD_OUT, []
+    while len(found) < count:
+        scene = street(number).drawn()
+        number += 1
+        masks = [scene.owners == owner for owner, kind in enumerate(scene.objects, 1) if kind == "car"]
+        masks = [mask for mask in masks if mask.sum() >= 150]
+        if len(masks) != 2:
+            continue
+        left, right = sorted((np.nonzero(mask)[1] for mask in masks), key=np.mean)
+        if left.max() + 12 >= right.min():
+            continue
+        points = []
+        for mask in masks:
+            rows, columns = np.nonzero(mask)
+            middle = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
+            points.append((int(columns[middle]), int(rows[middle])))
+        found.append((scene, masks, points))
+    return found
+
+
+def test_the_car_under_a_point_has_the_heat_and_the_other_car_has_none(demo):
+    for scene, masks, points in two_cars_apart(4):
+        pointed = [At(*point) for point in points]
+        found = glowmap.explain(demo, scene.picture, target=pointed, layer="backbone.layer4")
+        for own, (one, point) in enumerate(zip(found, points, strict=True)):
+            assert one.method == "hires_cam"
+            assert one.targets == (f"car (object at {point[0]}, {point[1]})",)
+            assert one.share(masks[own])[0] > 0.6
+            assert one.share(masks[1 - own])[0] < 0.02
+
+
+def test_a_car_rather_than_a_bus_is_asked_about_at_the_car(demo):
+    """What both classes have in common falls away, and the heat stays on the car; the border leaves the street out."""
+    for scene, masks, points in two_cars_apart(2):
+        for asked in (
+            Rather("car", "bus"),
+            Pixels(Rather("car", "bus"), At(*points[0])),
+            Pixels("car", At(*points[0]), border=3),
+        ):
+            found = glowmap.explain(demo, scene.picture, target=asked, layer="backbone.layer4")
+            cars = scene.mask("car") if isinstance(asked, Rather) else masks[0]
+            assert found.share(cars)[0] > 0.6
 
 
 def lies_on(mask, explanation, reach=8):

@@ -70,7 +70,7 @@ def test_a_question_about_places_is_weighed_place_by_place_and_averaging_says_wh
     mask[4:8, 4:8] = 1
     question = Pixels(2, mask)
     assert glowmap.explain(segmenter, images(), target=question, layer="encoder.2").method == "hires_cam"
-    assert glowmap.explain(segmenter, images(), target=2, layer="encoder.2").method == "hires_cam"
+    assert glowmap.explain(segmenter, images(), layer="encoder.2").method == "hires_cam"
     averaged = glowmap.explain(segmenter, images(), target=question, layer="encoder.2", method="grad_cam")
     (note,) = [note for note in averaged.notes if "averaged away" in note]
     recorded = {}

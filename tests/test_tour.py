@@ -26,7 +26,7 @@ def test_the_demo_writes_its_pictures_and_says_the_same_on_every_run(run, folder
     assert (code, err) == (0, "")
     again = run("demo", "--out", tmp_path / "again")
     assert again == (0, out.replace("demo-out", str(tmp_path / "again")), "")
-    names = ["layers.png", "scene.png", "shortcut.png"]
+    names = ["layers.png", "question.png", "scene.png", "shortcut.png"]
     assert sorted(file.name for file in folder.iterdir()) == names
     for name in names:
         assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
@@ -44,6 +44,19 @@ def test_the_share_of_heat_on_cars_is_printed_for_each_layer(run, folder):
     assert printed == sorted(printed)
     assert printed[-1] > 8 * scene.mask("car").mean()
     assert f"{scene.mask('car').mean():.1%}" in out
+
+
+def test_the_heat_lies_on_the_car_that_was_asked_about(run, folder):
+    _, out, _ = run("demo")
+    printed = [
+        [float(share) for share in shares] for shares in re.findall(r"car \(object at .*?\) +(\S+)% +(\S+)%", out)
+    ]
+    found = tour.cars()
+    assert printed == [[pytest.approx(100 * share, abs=0.06) for share in shares] for shares in found.shares]
+    for number, shares in enumerate(found.shares):
+        assert shares[number] > 0.6
+        assert shares[1 - number] < 0.02
+        assert found.masks[number].mean() > 0.01
 
 
 def test_the_two_classifiers_are_told_apart(run, folder):
@@ -77,7 +90,7 @@ def test_the_scene_is_explained_by_the_command_line_like_any_picture(run, folder
     run("demo")
     code, out, err = run("explain", "demo-out/scene.png", "--model", "demo")
     assert (code, err) == (0, "")
-    assert "grad_cam at backbone.layer4 (32 x 48)" in out
+    assert "hires_cam at backbone.layer4 (32 x 48)" in out
     assert (folder.parent / "scene-answer.png").exists()
     code, out, _ = run("explain", "demo-out/scene.png", "--model", "demo/honest", "--target", "bus", "--out", "b.npz")
     assert code == 0

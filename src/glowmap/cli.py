@@ -4,7 +4,6 @@ Torch is imported inside the commands, so that ``glowmap --help`` answers at onc
 """
 
 import os
-import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -15,9 +14,22 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from glowmap import options
 from glowmap.errors import GlowmapError, OutputError
-from glowmap.reading import class_asked, colours, rows_and_columns, tuned
-from glowmap.telling import console, draw_here, tell, tell_choice, tell_layers, tell_method, tell_portraits, tell_survey
+from glowmap.questions import Asked
+from glowmap.reading import colours, methods_asked, rows_and_columns
+from glowmap.telling import (
+    console,
+    draw_here,
+    in_options,
+    tell,
+    tell_choice,
+    tell_cars,
+    tell_layers,
+    tell_method,
+    tell_portraits,
+    tell_survey,
+)
 
 if TYPE_CHECKING:
     from glowmap import Model
@@ -31,113 +43,60 @@ app = typer.Typer(
 )
 _ROOM_FOR_ALL = 150  # columns that the whole table of methods takes to be read
 
-ModelOption = Annotated[
-    str,
-    typer.Option(
-        "--model", "-m", help="resnet50, timm/NAME, hf/NAME, smp/NAME, open_clip/NAME, demo, FILE.py:factory."
-    ),
-]
-WeightsOption = Annotated[
-    str,
-    typer.Option(help="default (trained, downloaded once; a factory's as they are), random, or a checkpoint's path."),
-]
-SizeOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Resize (squash) the picture to this: 224, or ROWSxCOLUMNS. A model's own preset otherwise, else its own size."
-    ),
-]
-ColormapOption = Annotated[
-    str, typer.Option(help="Colours of the heat: glow, jet, gray; or signed, with what speaks against.")
-]
-OpacityOption = Annotated[float, typer.Option(min=0.0, max=1.0, help="How much the hottest place covers the picture.")]
-ScaleOption = Annotated[int | None, typer.Option(min=1, max=8, help="Draw the panel so many times larger, for print.")]
-MeanOption = Annotated[str | None, typer.Option(help="Subtracted from RGB in [0, 1]: one number, or R,G,B.")]
-StdOption = Annotated[str | None, typer.Option(help="RGB is divided by this: one number, or R,G,B.")]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU where there is one.")]
-
-
-PictureArgument = Annotated[Path, typer.Argument(help="The picture to explain.")]
-LayerOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--layer",
-        "-l",
-        help="A layer's dotted name (`glowmap layers`); again for several side by side. The one that is found otherwise.",
-    ),
-]
-TargetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--target", "-t", help="A class by name or index; again for several rows. The model's own answer otherwise."
-    ),
-]
-MethodOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--method", help="How to weigh the evidence (`glowmap methods`); again for several rows. grad_cam otherwise."
-    ),
-]
-SettingOption = Annotated[
-    list[str] | None, typer.Option("--set", help="A knob of the method: masks=2000. Again for several.")
-]
-SmoothOption = Annotated[
-    list[str] | None,
-    typer.Option(help="Average over changed pictures: flips, scales, noise; or principal. Again for several."),
-]
-FuseOption = Annotated[str | None, typer.Option(help="Make one map of the layers: product, mean or max.")]
-ClassesOption = Annotated[
-    Path | None, typer.Option(help="A text file with one class name a line, in the model's order.")
-]
-OutOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
-        "-o",
-        help="Where to write: .png, .jpg, .pdf, ... for the panel, .npz for the numbers. PICTURE-TARGET.png otherwise.",
-    ),
-]
-
 
 @app.command()
 def explain(
-    picture: PictureArgument,
-    model: ModelOption,
-    layer: LayerOption = None,
-    target: TargetOption = None,
-    method: MethodOption = None,
-    setting: SettingOption = None,
-    smooth: SmoothOption = None,
-    fuse: FuseOption = None,
-    out: OutOption = None,
-    weights: WeightsOption = "default",
-    size: SizeOption = None,
-    mean: MeanOption = None,
-    std: StdOption = None,
-    classes: ClassesOption = None,
-    device: DeviceOption = None,
-    colormap: ColormapOption = "glow",
-    opacity: OpacityOption = 0.65,
-    scale: ScaleOption = None,
+    picture: options.Picture,
+    model: options.Model,
+    target: options.Target = None,
+    against: options.Against = None,
+    finer: options.Finer = False,
+    not_: options.Not = False,
+    top: options.Top = None,
+    at: options.At = None,
+    box: options.Box = None,
+    above: options.Above = None,
+    of: options.Of = None,
+    text: options.Text = None,
+    prompt: options.Prompt = None,
+    word: options.Word = None,
+    words: options.Words = False,
+    like: options.Like = None,
+    value: options.Value = None,
+    layer: options.Layer = None,
+    method: options.Method = None,
+    setting: options.Setting = None,
+    smooth: options.Smooth = None,
+    fuse: options.Fuse = None,
+    out: options.Out = None,
+    weights: options.Weights = "default",
+    size: options.Size = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    classes: options.Classes = None,
+    device: options.Device = None,
+    colormap: options.Colormap = "glow",
+    opacity: options.Opacity = 0.65,
+    scale: options.Scale = None,
 ) -> None:
-    """Show where in a picture the model finds the evidence for a class."""
-    named = re.sub(r"[^\w.-]+", "_", f"{picture.stem}-{'-'.join(target or ['answer'])}")
-    out = _free(out or Path(f"{named}.png"), picture)
+    """Show where in a picture the model finds the evidence for its answer, or for whatever else is asked.
+
+    Where nothing is asked: the likeliest class, the largest of a segmentation, the surest detection, or the model's own words.
+    """
+    asked = Asked.among(locals())  # whose fields are the options of the question, by the same names
+    out = _free(out or Path(f"{picture.stem}-{asked.name}.png"), picture)
     from glowmap.images import read_picture
-    from glowmap.methods import METHODS
     from glowmap.render import COLORMAPS
     from glowmap.road import Explainer
 
     # what is misspelt is told before weights are loaded, not after
-    names = method or ["grad_cam"]
-    methods = [tuned(METHODS[name], setting or [], names) for name in names]
+    methods = methods_asked(method or [], setting or [])
     COLORMAPS[colormap]
     pixels = read_picture(picture)
     loaded = _loaded(model, weights, size=size, mean=mean, std=std, classes=classes, device=device)
-    questions = [class_asked(name, loaded) for name in target] if target else [None]
     with console.status("explaining"):
         explainer = Explainer(loaded, layer=layer)
-        explanations = explainer.all(pixels, target=questions, method=methods, smooth=smooth or [])
+        explanations = explainer.all(pixels, target=asked.questions(loaded), method=methods, smooth=smooth or [])
         explanations = explanations.fused(fuse) if fuse else explanations
         written = explanations.save(out, colormap=colormap, opacity=opacity, scale=scale)
     tell(explanations, written)
@@ -145,17 +104,17 @@ def explain(
 
 @app.command()
 def concepts(
-    picture: PictureArgument,
-    model: ModelOption,
-    layer: LayerOption = None,
+    picture: options.Picture,
+    model: options.Model,
+    layer: options.Layer = None,
     count: Annotated[int, typer.Option(min=1, help="How many concepts to split the layer into.")] = 4,
-    out: OutOption = None,
-    weights: WeightsOption = "default",
-    size: SizeOption = None,
-    mean: MeanOption = None,
-    std: StdOption = None,
-    classes: ClassesOption = None,
-    device: DeviceOption = None,
+    out: options.Out = None,
+    weights: options.Weights = "default",
+    size: options.Size = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    classes: options.Classes = None,
+    device: options.Device = None,
 ) -> None:
     """Show what a layer tells apart in a picture, without a question, and which classes each concept speaks for."""
     out = _free(out or Path(f"{picture.stem}-concepts.png"), picture)
@@ -184,10 +143,11 @@ def demo(
     except OSError as error:
         raise OutputError(f"the folder {out} cannot be made ({error.strerror}); choose another --out") from error
     with console.status("explaining"):
-        layers, portraits = tour.layers(), tour.portraits()
+        layers, cars, portraits = tour.layers(), tour.cars(), tour.portraits()
         pictures = {
             "scene": layers.scene.picture,
             "layers": layers.panel(),
+            "question": cars.explanations.panel(),
             "shortcut": tour.portraits_panel(portraits),
         }
     written = [
@@ -195,6 +155,8 @@ def demo(
     ]
     tell_layers(layers)
     draw_here(pictures["layers"], [layers.pictures()], wanted=show)
+    tell_cars(cars)
+    draw_here(pictures["question"], [cars.pictures()], wanted=show)
     tell_portraits(portraits)
     draw_here(pictures["shortcut"], [portrait.pictures() for portrait in portraits], wanted=show)
     console.print(f"wrote [bold]{escape(', '.join(map(str, written)))}[/]", highlight=False)
@@ -202,9 +164,9 @@ def demo(
 
 @app.command()
 def layers(
-    model: ModelOption,
-    weights: WeightsOption = "random",
-    size: SizeOption = None,
+    model: options.Model,
+    weights: options.Weights = "random",
+    size: options.Size = None,
     depth: Annotated[int, typer.Option(min=1, help="How many names deep to look: backbone.layer4 is 2.")] = 2,
 ) -> None:
     """Show which layer is explained where none is named, and why; the runners-up; and all that can be named."""
@@ -225,7 +187,7 @@ def layers(
             choice = Explainer(loaded).find(images)
         tell_choice(choice)
     except GlowmapError as error:  # the list is wanted all the more
-        console.print(f"[yellow]note:[/] {escape(str(error))}", highlight=False)
+        console.print(f"[yellow]note:[/] {escape(in_options(str(error)))}", highlight=False)
     console.print(f"\nall that can be named, {depth} names deep (--depth), in the order in which they run")
     tell_survey(survey(loaded, images, depth=depth))
 
@@ -290,7 +252,9 @@ def main() -> None:
     try:
         app()
     except GlowmapError as error:
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+        Console(stderr=True, soft_wrap=True).print(
+            f"[bold red]error:[/] {escape(in_options(str(error)))}", highlight=False
+        )
         sys.exit(2)
 
 

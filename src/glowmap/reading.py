@@ -1,4 +1,4 @@
-"""What is written on the command line, read: numbers, sizes, colours, classes and a method's knobs."""
+"""What is written on the command line, read: numbers, sizes, places, colours, classes and a method's knobs."""
 
 import re
 from contextlib import suppress
@@ -9,6 +9,17 @@ from glowmap.errors import InputError
 if TYPE_CHECKING:
     from glowmap.methods import Method
     from glowmap.models import Model
+
+
+def methods_asked(names: list[str], settings: list[str]) -> "list[Method] | None":
+    """Find the methods by name, with the knobs that the command line sets; None where the library is to choose."""
+    from glowmap.methods import METHODS
+
+    if settings and not names:
+        raise InputError(
+            f"--set {settings[0]!r} is a knob of a method, and none is named; say which: --method rise --set masks=2000"
+        )
+    return [tuned(METHODS[name], settings, names) for name in names] or None
 
 
 def tuned(method: "Method", settings: list[str], others: list[str]) -> "Method":
@@ -45,6 +56,26 @@ def rows_and_columns(text: str) -> tuple[int, int]:
     if read is None:
         raise InputError(f"--size {text!r} cannot be read; write 224 or 375x500 (rows x columns)")
     return int(read[1]), int(read[2] or read[1])
+
+
+def point(text: str) -> tuple[float, float]:
+    """Read a place in a picture: columns from the left, rows from the top."""
+    number = r"\s*(\d+(?:\.\d+)?)\s*"
+    read = re.fullmatch(f"{number},{number}", text)
+    if read is None:
+        raise InputError(
+            f"--at {text!r} cannot be read; write X,Y: pixels from the picture's left and from its top, for example 120,80"
+        )
+    return float(read[1]), float(read[2])
+
+
+def box_number(text: str) -> int | None:
+    """Read which detection is meant: its number, or None for all of them."""
+    if text == "all":
+        return None
+    if not text.isdecimal():
+        raise InputError(f"--box {text!r} cannot be read; write its number (0 is the surest detection), or all")
+    return int(text)
 
 
 def colours(text: str, option: str) -> list[float]:

@@ -1,5 +1,6 @@
 """What the command line tells a person: lines, tables, and pictures where a terminal can show them."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,12 +13,42 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from glowmap import Explanations
+    from glowmap import Explanation, Explanations
+    from glowmap.images import Shown
     from glowmap.layers import Choice, Surveyed
     from glowmap.methods import Method
-    from glowmap.tour import Layers, Portrait
+    from glowmap.tour import Cars, Layers, Portrait
 
 console = Console(soft_wrap=True)
+_MOST_FOUND = 10  # detections that are listed
+# What the library's errors and notes say in Python, and how it is written on the command line.
+IN_OPTIONS = {
+    r"(?:target=)?targets\.Text\(('[^']*'), prompt=('[^']*')\)": r"--text \1 --prompt \2",
+    r"(?:target=)?targets\.Text\(('[^']*')\)": r"--text \1",
+    r"targets\.Text\(sentence\) alone": "--text alone",
+    r"target=\[\.\.\., \.\.\.\]": "a --text for each",
+    r"\beach_word=(True)?": "--words",
+    r"\b(prompt|word|against)=(?=['\d])": r"--\1 ",
+    r"\b(prompt|word|against)=(\.\.\.)?": r"--\1",
+    r"pass the class alone as target": "ask about the class alone: --target CLASS",
+    r"targets\.Detected\(number\)": "--box NUMBER",
+    r"AllDetected\(above=\.\.\.\)": "--above SCORE",
+    r", targets\.Point\(x, y\) for that place alone, or a mask: targets\.Pixels\(class, mask\)": "",
+    r", or give a mask: targets\.Pixels\(class, mask\)": ", or about what is predicted at a pixel: --at X,Y",
+    r"give a rank from 0, the likeliest, to \d+": "ask for fewer: --top NUMBER",
+    r"glowmap\.load\(model, classes=\.\.\.\)": "--classes FILE",
+    r"glowmap\.load\(\.\.\., size=\(rows, columns\)\)": "--size ROWSxCOLUMNS",
+    r"\blayer=\.\.\.": "--layer NAME",
+    r"\blayer=(?=')": "--layer ",
+}
+
+
+def in_options(message: str) -> str:
+    """Say in the options of the command line what an error or a note says in Python, or that it takes Python."""
+    for said, meant in IN_OPTIONS.items():
+        message = re.sub(said, meant, message)
+    takes_python = re.search(r"\b(target|smooth|processor)=|\btargets\.[A-Z]|\bglowmap\.[\w.]+\(", message)
+    return f"{message} (in Python)" if takes_python else message
 
 
 def tell_choice(choice: "Choice") -> None:
@@ -55,21 +86,51 @@ def tell_method(method: "Method") -> None:
 
 
 def tell(explanations: "Explanations", written: Path) -> None:
-    """Say what was explained, at which layer, with which score and heat, and what to mind."""
+    """Say what was found, what was explained, at which layer, with which score and heat, and what to mind."""
     from glowmap.explanation import spelled
     from glowmap.shapes import crossed
 
+    _tell_found(explanations[0])
+    whole = explanations[0].targets[0]  # a sentence, maybe, whose words come after it
     for explanation in explanations:
-        grid = crossed(explanation.grid)
+        asked, grid = explanation.targets[0].removesuffix(f" in {whole}"), crossed(explanation.grid)
         low, high = explanation.scale()
         console.print(
-            f"{escape(explanation.targets[0])}: {explanation.method} at [bold]{escape(explanation.layer)}[/] ({grid}), "
+            f"{escape(asked)}: {explanation.method} at [bold]{escape(explanation.layer)}[/] ({grid}), "
             f"score {spelled(float(explanation.scores[0]))}, heat {spelled(low)} to {spelled(high)}",
             highlight=False,
         )
     for note in explanations.notes:
-        console.print(f"[yellow]note:[/] {escape(note)}", highlight=False)
+        console.print(f"[yellow]note:[/] {escape(in_options(note))}", highlight=False)
     console.print(f"wrote [bold]{escape(str(written))}[/]", highlight=False)
+
+
+def _tell_found(one: "Explanation") -> None:
+    """List what a detector found, so that a person can say which of it is meant."""
+    if one.prediction is None or one.prediction.boxes is None:
+        return
+    (boxes,) = one.prediction.boxes
+    if not boxes:
+        console.print("found nothing", highlight=False)
+        return
+    more = f", the surest {_MOST_FOUND} of them here" if len(boxes) > _MOST_FOUND else ""
+    console.print(f"found {len(boxes)}{more}; --box NUMBER asks about one", highlight=False)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("box", "class", "score", "left", "top", "right", "bottom"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    for number, box in enumerate(boxes[:_MOST_FOUND]):
+        corners = _in_pixels(one.pictures[0], box.corners)
+        table.add_row(str(number), escape(box.name), f"{box.score:.2f}", *(f"{corner:.0f}" for corner in corners))
+    console.print(table)
+
+
+def _in_pixels(shown: "Shown", shares: "Sequence[float]") -> list[float]:
+    """Lay a box of what the model saw over the picture as it was given."""
+    left, top, right, bottom = getattr(shown, "seen", (0, 0, 1, 1))
+    across, down = right - left, bottom - top
+    return [
+        low + share * length for share, low, length in zip(shares, (left, top) * 2, (across, down) * 2, strict=True)
+    ]
 
 
 def tell_layers(found: "Layers") -> None:
@@ -83,6 +144,18 @@ def tell_layers(found: "Layers") -> None:
     for explanation, share in zip(found.explanations, found.shares, strict=True):
         table.add_row(explanation.layer, crossed(explanation.grid), f"{share:.1%}")
     table.add_row("[dim]chance: the part that cars cover[/]", "", f"[dim]{found.chance:.1%}[/]")
+    console.print(table)
+
+
+def tell_cars(found: "Cars") -> None:
+    """Say on which car the heat lies when one of two is asked about."""
+    method = found.explanations[0].method
+    console.print(f"\n[bold]Which car?[/] One of two is asked about, by a point on it. ({method})", highlight=False)
+    table = Table("asked about", box=None, header_style="bold", pad_edge=False)
+    for name in found.names:
+        table.add_column(f"heat on the {name} car", justify="right")
+    for explanation, shares in zip(found.explanations, found.shares, strict=True):
+        table.add_row(explanation.targets[0], *(f"{share:.1%}" for share in shares))
     console.print(table)
 
 

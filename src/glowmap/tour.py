@@ -1,7 +1,7 @@
-"""The demo's tour: what Glowmap shows of two questions whose answers are known.
+"""The demo's tour: what Glowmap shows of questions whose answers are known.
 
-Where does a segmentation model find the evidence for *car*, layer by layer? And what do two classifiers lean on that answer
-alike, when one of them has learned a shortcut?
+Where does a segmentation model find the evidence for *car*, layer by layer? Which car, if one alone is asked about? And what do
+two classifiers lean on that answer alike, when one of them has learned a shortcut?
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,12 @@ from glowmap.explanation import Explanation, Explanations, heat_tile, picture_ti
 from glowmap.models import load
 from glowmap.render import panel
 from glowmap.road import Explainer
+from glowmap.targets import At
 
 ROWS, COLUMNS = 384, 576  # three times as fine as the models see it: people look at these pictures too
 LAYERS = tuple(f"backbone.layer{number}" for number in (1, 2, 3, 4))
 _STREET = 3_000_000_032  # cars, and what may be taken for evidence of them, in one picture that no model was trained on
+_ASKED = {"blue": (460, 190), "white": (150, 220)}  # a point on each of two cars in it
 _PORTRAITS = ((MARKED, 3_000_000_004), ("car", 3_000_000_004))
 
 
@@ -65,8 +67,34 @@ def layers() -> Layers:
 
 
 @dataclass(frozen=True)
+class Cars:
+    """The second question, put to two cars of one street: an explanation each, and where each of them is."""
+
+    names: tuple[str, ...]
+    masks: tuple[NDArray[np.bool_], ...]
+    explanations: Explanations
+
+    @property
+    def shares(self) -> list[list[float]]:
+        """The share of each question's heat on each of the cars: question x car."""
+        return [[one.share(mask)[0] for mask in self.masks] for one in self.explanations]
+
+    def pictures(self) -> list[Image.Image]:
+        """Give the heat of both questions, with the marks of what was asked."""
+        return [one.overlay(marks=True) for one in self.explanations]
+
+
+def cars() -> Cars:
+    """Ask the segmentation model about the object under a point, for two cars of the street."""
+    drawn = scene()
+    masks = tuple(drawn.owners == drawn.owners[y, x] for x, y in _ASKED.values())
+    asked = [At(x, y) for x, y in _ASKED.values()]
+    return Cars(tuple(_ASKED), masks, Explainer(load("demo")).all(drawn.picture, target=asked))
+
+
+@dataclass(frozen=True)
 class Portrait:
-    """One marked picture of the second question, and what the honest and the shortcut model say of it and why."""
+    """One marked picture of the third question, and what the honest and the shortcut model say of it and why."""
 
     kind: str
     scene: Scene
