@@ -272,6 +272,21 @@ def test_the_layer_found_is_the_level_that_the_detection_came_from(name):
         assert wanted.abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("name", PYRAMIDS)
+def test_a_level_is_looked_for_once(name):
+    """A first pass says which detection is meant and from which level it comes; the layer of a level is known from then on."""
+    module, batch = made(name, seed=1, **{MOST[name]: 400}), images(rows=64, columns=96)
+    levels = first_of_each_level(name, module, batch)
+    runs = []
+    module.backbone.register_forward_hook(lambda *_: runs.append(1))
+    for wanted in (3, 2):  # one pass more where it is looked for
+        for level, number in levels.items():
+            runs.clear()
+            found = glowmap.explain(module, batch, target=Detected(number))
+            assert found.layer == f"backbone.fpn.layer_blocks.{level}"
+            assert len(runs) == wanted
+
+
 def test_the_layer_found_for_an_ssd_is_the_feature_map_of_the_box():
     module, batch = made("SSD"), images(rows=64, columns=96)
     levels = first_of_each_level("SSD", module, batch)

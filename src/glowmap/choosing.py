@@ -39,11 +39,13 @@ Reading = Callable[[Any, int], Answer]
 class Told:
     """What a family tells of a model's layers: grids of its tokens that no convolution makes, and its canvas.
 
-    That is the rows and columns that the layers cover, in pixels of the input, where the model pads it inside.
+    That is the rows and columns that the layers cover, in pixels of the input, where the model pads it inside. ``first`` is the
+    model's answer in a pass without gradients, made when it is asked for.
     """
 
     grids: Sequence[Grid] = ()
     canvas: Callable[[], Grid | None] = lambda: None
+    first: Callable[[], Answer] | None = None
 
 
 @dataclass
@@ -74,16 +76,17 @@ def choose(
     LayerError where there is none.
     """
     known = _KNOWN.setdefault(module, _Known())
-    own = any(hasattr(one, "said") and not hasattr(one, "found_as") for one in leaves(question))
+    asking = _asking(question, told)
+    own = asks_for_its_own(question) and asking is None  # nothing tells for which other question its layer would serve
     anew = anew or own
-    key = (_shapes(batch), _asking(question), blindly)
+    key = (_shapes(batch), asking, blindly)
     words = _words(batch)  # where words stand among the patches, it is for these words alone
     for alike in () if anew else (key, (*key, words)):
         choice, layer = known.choices.get(alike, (None, None))
         if choice is not None and layer is not None and _named(module, choice.name) is layer():
             return choice, True
     choice = _found(module, batch, read, question, blindly=blindly, told=told)
-    if own and len(batch.images) > 1 and not blindly:
+    if asks_for_its_own(question) and len(batch.images) > 1 and not blindly:
         _refuse_apart(module, batch, read, question, choice)
     moving = bool(words) and _may_move(choice.layout)
     if moving:
@@ -343,14 +346,18 @@ def _words(batch: Batch) -> tuple[bytes, ...]:
     return tuple(sha256(one.detach().cpu().contiguous().numpy().tobytes()).digest() for one in given)
 
 
-def _asking(question: Target) -> Any:
+def _asking(question: Target, told: Told) -> Any:
     """Tell questions apart that may need another layer: a callable by its code and the plain values that it holds.
 
-    A new one is often made for each call, and holding it would hold what it holds.
+    A new one is often made for each call, and holding it would hold what it holds. None where that cannot be told.
     """
     custom = _callable(question)
     if custom is None:
-        return tuple(one.found_as() for one in leaves(question) if hasattr(one, "found_as")) or None
+        own = [one for one in leaves(question) if hasattr(one, "said")]
+        with suppress(TargetError):  # which is raised again where the question is put
+            known = tuple(one.found_as(told.first) for one in own if hasattr(one, "found_as"))
+            return known if known and len(known) == len(own) and None not in known else None
+        return None
     function = custom.function
     code = getattr(function, "__code__", None)
     if code is None:

@@ -92,17 +92,19 @@ class Visit:
         return run
 
     def _told(self, batch: Batch) -> Told:
-        return Told(tuple(self.model.grids(batch)), lambda: self._canvas)
+        return Told(tuple(self.model.grids(batch)), self._canvas, lambda: self._first)
 
     @cached_property
+    def _first(self) -> Answer:
+        """The model's answer in a first pass without gradients."""
+        with torch.no_grad():
+            return self.read(called(self.model.module, self.batch.copied()), len(self.batch.images))
+
     def _canvas(self) -> tuple[int, int] | None:
         """Tell what a detector's layers cover of its input and of what it pads that with: known once it has run."""
-        if self.model.read_candidates is None:
-            return None
-        with torch.no_grad():
-            output = called(self.model.module, self.batch.copied())
-        with suppress(TargetError):
-            return self.read(output, len(self.batch.images)).candidates.canvas
+        if self.model.read_candidates is not None:
+            with suppress(TargetError):
+                return self._first.candidates.canvas
         return None
 
     def _grids(self, batch: Batch) -> tuple[tuple[int, ...], ...]:

@@ -4,8 +4,10 @@ Read are Faster, Mask and Keypoint R-CNN, RetinaNet, FCOS, SSD and SSDlite, with
 parts are watched while they run, and boxes are decoded by the detector's own coder.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
@@ -50,6 +52,7 @@ def watched(detector: nn.Module) -> Callable[[nn.Module], AbstractContextManager
         parts |= {"anchors": (rpn.anchor_generator, _output), "boxes": (_heads(detector).box_predictor, _output)}
     else:
         parts |= {"anchors": (detector.anchor_generator, _output), "head": (detector.head, _output)}
+        parts |= {"grids": (detector.anchor_generator, _grids)}
     return lambda model: opened(model, {f"{_OF}{name}": part for name, part in parts.items()})
 
 
@@ -67,7 +70,14 @@ def _of_one_stage(detector: nn.Module, answer: Answer) -> Candidates:
     objectness = list(kept["bbox_ctrness"][..., 0]) if "bbox_ctrness" in kept else None
     anchors = _for_each(_kept(answer, "anchors"), answer)
     boxes = [decode(regression, own) for regression, own in zip(kept["bbox_regression"], anchors, strict=True)]
-    return _candidates(answer, sizes, boxes, logits, objectness, _given(_judge(detector)), anchored=True)
+    here: Any = detector.anchor_generator
+    counts = [
+        math.prod(grid) * each
+        for grid, each in zip(_kept(answer, "grids"), here.num_anchors_per_location(), strict=True)
+    ]
+    levels = [torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))] * answer.batch
+    judge = _given(_judge(detector))
+    return replace(_candidates(answer, sizes, boxes, logits, objectness, judge, anchored=True), levels=levels)
 
 
 def _of_two_stages(detector: nn.Module, answer: Answer) -> Candidates:
@@ -83,7 +93,9 @@ def _of_two_stages(detector: nn.Module, answer: Answer) -> Candidates:
     def judge(logits: Tensor, _: Tensor | None) -> Tensor:
         return logits.softmax(1)
 
-    return _candidates(answer, sizes, boxes.split(counts), logits.split(counts), objectness, judge, anchored=False)
+    read = _candidates(answer, sizes, boxes.split(counts), logits.split(counts), objectness, judge, anchored=False)
+    to_levels = getattr(_heads(detector).box_roi_pool, "map_levels", None)  # which pooling chooses by a proposal's size
+    return read if to_levels is None else replace(read, levels=to_levels(proposals).split(counts))
 
 
 def _candidates(
@@ -196,6 +208,12 @@ def _refuse_others(several: Sequence[Any], answer: Answer) -> None:
 
 def _output(_arguments: tuple[Any, ...], _keywords: dict[str, Any], output: Any) -> Any:
     return output
+
+
+def _grids(arguments: tuple[Any, ...], keywords: dict[str, Any], _output: Any) -> list[Size]:
+    """Keep the rows and columns of the maps that anchors are laid on, level by level."""
+    maps = keywords.get("feature_maps") or arguments[1]
+    return [tuple(one.shape[-2:]) for one in maps]
 
 
 def _sizes(arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> dict[str, Any]:

@@ -69,6 +69,7 @@ def _boxed(reader: OutputReader, answer: Answer) -> Candidates:
         list(classes),
         found,
         masks=list(masks) if isinstance(masks, Tensor) and masks.ndim == 4 else None,
+        levels=_alike(classes),
     )
 
 
@@ -86,7 +87,13 @@ def _masked(answer: Answer) -> Candidates:
         list(classes[..., :-1]),
         [_found_masks(*one) for one in zip(classes.detach(), masks.detach(), boxes, strict=True)],
         masks=list(masks),
+        levels=_alike(classes),
     )
+
+
+def _alike(queries: Tensor) -> list[Tensor]:
+    """Say that all queries are read from the same: each of them attends everywhere."""
+    return [torch.zeros(len(own), dtype=torch.long) for own in queries]
 
 
 def _found_masks(classes: Tensor, masks: Tensor, boxes: Tensor) -> list[Found]:

@@ -1,5 +1,6 @@
 """ultralytics' detectors and classifiers, when somebody brings one; none is built here by name."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -120,7 +121,9 @@ def _places(head: Any, answer: Answer) -> Candidates:
         own = decoded[:, :4]
         boxes = corners(own.transpose(1, 2)) if "angle" not in raw else _upright(own, raw["angle"])
         found = _left_by_suppression(decoded.detach(), count, boxes, rotated="angle" in raw)
-    return Candidates(list(boxes), list(raw["scores"].transpose(1, 2)), found, anchored=True)
+    cells = torch.tensor([math.prod(maps.shape[-2:]) for maps in raw["feats"]])
+    levels = [torch.arange(len(cells)).repeat_interleave(cells)] * answer.batch
+    return Candidates(list(boxes), list(raw["scores"].transpose(1, 2)), found, anchored=True, levels=levels)
 
 
 def _upright(turned: Tensor, angle: Tensor) -> Tensor:

@@ -32,7 +32,8 @@ class Candidates:
     suppression; ``objectness`` is a logit a candidate, where the detector has one; ``masks`` are logits, candidate x rows x
     columns. ``canvas`` are the rows and columns that the detector's layers cover, in pixels of its input, where it pads its
     input inside; its top left corner is the picture's. ``anchored`` says that a candidate is a fixed place of one layer (an
-    anchor, a cell): its number means the same place in every picture, and all that is said of it is said there.
+    anchor, a cell): its number means the same place in every picture, and all that is said of it is said there. ``levels`` tell
+    for each candidate the level of a pyramid that it is read from, where that is known.
     """
 
     boxes: Sequence[Tensor]
@@ -42,13 +43,14 @@ class Candidates:
     masks: Sequence[Tensor] | None = None
     canvas: tuple[int, int] | None = None
     anchored: bool = False
+    levels: Sequence[Tensor] | None = None
 
     def only(self, image: int) -> "Candidates":
         """Cut down to one image."""
         one = slice(image, image + 1)
-        objectness, masks = (part and part[one] for part in (self.objectness, self.masks))
+        objectness, masks, levels = (part and part[one] for part in (self.objectness, self.masks, self.levels))
         return Candidates(
-            self.boxes[one], self.logits[one], self.found[one], objectness, masks, self.canvas, self.anchored
+            self.boxes[one], self.logits[one], self.found[one], objectness, masks, self.canvas, self.anchored, levels
         )
 
 

@@ -22,7 +22,8 @@ class Target(Protocol):
     - ``with_parts(change) -> Target``: for a question made of others, a copy of it with ``change`` applied to each;
     - ``said(answer) -> Tensor``: what the model says of the thing in question altogether, by which a layer is found for this
       question alone (a detection: its class and its box), one number or several, which all are to go through it;
-    - ``found_as() -> Hashable``: what such a layer depends on beside the model and the input's shape, where it may be remembered;
+    - ``found_as(first) -> Hashable``: what such a layer depends on beside the model and the input's shape, so that it may be
+      remembered, or None where it may not be; ``first()`` is the model's answer in a first pass without gradients;
     - ``of_places(answer) -> bool``: whether it asks about a part of the places, so that no head pools all of them;
     - ``prepared(embed) -> Target``: what it becomes once ``embed(picture)`` has told the model's embedding of another picture;
     - ``watches() -> Sequence[str]``: the layers whose output it reads, which it finds in ``answer.inside`` by these names, a list

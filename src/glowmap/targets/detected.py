@@ -1,6 +1,6 @@
 """Questions about what a detector found: the score of one detection before suppression, or where its box ends."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -79,6 +79,10 @@ class Detected:
         several = [self._found(answer, image) for image in range(answer.batch)]
         return torch.stack([_said(answer, image, found, self.of) for image, found in enumerate(several)]).sum(0)
 
+    def found_as(self, first: Callable[[], Answer]) -> Hashable:
+        answer = first()
+        return _levels(answer, [self._found(answer, image) for image in range(answer.batch)], self.of)
+
     def of_places(self, answer: Answer) -> bool:
         return True
 
@@ -152,6 +156,11 @@ class AllDetected:
                 for found in self._found(answer, image)
             ]
         ).sum(0)
+
+    def found_as(self, first: Callable[[], Answer]) -> Hashable:
+        answer = first()
+        levels = [_levels(answer, [found], self.of) for found in self._found(answer, 0)]
+        return levels[0] if answer.batch == 1 and len(set(levels)) == 1 else None
 
     def mark(self, answer: Answer, image: int) -> list[Mark]:
         return [Mark(box=in_shares(found.box, answer.input_size)) for found in self._found(answer, image)]
@@ -274,6 +283,14 @@ def _said(answer: Answer, image: int, found: Found, of: str) -> Tensor:
         mask = _mask(answer, image, found)
         parts.append(_summed(mask, mask > 0) / (mask > 0).sum().clamp_min(1))
     return torch.stack(parts)
+
+
+def _levels(answer: Answer, found: Sequence[Found], of: str) -> Hashable:
+    """Tell from which levels of a pyramid detections come, one an image, which decides their layer; None where it is unknown."""
+    candidates = answer.candidates
+    if candidates.levels is None or (of == "objectness" and not candidates.anchored):
+        return None
+    return (of == "objectness", *(int(candidates.levels[image][one.candidate]) for image, one in enumerate(found)))
 
 
 def _followed(answer: Answer, image: int, found: Found, asked: Any, wording: str) -> _Followed:

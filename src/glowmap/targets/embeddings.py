@@ -84,7 +84,7 @@ class Prototype:
     def of_places(self, answer: Answer) -> bool:
         return False
 
-    def found_as(self) -> str:
+    def found_as(self, _first: Any) -> str:
         return "embedding"
 
     def notes(self, answer: Answer) -> list[str]:
@@ -147,7 +147,7 @@ class Direction:
         watched = _watched(answer, self.layer)
         return watched.maps.ndim > 2 and len(_vector(self.vector, self.name)) != watched.maps.shape[1]
 
-    def found_as(self) -> tuple[str, int]:
+    def found_as(self, _first: Any) -> tuple[str, int]:
         return self.layer or "embedding", len(_vector(self.vector, self.name))
 
     def notes(self, answer: Answer) -> list[str]:
@@ -214,7 +214,7 @@ class Unit:
     def of_places(self, answer: Answer) -> bool:
         return self.place is not None
 
-    def found_as(self) -> str:
+    def found_as(self, _first: Any) -> str:
         return self.layer or "embedding"
 
     def notes(self, answer: Answer) -> list[str]:
