@@ -148,10 +148,10 @@ def test_rivals_and_weights_are_fixed_when_images_are_changed(classifier):
         (LogProbability("dog", independent=True), "log-probability of dog"),
         (Rather("car", "bus"), "car rather than bus"),
         (Rather(2, [3, "cat", "dog"]), "car rather than bus, cat or dog"),
-        (Finer("car"), "car rather than its rivals"),
+        (Finer("car"), "car rather than dog, bus or cat"),
         (Not("car"), "not car"),
         (Not(Not("car")), "car"),
-        (Not(Rather("car", "bus")), "not car rather than bus"),
+        (Not(Rather("car", "bus")), "not (car rather than bus)"),
         (Rather(Probability("car"), Probability("bus")), "probability of car rather than probability of bus"),
         (Each([Not("car"), Rather("car", "bus")]), ("not car", "car rather than bus")),
     ],
@@ -249,8 +249,8 @@ COLOURS = {"classes": ["blue", "green", "red"], "layer": "layer"}
         (Rather("red", "green"), 9 * 2.0, "red rather than green"),  # at the 9 red pixels, where green is 0
         (Rather("blue", ["red", "green"]), 6 * 5.0, "blue rather than red or green"),
         (Not("green"), -9 * 3.0, "not green"),
-        (Ranked(0), 9 * 3.0, "green (predicted pixels)"),  # 9 pixels of green and of red; the first of equals
-        (Ranked(2), 6 * 5.0, "blue (predicted pixels)"),
+        (Ranked(0), 9 * 3.0, "green"),  # 9 pixels of green and of red; the first of equals
+        (Ranked(2), 6 * 5.0, "blue"),
         (Probability("red"), 9 * math.exp(2) / (math.exp(2) + 2), "probability of red"),
         (LogProbability("red"), 9 * (2 - math.log(math.exp(2) + 2)), "log-probability of red"),
         (Value(1), 9 * 3.0, "output 1"),  # over all pixels
@@ -376,7 +376,7 @@ def test_a_dense_model_with_one_output_and_two_names():
     assert explain(Mask(), picture, "polyp", **named).scores.tolist() == [5.0]
     assert explain(Mask(), picture, "background", **named).scores.tolist() == [5.0]  # 1 + 4 at its own pixels
     own = explain(Mask(), picture, None, **named)
-    assert own.targets == ("polyp (predicted pixels)",)
+    assert own.targets == ("polyp",)
     assert own.prediction.labels.tolist() == [[[0, 1], [1, 0]]]
     assert own.prediction.names == ("background", "polyp")
     found = explain(Mask(), picture, Pixels(Value(0), torch.ones(2, 2)), layer="layer")
@@ -442,7 +442,7 @@ def test_an_unsaturated_probability_says_nothing(classifier):
         (Value(4), "no output 4: Classifier has 4, from 0 to 3"),
         (Value(-1), "no output -1"),
         (Finer("car", rivals=0), "the nearest rivals are one or more, not 0"),
-        (Finer(Rather("car", "bus")), "Rather names its rivals itself; give targets.Finer a class"),
+        (Finer(Rather("car", "bus")), "a class has rivals, and Rather is none"),
         (Not([1, 2]), "targets.Not takes one question; negate each by itself"),
         (Not(1.5), "not float"),
         (Pixels(Rather("car", "bus")), "gives one answer per image"),
@@ -479,8 +479,8 @@ def test_a_class_by_a_number_of_numpys_is_a_number(classifier):
     ("question", "message"),
     [
         (lambda y: y, "a class is an index or a name, not function"),
-        (At(1, 2), "a class is an index or a name, not At; Pixels takes the class first"),
-        (torch.ones(2, 2), "not Tensor; Pixels takes the class first"),
+        (At(1, 2), "a class is an index or a name, not At"),
+        (torch.ones(2, 2), "a class is an index or a name, not Tensor"),
         (True, "not bool"),
         (None, "not NoneType"),
         (Each([1]), "Each is no question about a class"),

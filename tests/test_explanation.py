@@ -15,6 +15,7 @@ from cases import Classifier, ColourSegmenter, Segmenter, images
 from glowmap.errors import InputError, OutputError
 from glowmap.explanation import Explanation, heat_tile, min_max
 from glowmap.images import Picture
+from glowmap.tiles import picture_tile
 
 
 def of(raw, size=(8, 8), **fields):
@@ -98,6 +99,38 @@ def test_a_mask_of_the_pictures_size_is_cut_to_what_the_model_saw():
     maps = of([[[1.0, 2.0], [3.0, 4.0]]], (2, 2), pictures=(picture,))
     mask = np.array([[1, 1, 0, 1], [1, 1, 0, 0]])
     assert maps.share(mask) == pytest.approx([2 / 10])
+
+
+def test_a_picture_that_was_padded_is_kept_as_it_was_given(tmp_path):
+    """Two columns of black at the left of a picture of 2 x 2."""
+    picture = Picture(Image.new("RGB", (2, 2), (200, 100, 50)), (-2.0, 0.0, 2.0, 2.0))
+    maps = of([[[1.0, 2.0, 3.0, 4.0]] * 2], (2, 4), pictures=(picture,))
+    masks = {(2, 2): 7 / 10, (2, 4): 1.0}  # the picture's own size, and that of what the model saw
+    found = Explanation.load(maps.save(tmp_path / "padded.npz"))
+    for one in (maps, found):
+        for size, share in masks.items():
+            assert one.share(np.ones(size)) == pytest.approx([share])
+        assert one.share(np.array([[0, 1], [0, 0]])) == pytest.approx([2 / 10])
+        assert one.pictures[0].seen == (-2.0, 0.0, 2.0, 2.0)
+        assert one.pictures[0].image.size == (2, 2)
+        assert np.asarray(one.pictures[0].as_seen())[0].tolist() == [[0, 0, 0]] * 2 + [[200, 100, 50]] * 2
+        assert "the part that the model saw" not in picture_tile(one, 0, "").caption
+    cut = of(maps.raw, (2, 4), pictures=(Picture(picture.image, (-2.0, 0.0, 2.0, 1.0)),))
+    assert "the part that the model saw" in picture_tile(cut, 0, "").caption
+    assert found.overlay().tobytes() == maps.overlay().tobytes()
+
+
+def test_a_file_that_holds_the_canvas_of_a_padded_picture_is_read_as_it_was_written(tmp_path):
+    """As files were once written: the picture on its canvas, and what was seen in the canvas's pixels."""
+    canvas = Picture(Image.new("RGB", (4, 2)), (0.0, 0.0, 4.0, 2.0))
+    maps = of([[[1.0, 2.0, 3.0, 4.0]] * 2], (2, 4), pictures=(canvas,))
+    path = maps.save(tmp_path / "canvas.npz")
+    with np.load(path) as stored:
+        described = json.loads(str(stored["explanations"]))
+    assert described[0]["pictures"] == [[0, [0.0, 0.0, 4.0, 2.0]]]
+    found = Explanation.load(path)
+    assert found.overlay().size == (4, 2)
+    assert found.share(np.array([[0, 0, 1, 1]] * 2)) == pytest.approx([7 / 10])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 import urllib.error
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 import glowmap
 from cases import Classifier, images
 from glowmap.errors import GlowmapError, InputError, MissingExtra, ModelError
+from glowmap.models._preset import Preset, cut
 
 torchvision = pytest.importorskip("torchvision")
 
@@ -135,6 +137,25 @@ def test_the_part_of_the_picture_that_a_preset_keeps(size):
     found = [values[0, :, 0].mean(), values[0, :, -1].mean(), values[1, 0].mean(), values[1, -1].mean()]
     np.testing.assert_allclose(found, wanted, atol=1.5 / min(size))
     assert batch.pictures[0].as_seen().size == (round(right) - round(left), round(bottom) - round(top))
+
+
+def test_what_a_preset_pads_lies_outside_the_picture():
+    from torchvision import transforms
+
+    def read(size, *steps):
+        steps = transforms.Compose([*steps, transforms.ToTensor()])
+        given = Image.new("RGB", size, (10, 20, 30))
+        values, picture = Preset(steps, partial(cut, steps.transforms))(given)
+        assert picture.image is given
+        shown = transforms.functional.to_tensor(picture.as_seen())
+        assert values.shape != shown.shape or torch.equal(values, shown)  # black where it is black
+        return picture.seen, picture.as_seen().size
+
+    assert read((40, 41), transforms.CenterCrop(64)) == ((-12, -11, 52, 53), (64, 64))
+    assert read((40, 81), transforms.CenterCrop(64)) == ((-12, 8, 52, 72), (64, 64))
+    assert read((40, 30), transforms.Resize((60, 80)), transforms.CenterCrop(100)) == ((-5, -10, 45, 40), (50, 50))
+    # less than half a pixel of the picture is rounding
+    assert read((10, 10), transforms.Resize(223), transforms.CenterCrop(224)) == ((0, 0, 10, 10), (10, 10))
 
 
 def test_checkpoints_of_both_kinds(tmp_path):

@@ -1,5 +1,7 @@
 """Questions about regions: an object under a point, by its size, one place, and what sets pixels off from around them."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ import glowmap
 from cases import Classifier, ColourSegmenter, images
 from glowmap.errors import TargetError
 from glowmap.images import Picture
+from glowmap.models._preset import Preset, cut
 from glowmap.models.plain import ResizedAndNormalised
 from glowmap.targets import At, Each, Finer, Not, Object, Pixels, Point, Predicted, Probability, Rather, Value
 
@@ -391,3 +394,149 @@ def test_a_method_that_never_reads_the_score_says_so_of_these_questions_too(targ
     found = explain(STREET, target, method="eigen_cam")
     assert any("never at the score" in note for note in found.notes)
     assert not any("never at the score" in note for note in explain(STREET, None, method="eigen_cam").notes)
+
+
+# where the picture lies in what the model saw: presets cut and pad
+
+
+def as_torchvision(rows, columns, *, padded):
+    from torchvision import transforms
+
+    resize = [] if padded else [transforms.Resize(80)]
+    return transforms.Compose([*resize, transforms.CenterCrop((rows, columns)), transforms.ToTensor()])
+
+
+def as_timm(rows, columns, *, padded):
+    timm = pytest.importorskip("timm")
+    mode = {"crop_mode": "border", "crop_pct": 1.0} if padded else {"crop_mode": "center", "crop_pct": 0.8}
+    return timm.data.create_transform((3, rows, columns), is_training=False, mean=(0, 0, 0), std=(1, 1, 1), **mode)
+
+
+def as_open_clip(rows, columns, *, padded):
+    transform = pytest.importorskip("open_clip").transform
+    settings = transform.PreprocessCfg(
+        size=(rows, columns), mean=(0, 0, 0), std=(1, 1, 1), resize_mode="longest" if padded else "shortest"
+    )
+    return transform.image_transform_v2(settings, is_train=False)
+
+
+def prepared(transform):
+    """The model that knows colours, behind a library's own transform."""
+    preset = Preset(transform, partial(cut, transform.transforms))
+    return glowmap.Model(ColourSegmenter(), "prepared", preset, class_names=tuple(NAMES))
+
+
+def square(rows, columns, place):
+    """A blue picture with a red part, and the mask of that part."""
+    mask = np.zeros((rows, columns), bool)
+    mask[place] = True
+    return np.where(mask[..., None], (255, 0, 0), (0, 0, 255)).astype(np.uint8), mask
+
+
+# (the transform, the input's rows and columns, where the picture of 60 x 36 begins in it, how much larger it is there)
+PADS = [
+    (as_torchvision, (80, 90), (22, 15), 1),  # on all sides
+    (as_torchvision, (24, 90), (-6, 15), 1),  # at the sides, and cut above and below
+    (as_timm, (120, 120), (24, 0), 2),  # above and below
+    (as_open_clip, (120, 120), (24, 0), 2),
+]
+
+
+@pytest.mark.parametrize(("make", "size", "begins", "scale"), PADS)
+def test_points_and_masks_are_of_the_picture_as_it_was_given_where_it_is_padded(make, size, begins, scale):
+    picture, mask = square(36, 60, np.s_[8:20, 12:30])
+    model = prepared(make(*size, padded=True))
+    top, left = begins
+    wanted = torch.zeros(size, dtype=torch.bool)
+    wanted[top + 8 * scale : top + 20 * scale, left + 12 * scale : left + 30 * scale] = True
+
+    def explained(target):
+        return glowmap.explain(model, picture, target=target, layer="layer", method="hires_cam")
+
+    for x, y in ((12, 8), (29, 8), (12, 19), (29, 19), (20.4, 11.6)):
+        found = explained(At(x, y))
+        assert found.targets == (f"red (object at {x:g}, {y:g})",)
+        region, point = found.marks[0]
+        assert torch.equal(region.region, wanted)
+        across, down = (left + (x + 0.5) * scale) / size[1], (top + (y + 0.5) * scale) / size[0]
+        assert point.point == pytest.approx((across, down))
+    for x, y in ((11, 8), (30, 8), (12, 7), (29, 20), (0, 15), (59, 15)):
+        assert explained(Point(x, y)).targets == (f"blue (point {x:g}, {y:g})",)
+
+    red = model.read(picture).images[0, 0]
+    half = mask & (np.arange(60) < 21)
+    inside = wanted & (torch.arange(size[1]) < left + 21 * scale)
+    found = explained(Pixels("red", half))
+    assert torch.equal(found.marks[0][0].region, inside)
+    torch.testing.assert_close(found.scores, red[inside].sum()[None])
+    whole = explained("red")
+    assert whole.share(mask) == pytest.approx([1.0])
+    assert whole.share(~mask) == pytest.approx([0.0], abs=1e-6)
+    assert whole.share(half) == pytest.approx([float(red[inside].sum() / red[wanted].sum())])
+
+
+def test_a_point_in_the_padding_is_outside_and_the_size_that_was_given_is_told():
+    picture, _ = square(36, 60, np.s_[8:20, 12:30])
+    model = prepared(as_torchvision(80, 90, padded=True))
+    for x, y in ((-1, 10), (60, 10), (10, -1), (10, 36), (-15, -22)):
+        for target in (At(x, y), Point(x, y)):
+            with pytest.raises(TargetError, match="lies outside the picture, of 60 x 36 pixels; give a point inside"):
+                glowmap.explain(model, picture, target=target, layer="layer")
+    both = prepared(as_torchvision(24, 90, padded=True))
+    seen = "what the model saw of the picture, of 60 x 36 pixels: from 0, 6 to 59, 29; give"
+    for point in ((10, 5), (10, 30), (-1, 15)):
+        with pytest.raises(TargetError, match=f"lies outside {seen}"):
+            glowmap.explain(both, picture, target=At(*point), layer="layer")
+    with pytest.raises(TargetError, match=r"the mask has the shape \(80, 60\)"):
+        glowmap.explain(model, picture, target=Pixels("red", np.ones((80, 60))), layer="layer")
+    padded = glowmap.explain(model, picture, target=Pixels("blue", np.ones((80, 90))), layer="layer")  # the input's
+    assert padded.scores.tolist() == [36.0 * 60 - 12 * 18]
+
+
+@pytest.mark.parametrize("make", [as_torchvision, as_timm])
+def test_a_mask_as_large_as_the_picture_is_of_the_picture_though_the_input_is_as_large(make):
+    """A picture of 64 x 64, of which a preset takes the middle 51.2 x 51.2 and makes 64 x 64 of it."""
+    picture, mask = square(64, 64, np.s_[:, :16])
+    model = prepared(make(64, 64, padded=False))
+    found = glowmap.explain(model, picture, target=Pixels("red", mask), layer="layer", method="hires_cam")
+    left = torch.zeros(64, 64, dtype=torch.bool)
+    left[:, :12] = True  # 1.25 x 16 - 8
+    assert torch.equal(found.marks[0][0].region, left)
+    assert torch.equal(found.prediction.labels[0] == 2, left)
+    torch.testing.assert_close(found.scores, model.read(picture).images[0, 0][left].sum()[None])
+    assert found.share(mask) == pytest.approx([1.0], abs=0.02)
+    _, cut_off = square(64, 64, np.s_[:, :6])
+    with pytest.raises(TargetError, match="the mask is empty; mark at least one pixel, inside the part of the picture"):
+        glowmap.explain(model, picture, target=Pixels("red", cut_off), layer="layer")
+    assert found.share(cut_off) == [0.0]
+
+
+def test_a_mask_as_large_as_the_picture_is_of_the_picture_though_the_output_is_as_large():
+    """A picture of 16 x 16, whose middle becomes 64 x 64, and an answer of 16 x 16."""
+    picture, mask = square(16, 16, np.s_[:, :4])
+    transform = as_timm(64, 64, padded=False)  # columns 1.6 to 14.4
+    model = prepared(transform).changed(module=Quarter())
+    found = glowmap.explain(model, picture, target=Pixels("red", mask), layer="layer")
+    assert found.marks[0][0].region[0].tolist() == [True] * 3 + [False] * 13  # 1.25 x 4 - 2
+    every = glowmap.explain(model, picture, target=Pixels("red", np.ones((64, 64))), layer="layer")
+    assert every.marks[0][0].region.all()
+
+
+def test_one_mask_for_several_pictures_is_read_in_one_way():
+    """As of the pictures where all have its size; a mask for each is read for each."""
+    small, mask = square(64, 64, np.s_[:, :16])
+    large, _ = square(128, 128, np.s_[:, :32])
+    model = prepared(as_torchvision(64, 64, padded=False))
+
+    def columns(pictures, where):
+        found = glowmap.explain(model, pictures, target=Pixels("red", where), layer="layer", method="hires_cam")
+        return [int(image[0].region[0].sum()) for image in found.marks], found
+
+    assert columns([small, small], mask)[0] == [12, 12]
+    assert columns([small, large], mask)[0] == [16, 16]
+    numbers, found = columns([small, large], [mask, np.kron(mask, np.ones((2, 2)))])
+    assert numbers == [12, 12]
+    of_input = np.zeros((64, 64), bool)
+    of_input[:, :6] = True
+    assert found.share(of_input) == pytest.approx([0.5, 0.5], abs=0.05)
+    assert found[:1].share(of_input) == [0.0]

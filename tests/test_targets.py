@@ -98,7 +98,7 @@ def test_none_is_the_class_that_a_dense_model_predicts_at_most_pixels(three_colo
         [picture, picture.flip(1), torch.ones_like(picture) * torch.tensor([0.0, 0.0, 7.0]).reshape(3, 1, 1)]
     )
     found = explain(ColourSegmenter(), batch, None)
-    assert found.targets == ("class 1 (predicted pixels)", "class 1 (predicted pixels)", "class 0 (predicted pixels)")
+    assert found.targets == ("class 1", "class 1", "class 0")
     # 9 pixels of 3 and one of 4; flipped, colours 0 and 2 change places and green stays; 24 pixels of 7
     torch.testing.assert_close(found.scores, torch.tensor([31.0, 31.0, 168.0]))
     whole = explain(ColourSegmenter(), batch, torch.tensor([1, 1, 0]))
@@ -110,7 +110,7 @@ def test_a_background_is_no_answer_unless_there_is_nothing_else(three_colours):
     picture[:, 2], picture[0, 0, 0, :2] = 1.0, 9.0  # blue, but for two red pixels in the first picture
     named = {"classes": ["Background", "green", "red"], "mean": 0.0, "std": 1.0}
     found = explain(ColourSegmenter(), picture, None, **named)
-    assert found.targets == ("red (predicted pixels)", "Background (predicted pixels)")
+    assert found.targets == ("red", "Background")
     torch.testing.assert_close(found.scores, torch.tensor([18.0, 24.0]))
 
 

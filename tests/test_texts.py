@@ -18,7 +18,7 @@ import transformers as tr
 
 import glowmap
 from glowmap.errors import GlowmapError, InputError, ModelError, TargetError
-from glowmap.targets import Each, Not, Probability, Rather, Similar, Text
+from glowmap.targets import Each, Not, Probability, Rather, Similar, Text, top
 from texts_of_ours import (
     CAR,
     CAT,
@@ -37,6 +37,7 @@ from texts_of_ours import (
     processor,
     siglip,
     tokenizer,
+    vilt,
     words,
 )
 
@@ -440,7 +441,8 @@ def test_class_names_become_prompts(name):
     assert cat.targets == ("cat", "cat")
     assert text.targets == ("'the car'", "'the car'")
     assert best.targets == tuple(["dog", "cat", "red car"][i] for i in wanted.argmax(1).tolist())
-    assert cat.prediction.names == ("dog", "cat", "red car", "'the car'")
+    assert cat.prediction.names == ("dog", "cat", "red car")
+    assert text.prediction.names == ("dog", "cat", "red car", "'the car'")
     alone = glowmap.explain(model, images)
     assert alone.prediction.names == ("dog", "cat", "red car")
     likely = wanted.sigmoid() if name == "siglip" else wanted.softmax(1)
@@ -455,6 +457,49 @@ def test_a_sentence_that_is_a_class_name_too_is_not_confused_with_it():
     torch.testing.assert_close(by_text.scores, logits(model, images, ["dog"])[0])
     with pytest.raises(TargetError, match=r"no class 'dogs' in CLIPModel"):
         glowmap.explain(model, images, target=["dogs"])
+
+
+@pytest.mark.parametrize("name", ["clip", "open_vit"])
+def test_a_question_about_classes_does_not_hang_on_the_texts_beside_it(name):
+    model = loaded(name, classes=["dog", "cat"])
+    images = pictures(model.module)
+    likeliest = max((CAR, "the car", "small", "red", "a red car"), key=lambda one: logits(model, images, [one]).item())
+    wanted = logits(model, images, [DOG, CAT])
+    assert logits(model, images, [likeliest]) > wanted.amax() - 8  # or it would change nothing
+    asked = [None, *top(2), Probability("cat")]
+    alone, beside = (glowmap.explain(model, images, target=[*asked, *more]) for more in ([], [Text(likeliest)]))
+    for one, other in zip(alone, beside[: len(asked)], strict=True):
+        assert one.targets == other.targets
+        assert torch.equal(one.scores, other.scores)
+        assert torch.equal(one.raw, other.raw)
+    torch.testing.assert_close(alone[3].scores, wanted.softmax(1)[:, 1])
+    mixed = glowmap.explain(model, images, target=[Rather(Text(likeliest), "cat"), Probability(Text(likeliest))])
+    text = logits(model, images, [likeliest])
+    torch.testing.assert_close(mixed[0].scores, (text - wanted)[:, 1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(mixed[1].scores, torch.cat([wanted, text], 1).softmax(1)[:, 2], rtol=1e-3, atol=1e-5)
+
+
+def test_a_text_that_is_the_prompt_of_a_class_is_that_class():
+    model = loaded("clip", classes=["dog", "cat"])
+    images = pictures(model.module)
+    questions = [Probability("cat"), Probability(Text(CAT)), Text(CAT), Rather(Text(CAR), Text(CAT))]
+    name, text, likeness, other = glowmap.explain(model, images, target=questions)
+    wanted = logits(model, images, [DOG, CAT, CAR])
+    for one in (name, text):
+        torch.testing.assert_close(one.scores, wanted[:, :2].softmax(1)[:, 1])
+    torch.testing.assert_close(likeness.scores, wanted[:, 1])
+    torch.testing.assert_close(other.scores, wanted[:, 2] - wanted[:, 1], rtol=1e-4, atol=1e-4)
+    with pytest.raises(TargetError, match="rather than itself"):
+        glowmap.explain(model, images, target=Rather(Text(CAT), "cat"))
+
+
+def test_a_tokenizer_that_pads_on_the_left_reads_a_text_the_same_beside_a_longer_one():
+    left = processor()
+    left.tokenizer.padding_side = "left"
+    model = glowmap.load(built(clip), processor=left)
+    images = pictures(model.module)
+    found = glowmap.explain(model, images, target=[Text("dog"), Text(CAR)])
+    torch.testing.assert_close(found[0].scores, logits(model, images, ["dog"])[0], rtol=1e-4, atol=1e-4)
 
 
 def test_concepts_are_told_by_the_class_names_and_need_no_text():
@@ -525,6 +570,59 @@ def test_maps_of_a_matcher_are_those_of_the_gradient_by_hand():
     torch.testing.assert_close(found.raw, (on_grid(activations) * on_grid(slopes)).sum(1))
     asked = glowmap.explain(model, images, target=Text(DOG), method=glowmap.METHODS["rise"].tuned(masks=30))
     torch.testing.assert_close(asked.scores, found.scores)
+
+
+def vilt_by_hand(images, layer):
+    """Gradient times activation at ViLT's patches, wherever it drew them to, laid out by the places that it tells."""
+    module, tokens = built(vilt), tokenizer()([DOG], return_tensors="pt")
+    places = []
+    own = module.vilt.embeddings.visual_embed
+
+    def noting(*arguments, **keywords):
+        made = own(*arguments, **keywords)
+        places.append(made[2][0])
+        return made
+
+    module.vilt.embeddings.visual_embed = noting
+    try:
+        given = {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
+        activations, slopes = by_hand(module, layer, images, lambda pixels: module(**given, pixel_values=pixels).logits)
+    finally:
+        del module.vilt.embeddings.visual_embed
+    cells = (activations * slopes).sum(-1)[0, -16:]
+    rows, columns = places[0][0].T
+    assert (rows * 4 + columns).tolist() != list(range(16))  # in an order of chance
+    return torch.zeros(4, 4).index_put((rows, columns), cells)
+
+
+@pytest.mark.parametrize("layer", ["vilt.encoder.layer.0.layernorm_before", "vilt.encoder.layer.1"])
+def test_vilts_patches_lie_where_they_are_in_the_picture_though_it_draws_their_order(layer):
+    model, images = loaded("vilt"), pictures(built(vilt), 2)
+    torch.manual_seed(3)
+    found = glowmap.explain(model, images, target=Text(DOG), layer=layer, method="hires_cam")
+    assert not any("proven" in note for note in found.notes)
+    for image in range(2):
+        wanted = vilt_by_hand(images[image : image + 1], layer)
+        torch.testing.assert_close(found.raw[image], wanted, rtol=1e-3, atol=1e-6)
+    assert "visual_embed" not in vars(built(vilt).vilt.embeddings)
+
+
+def test_vilt_is_asked_again_about_each_of_two_pictures():
+    model, images = loaded("vilt"), pictures(built(vilt), 2)
+    for layer in ("vilt.encoder.layer.1.layernorm_before", "vilt.embeddings.patch_embeddings"):
+        asked = {"target": Text(DOG), "method": "ablation_cam", "layer": layer}
+        both = glowmap.explain(model, images, **asked)
+        for image in range(2):
+            one = glowmap.explain(model, images[image : image + 1], **asked)
+            torch.testing.assert_close(both.raw[image : image + 1], one.raw, rtol=1e-2, atol=1e-5)
+
+
+def test_a_callable_beside_two_texts_does_not_say_whose_answer_it_reads():
+    model, images = loaded("blip"), pictures(built(blip))
+    one, other = glowmap.explain(model, images, target=[Text(DOG), lambda output: output.itm_score[:, 1]])
+    assert torch.equal(one.scores, other.scores)
+    with pytest.raises(TargetError, match="a callable does not say whose answer is meant"):
+        glowmap.explain(model, images, target=[Text(DOG), Text(CAT), lambda output: output.itm_score[:, 1]])
 
 
 def test_a_matcher_answers_each_text_in_a_pass_of_its_own():
@@ -605,6 +703,9 @@ def test_texts_given_as_tokens_are_the_classes_and_take_no_further_text(name):
         ({"text": DOG, "word": "dog"}, "word='dog' is for models that write"),
         ({"text": DOG, "word": 0}, "word=0 is for models that write"),
         ({"text": DOG, "each_word": True}, "each_word=True is for models that write"),
+        ({"text": "a zebra, a dog"}, r"the tokenizer of CLIPModel does not know 'zebra', ','"),
+        ({"text": "[UNK] dog"}, r"does not know '\[UNK\]'"),
+        ({"text": DOG, "against": ["a giraffe"]}, "does not know 'giraffe'"),
         ({"text": " ".join(["dog"] * 15)}, "is 17 tokens long, and CLIPModel takes 1 to 16; shorten it"),
     ],
 )

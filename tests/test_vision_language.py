@@ -32,10 +32,10 @@ def spell(text):
     return ours.llama()(text, add_special_tokens=False)["input_ids"]
 
 
-def by_hand(name, images, answer):
+def by_hand(name, images, answer, prompt=PROMPT):
     """Write the model's input out by hand for one picture: the chat, as many image tokens as it has cells, and the answer."""
     cells = {"llava": 64, "paligemma": 64}.get(name, 24 if name in QWEN else 16)
-    start = [ours.BOS, *spell("user :"), *[ours.IMAGE] * cells, *spell(PROMPT), *spell("bot :")]
+    start = [ours.BOS, *spell("user :"), *[ours.IMAGE] * cells, *spell(prompt), *spell("bot :")]
     tokens = torch.tensor([[*start, *answer]])
     given = {"input_ids": tokens, "pixel_values": images}
     if name in ("smolvlm", "idefics3"):
@@ -394,3 +394,69 @@ def test_a_tokenizer_of_another_model_says_what_is_missing():
     other.image_token = "cat"
     with pytest.raises(TargetError, match="has 0 places for pictures, .* give the model's own processor"):
         glowmap.explain(ours.loaded(ours.llava(), other), ours.pictures(), target=Text(ANSWER))
+
+
+def cam_at_the_picture(module, given, layer, score):
+    """Gradient times activation at the tokens that stand for the picture, by hand."""
+    given, kept = {**given, "pixel_values": given["pixel_values"].clone().requires_grad_()}, []
+    hook = module.get_submodule(layer).register_forward_hook(lambda _m, _i, out: kept.append(out))
+    value = score(given)
+    hook.remove()
+    output = kept[0] if isinstance(kept[0], torch.Tensor) else kept[0][0]
+    (slope,) = torch.autograd.grad(value, output)
+    return (slope * output).sum(-1)[0, given["input_ids"][0] == ours.IMAGE].detach()
+
+
+def layers_among_words(name):
+    part = "model.text_model" if name in ("smolvlm", "idefics3") else "model.language_model"
+    return f"{part}.layers.0", f"{part}.layers.2.input_layernorm"
+
+
+@pytest.mark.parametrize("prompt", [None, PROMPT])
+@every_model
+def test_a_layer_among_words_is_read_where_the_pictures_tokens_are(name, prompt):
+    module, model, images = made(name)
+    given, answer = by_hand(name, images, spell("a dog"), prompt or ""), spell("a dog")
+    for layer in layers_among_words(name):
+        found = glowmap.explain(model, images, target=Text("a dog", prompt=prompt), layer=layer, method="hires_cam")
+        wanted = cam_at_the_picture(module, given, layer, lambda own: sum(scored_by_hand(module, own, answer)))
+        torch.testing.assert_close(found.raw.flatten(), wanted, rtol=1e-3, atol=1e-5)
+        assert found.raw.abs().max() > 1e-4
+        assert not any("proven" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("name", ["llava", "paligemma", "gemma3", "internvl"])
+def test_words_that_are_brought_say_too_where_the_picture_is_among_them(name):
+    module, model, images = made(name)
+    given, token = by_hand(name, images, spell("a dog"), ""), spell("cat")[0]
+    for layer in layers_among_words(name):
+        found = glowmap.explain(model, given, target=token, layer=layer, method="hires_cam")
+        wanted = cam_at_the_picture(module, given, layer, lambda own: module(**own).logits[0, -1, token])
+        torch.testing.assert_close(found.raw.flatten(), wanted, rtol=1e-3, atol=1e-5)
+        assert found.raw.abs().max() > 1e-6
+
+
+def test_a_batch_is_read_among_words_where_each_of_its_pictures_is():
+    module, model, images = made("internvl", 2)
+    layer, question, answer = "model.language_model.layers.0", Text("a dog"), spell("a dog")
+    together = glowmap.explain(model, images, target=question, layer=layer, method="hires_cam")
+    for image in range(2):
+        given = by_hand("internvl", images[image : image + 1], answer, "")
+        wanted = cam_at_the_picture(module, given, layer, lambda own: sum(scored_by_hand(module, own, answer)))
+        torch.testing.assert_close(together.raw[image].flatten(), wanted, rtol=1e-3, atol=1e-5)
+
+
+@every_qwen
+def test_what_qwen_notes_of_a_text_is_given_back(name):
+    module, model, images = made(name)
+    mine = torch.ones(1, 1, dtype=torch.long)
+    for before in (None, mine):
+        module.model.rope_deltas = before
+        glowmap.explain(model, images, target=Text(ANSWER, prompt=PROMPT))
+        assert module.model.rope_deltas is before
+        model.speaker.heard(model, model.read(images), [Text(prompt=PROMPT)])  # it speaks
+        assert module.model.rope_deltas is before
+        with pytest.raises(TargetError):
+            glowmap.explain(model, images, target=Text(ANSWER, prompt=PROMPT, word="cat"))
+        assert module.model.rope_deltas is before
+    module.model.rope_deltas = None

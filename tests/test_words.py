@@ -7,7 +7,7 @@ import glowmap
 import writers_of_ours as ours
 from glowmap.errors import GlowmapError, TargetError
 from glowmap.models._spelling import spelled
-from glowmap.targets import Answer, Each, Spoken, Text, Words
+from glowmap.targets import Answer, Each, Predicted, Probability, Spoken, Text, Words
 
 SENTENCE = "a dog on the sofa"
 ASKED = "what colour is the car ?"
@@ -326,7 +326,10 @@ def test_a_question_is_answered_with_a_class():
     assert float(red.scores) == pytest.approx(float(logits[0]), abs=1e-4)
     assert float(blue.scores) == pytest.approx(float(logits[1]), abs=1e-4)
     assert chosen.targets[0] == ["red", "blue", "two", "cat"][int(logits.argmax())]
-    assert red.layer == "vilt.embeddings.patch_embeddings"
+    layer = "vilt.embeddings.patch_embeddings"
+    red, blue = glowmap.explain(
+        model, images, target=[Text("red", prompt=ASKED), Text("blue", prompt=ASKED)], layer=layer
+    )
     assert not torch.allclose(red.raw, blue.raw)
     other = glowmap.explain(model, images, target=Text("red", prompt="what is on the sofa ?"))
     assert abs(float(other.scores - red.scores)) > 1e-3
@@ -349,6 +352,21 @@ def test_a_question_is_answered_with_a_class():
         ("blip", Text("a dog", against=("a cat",)), "against=... is for models that compare"),
         ("blip", Text("[PAD]"), "has no words for"),
         ("blip2", Text("a <image> dog"), "has a place for a picture"),
+        ("blip", Text("a zebra on the giraffe"), "BlipForConditionalGeneration does not know 'zebra', 'giraffe'"),
+        ("blip", Text("a [UNK]"), "does not know '[UNK]'"),
+        ("blip", Text("[UNK]"), "does not know '[UNK]'"),
+        ("blip", Text("a dog", prompt="the zebra"), "does not know 'zebra'"),
+        ("vilt", Text("red", prompt="what colour is the zebra ?"), "does not know 'zebra'"),
+        ("blip", Text("a dog [SEP]"), "has '[SEP]' in it, which is a sign"),
+        ("blip", 5, "has no classes: a class would read the logits of a word after others"),
+        ("blip", [Text("a dog"), 5], "has no classes: a class would read"),
+        ("blip", Probability(Predicted()), "has no classes: a class would read"),
+        ("blip", lambda output: output.logits[:, -1, 5], "a callable would read the logits of a word after others"),
+        (
+            "vilt",
+            [Text("red", prompt=ASKED), Text("red", prompt="a dog ?"), "blue"],
+            "a class does not say whose answer",
+        ),
         ("florence", Text("a dog"), "prompt='<CAPTION>'"),
         ("blip", Each([Text("a dog")]), None),
     ],
@@ -424,6 +442,14 @@ def test_the_model_is_given_back_after_it_spoke():
         ("the dog's well-known sofa", ["the", "dog's", "well-known", "sofa"]),
         ("一只狗", ["一", "只", "狗"]),
         ("2 dogs !", ["2", "dogs"]),
+        ("कुत्ता घर में है", ["कुत्ता", "घर", "में", "है"]),
+        ("สุนัข", ["สุนัข"]),
+        ("مُدَرِّس هنا", ["مُدَرِّس", "هنا"]),
+        ("cafe\u0301 noir", ["cafe\u0301", "noir"]),
+        ("か\u3099く", ["か\u3099", "く"]),
+        ("3.5 dogs cost 1,000. 2, 3", ["3.5", "dogs", "cost", "1,000", "2", "3"]),
+        ("C++ and C#, not f#m", ["C++", "and", "C#", "not", "f", "m"]),
+        ("❤️ dog", ["dog"]),
     ],
 )
 def test_words_are_what_a_person_would_call_words(text, words):
@@ -470,3 +496,53 @@ def test_a_picture_without_words_of_its_own_is_refused():
     words = Words((Spoken("a", (1,), (-1,)), Spoken("b", (0,), (-1,))))
     with pytest.raises(TargetError, match="2 images have words of their own, and 1 are asked about"):
         words.score(read(torch.zeros(1, 1, 3)))
+
+
+@pytest.mark.parametrize("method", ["hires_cam", "rise"])
+def test_each_picture_may_be_asked_about_what_the_model_says_of_it(method):
+    _, model, images, *_ = begun("gpt2")
+    two = torch.cat([images, images.flip(-1) * 1.5])
+    tuned = glowmap.METHODS["rise"].tuned(masks=8) if method == "rise" else method
+    own = glowmap.explain(model, two, method=tuned)
+    assert own.targets[0] != own.targets[1]
+    for questions in ([None, None], [Text(), None]):
+        found = glowmap.explain(model, two, target=Each(questions), method=tuned)
+        assert found.targets == own.targets
+        assert torch.equal(found.scores, own.scores)
+        assert torch.equal(found.raw, own.raw)
+    with pytest.raises(TargetError, match="'a dog' and what it says itself cannot be part of one question"):
+        glowmap.explain(model, two, target=Each([Text("a dog"), None]), method=tuned)
+
+
+def test_a_model_that_generates_a_dict_is_let_speak_all_the_same():
+    module, model, images, *_ = begun("gpt2")
+    plain = glowmap.explain(model, images).targets
+    module.generation_config.return_dict_in_generate = True
+    try:
+        assert glowmap.explain(model, images).targets == plain
+    finally:
+        module.generation_config.return_dict_in_generate = False
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("word", 1.5, "a word is its place from 0 or as it is written, not 1.5"),
+        ("word", [1], r"not \[1\]; for several give a list of questions"),
+        ("word", True, "as it is written, not True"),
+        ("word", " ", "word is empty; give one"),
+        ("against", None, "against is a sentence or a list of them, not NoneType"),
+        ("against", 5, "against is a sentence or a list of them, not int"),
+        ("each_word", 1, "each_word is True or False, not 1"),
+    ],
+)
+def test_a_text_is_made_of_words_and_nothing_else(field, value, said):
+    made = Text("a dog")
+    object.__setattr__(made, field, value)  # past the tests' own check of types, which users do not have
+    with pytest.raises(TargetError, match=said):
+        made.__post_init__()
+
+
+def test_one_word_and_each_word_are_not_asked_at_once():
+    with pytest.raises(TargetError, match="word=0 asks about one word, and each_word=True about all"):
+        Text("a dog", word=0, each_word=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from typing import Any
@@ -17,6 +17,7 @@ from glowmap.errors import GlowmapError, LayerError, ModelError, TargetError
 from glowmap.forward import called
 from glowmap.images import Batch
 from glowmap.layers import (
+    Among,
     Asked,
     Choice,
     Grid,
@@ -40,12 +41,14 @@ class Told:
     """What a family tells of a model's layers: grids of its tokens that no convolution makes, and its canvas.
 
     That is the rows and columns that the layers cover, in pixels of the input, where the model pads it inside. ``first`` is the
-    model's answer in a pass without gradients, made when it is asked for.
+    model's answer in a pass without gradients, made when it is asked for. ``among`` says
+    where the patches stand among words, where the input says it.
     """
 
     grids: Sequence[Grid] = ()
     canvas: Callable[[], Grid | None] = lambda: None
     first: Callable[[], Answer] | None = None
+    among: Among | None = None
 
 
 @dataclass
@@ -77,7 +80,7 @@ def choose(
     """
     known = _KNOWN.setdefault(module, _Known())
     asking = _asking(question, told)
-    own = asks_for_its_own(question) and asking is None  # nothing tells for which other question its layer would serve
+    own = _has_said(question) and asking is None  # nothing tells for which other question its layer would serve
     anew = anew or own
     key = (_shapes(batch), asking, blindly)
     words = _words(batch)  # where words stand among the patches, it is for these words alone
@@ -86,11 +89,11 @@ def choose(
         if choice is not None and layer is not None and _named(module, choice.name) is layer():
             return choice, True
     choice = _found(module, batch, read, question, blindly=blindly, told=told)
-    if asks_for_its_own(question) and len(batch.images) > 1 and not blindly:
+    if _has_said(question) and len(batch.images) > 1 and not blindly:
         _refuse_apart(module, batch, read, question, choice)
     moving = bool(words) and _may_move(choice.layout)
     if moving:
-        _refuse_unlike(module, batch, choice.name, choice.layout)
+        _refuse_unlike(module, batch, choice.name, choice.layout, told)
     if not own:
         chosen = module.get_submodule(choice.name.partition("#")[0])
         known.choices[(*key, words) if moving else key] = choice, ref(chosen)
@@ -99,6 +102,11 @@ def choose(
 
 def asks_for_its_own(question: Target) -> bool:
     """Tell whether a question needs a layer of its own, which another about the same picture may not share."""
+    return _has_said(question) or _callable(question) is not None
+
+
+def _has_said(question: Target) -> bool:
+    """Tell whether it says itself by what its layer is found."""
     return any(hasattr(one, "said") for one in leaves(question))
 
 
@@ -114,11 +122,13 @@ def _may_move(layout: Layout) -> bool:
     return layout.of_tokens and (layout.among or layout.before > 1)
 
 
-def _refuse_unlike(module: nn.Module, batch: Batch, name: str, layout: Layout) -> None:
+def _refuse_unlike(module: nn.Module, batch: Batch, name: str, layout: Layout, told: Told) -> None:
     """Refuse a batch in whose images the patches do not stand at the same place among the words."""
     for image in range(1, len(batch.images)):
         one = _one_image(batch, image)
-        if check_layout(module, one.images, partial(_called, module, one), name, layout) != (layout, True):
+        call = partial(_called, module, one)
+        found, proven = check_layout(module, one.images, call, name, layout, grids=told.grids, among_words=told.among)
+        if found is None or not proven or replace(found, among=layout.among) != layout:
             raise LayerError(
                 f"the patches of image {image} stand elsewhere among the tokens of layer {name!r} than those of image 0 (padding "
                 "on the left?); explain the images one by one"
@@ -159,12 +169,12 @@ def checked_layout(
         one = _one_image(batch)
         try:
             found, proven = check_layout(
-                module, *_on_canvas(module, one, told.canvas()), name, layout, grids=told.grids
+                module, *_on_canvas(module, one, told.canvas()), name, layout, grids=told.grids, among_words=told.among
             )
         except GlowmapError:  # it does not run on one image alone
             found, proven = layout, False
         if proven and found is not None and _words(batch) and _may_move(found):
-            _refuse_unlike(module, batch, name, found)
+            _refuse_unlike(module, batch, name, found, told)
         known.layouts[key] = found, proven
     return known.layouts[key]
 
@@ -176,7 +186,7 @@ def survey(model: nn.Module | Model, images: Any, *, depth: int = 2) -> list[Sur
     with borrowed(asked.module), torch.no_grad():
         heard = asked.speaker.heard(asked, batch, []) if asked.speaker is not None else ()
         opened = heard[0].opened(asked.module) if heard else nullcontext()
-        with opened, surveyed(asked.module, batch.images, depth=depth) as rows:
+        with asked.opened(asked.module), opened, surveyed(asked.module, batch.images, depth=depth) as rows:
             called(asked.module, heard[0].batch if heard else batch)
     return rows
 
@@ -253,8 +263,8 @@ def _asked(answer: Answer, question: Target) -> Asked:
     All classes at once, each with a sign of its own: where evidence can be is the same for all of them, and a score of one
     class, or of a few pixels, would miss places that it happens not to use.
     """
-    if any(hasattr(one, "said") for one in leaves(question)):
-        said_of_it = _said(answer, question)
+    said_of_it = _said(answer, question)
+    if said_of_it is not None:
         parts = tuple(said_of_it) if len(said_of_it) > 1 else ()
         boxes = answer.read_candidates is not None
         return Asked(said_of_it.sum(), None, False, boxes, own=True, parts=parts)
@@ -295,14 +305,14 @@ def _signed_of_all(answer: Answer) -> Tensor:
     return torch.stack([_signed(classes), _signed(boxes / torch.cat([sizes, sizes], -1))])
 
 
-def _said(answer: Answer, question: Target) -> Tensor:
-    """List what the model says of the things in question; of one for each image, in the images that are there."""
+def _said(answer: Answer, question: Target) -> Tensor | None:
+    """List what the model says of the things in question; of one for each image, in the images that are there. None of none."""
     if isinstance(question, Each):
         several = [(one, answer.only(image)) for image, one in enumerate(question.all()[: answer.batch])]
     else:
         several = [(question, answer)]
     said = [leaf.said(own).reshape(-1) for one, own in several for leaf in leaves(one) if hasattr(leaf, "said")]
-    return torch.cat(said)
+    return torch.cat(said) if said else None
 
 
 def _refuse_apart(module: nn.Module, batch: Batch, read: Reading, question: Target, choice: Choice) -> None:
@@ -310,8 +320,14 @@ def _refuse_apart(module: nn.Module, batch: Batch, read: Reading, question: Targ
     with record(find_layers(module, choice.name)) as recording:
         output = called(module, batch.copied())
     said = _said(read(output, len(batch.images)), question)
+    assert said is not None
     slopes = choice.layout.maps(recording.gradients(said.sum()[None])[choice.name])
-    apart = (slopes == 0).flatten(1).all(1).nonzero()[:, 0].tolist()
+    own = question.all() if isinstance(question, Each) else [question] * len(slopes)
+    apart = [
+        image
+        for image, untouched in enumerate((slopes == 0).flatten(1).all(1).tolist())
+        if untouched and _has_said(own[image])
+    ]
     if apart:
         raise LayerError(
             f"the detections of these images come from different layers: nothing that is said of it in image {apart[0]} goes "

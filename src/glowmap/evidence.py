@@ -21,7 +21,7 @@ from glowmap.memory import chunk_size
 from glowmap.methods import ASKING, Attention, Make
 from glowmap.progress import tracked
 from glowmap.shapes import Maps, PixelSets, Scores
-from glowmap.structure import mapped
+from glowmap.structure import mapped, wide
 from glowmap.targets import Each, Target, by_callable, checked, of_places, settled
 
 
@@ -257,11 +257,6 @@ class Evidence:
 def _of_image(evidence: Any, image: int) -> Any:
     one = slice(image, image + 1)
     return [part[one] for part in evidence] if isinstance(evidence, list) else evidence[one]
-
-
-def wide(values: Tensor) -> Tensor:
-    """Leave half precision, whose sums over channels overflow and cancel; double precision stays."""
-    return values if values.dtype == torch.float64 else values.float()
 
 
 def _chunks(count: int, make: Make, size: int, text: str) -> Iterator[Tensor]:

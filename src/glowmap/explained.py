@@ -13,7 +13,7 @@ from glowmap.errors import InputError
 from glowmap.images import Shown
 from glowmap.metrics import energy_share
 from glowmap.shapes import Flags, Heatmaps, Labels, Probabilities, RawMaps, Scores, crossed
-from glowmap.targets import Mark, read_masks
+from glowmap.targets import Mark, parts_seen, read_masks
 
 # Bilinear weights of one cell sum to 1 only up to rounding; a span below this share of the values is no heat but noise.
 _FLAT = 1e-6
@@ -117,8 +117,8 @@ class Explained:
         """Tell which share of the heat lies inside a mask, image by image (see :func:`glowmap.metrics.energy_share`).
 
         ``mask`` is rows x columns (of a clip or volume frames x rows x columns, of a signal samples), or one for each image;
-        non-zero is inside. It has the picture's own size, or covers the part that the model saw at any resolution, to which the
-        rectified raw map is resized. Raises InputError for others.
+        non-zero is inside. It has the size of the picture as it was given, or covers what the model saw, with what was padded, at
+        any resolution; the rectified raw map is resized to it. Raises InputError for others.
         """
         axes = len(self.grid)
         masks, several = read_masks(mask, axes=axes)
@@ -129,10 +129,11 @@ class Explained:
                 f"{came} came for {len(self)} image{'s' * (len(self) > 1)} of {crossed(self.input_size)}; "
                 "give one of the picture's size, or one for each image"
             )
-        return [self._share(index, one) for index, one in enumerate(masks if several else masks * len(self))]
+        each = masks if several else masks * len(self)
+        seen = parts_seen(each, self.pictures, alike=not several)
+        return [self._share(index, *one) for index, one in enumerate(zip(each, seen, strict=True))]
 
-    def _share(self, index: int, mask: Tensor) -> float:
-        seen = self.pictures[index].part_of(mask) if self.pictures else None
+    def _share(self, index: int, mask: Tensor, seen: Tensor | None) -> float:
         inside = (mask if seen is None else seen).to(self.raw.device)[None]
         # time, depth and rows may be sampled each at its own rate, but not the rows and columns of one picture
         strides = [pixels / cells for pixels, cells in zip(self.input_size, inside.shape[1:], strict=True)][-2:]

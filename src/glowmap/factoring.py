@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from glowmap.capture import borrowed
 from glowmap.errors import MethodError, ModelError, TargetError
-from glowmap.evidence import wide
 from glowmap.explanation import Explanation, Explanations
 from glowmap.forward import Run
 from glowmap.images import Batch
@@ -18,6 +17,7 @@ from glowmap.methods.factorisation import NAME, factorised
 from glowmap.models import Model
 from glowmap.preparing import prepared
 from glowmap.road import Explainer
+from glowmap.structure import wide
 from glowmap.targets import as_questions
 from glowmap.visit import Visit
 

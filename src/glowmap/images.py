@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
@@ -27,44 +28,68 @@ _PICTURES = ("pixel_values", "image", "images")  # keywords under which models t
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture as it was given, and the part of it that the model saw: left, top, right, bottom in its pixels."""
+    """A picture as it was given, and what the model saw of it: left, top, right, bottom in its pixels.
+
+    Where the model's preprocessing pads, it saw more than the picture: these edges lie outside of it, below zero at the left
+    and at the top.
+    """
 
     image: Image.Image
     seen: tuple[float, float, float, float]
 
     def as_seen(self) -> Image.Image:
-        """Cut out the part that the model saw, at the picture's own resolution."""
-        return self.image if self.box == (0, 0, *self.image.size) else self.image.crop(self.box)
+        """Cut out what the model saw, at the picture's own resolution; what was padded is black."""
+        left, top, right, bottom = self.box
+        if (left, top, right, bottom) == (0, 0, *self.image.size):
+            return self.image
+        canvas = Image.new(self.image.mode, (right - left, bottom - top))  # crop() refuses large ones as bombs
+        canvas.paste(self.image, (-left, -top))
+        return canvas
 
     @property
     def box(self) -> tuple[int, int, int, int]:
-        """The part that the model saw, in whole pixels and at least one of them."""
+        """What the model saw, in whole pixels and at least one of them."""
         left, top, right, bottom = (round(edge) for edge in self.seen)
         return left, top, max(right, left + 1), max(bottom, top + 1)
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether a part of the picture was not seen."""
+        left, top, right, bottom = self.box
+        return left > 0 or top > 0 or right < self.image.width or bottom < self.image.height
+
     def part_of(self, mask: Tensor) -> Tensor | None:
-        """Cut a mask of the picture's own size down to what the model saw; None for a mask of another size."""
-        if tuple(mask.shape) != (self.image.height, self.image.width):
+        """Bring a mask of the picture's own size to what the model saw, with nothing marked in what was padded.
+
+        None for a mask of another size.
+        """
+        width, height = self.image.size
+        if tuple(mask.shape) != (height, width):
             return None
         left, top, right, bottom = self.box
-        return mask[top:bottom, left:right]
+        return F.pad(mask, (-left, right - width, -top, bottom - height))  # which cuts off where a number is negative
 
     def place(self, x: float, y: float) -> tuple[float, float] | None:
         """Tell where a point in the picture's pixels lies in what the model saw: shares of its columns and rows.
 
-        None for a point that the model did not see. A whole number means the middle of a pixel.
+        None for a point outside the picture, or in a part of it that the model did not see. A whole number means the middle of
+        a pixel.
         """
         left, top, right, bottom = self.seen
-        across, down = (x + 0.5 - left) / (right - left), (y + 0.5 - top) / (bottom - top)
-        return (across, down) if 0 <= across < 1 and 0 <= down < 1 else None
+        x, y = x + 0.5, y + 0.5
+        across, down = (x - left) / (right - left), (y - top) / (bottom - top)
+        there = 0 <= x < self.image.width and 0 <= y < self.image.height  # and not in what was padded
+        return (across, down) if there and 0 <= across < 1 and 0 <= down < 1 else None
 
     def spelled(self) -> str:
         """Say how large the picture is, and which part of it the model saw."""
-        whole_picture = f"the picture, of {self.image.width} x {self.image.height} pixels"
-        left, top, right, bottom = self.box
-        if left <= 0 and top <= 0 and right >= self.image.width and bottom >= self.image.height:
+        width, height = self.image.size
+        whole_picture = f"the picture, of {width} x {height} pixels"
+        if not self.is_cut:
             return whole_picture
-        return f"what the model saw of {whole_picture}: from {left}, {top} to {right - 1}, {bottom - 1}"
+        left, top, right, bottom = self.box
+        first, last = (max(left, 0), max(top, 0)), (min(right, width) - 1, min(bottom, height) - 1)
+        return f"what the model saw of {whole_picture}: from {first[0]}, {first[1]} to {last[0]}, {last[1]}"
 
 
 @dataclass(frozen=True, eq=False)

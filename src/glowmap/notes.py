@@ -91,7 +91,7 @@ def _which_maps(name: str, seen: Seen) -> list[str]:
 
 def map_notes(found: Found, layer: str, targets: Sequence[str]) -> list[str]:
     """Say what came up, why a heatmap is blank, or what in it was never used, image by image."""
-    notes = [*found.notes, *_averaged_away(found, layer)]
+    notes = [*found.notes, *_averaged_away(found, layer, targets[0])]
     positive = found.raw.relu()
     blank, highest = is_flat(positive).tolist(), positive.flatten(1).amax(1).tolist()
     for image, (wording, nothing_shows, high) in enumerate(zip(targets, blank, highest, strict=True)):
@@ -114,12 +114,12 @@ def map_notes(found: Found, layer: str, targets: Sequence[str]) -> list[str]:
     return notes
 
 
-def _averaged_away(found: Found, layer: str) -> list[str]:
+def _averaged_away(found: Found, layer: str, wording: str) -> list[str]:
     """Say why a method that averages gradients says little of a question about a part of the places."""
     if found.cancelled is None or float(found.cancelled.mean()) < _CANCELLED:
         return []
     return [
-        f"{found.method} weighs each channel of {layer!r} by its gradient averaged over all places, but this question is about a "
+        f"{found.method} weighs each channel of {layer!r} by its gradient averaged over all places, but {wording} is about a "
         f"part of them, whose gradients differ: {float(found.cancelled.mean()):.0%} of their power is averaged away; hires_cam, "
         "the default for such questions, weighs place by place"
     ]
@@ -160,7 +160,7 @@ def changed_notes(kinds: Sequence[str], questions: Sequence[Target], run: Run) -
     if not moving:
         return []
     asked = [one for question in questions for one in leaves(question)]
-    if run.answer.detects or any(isinstance(one, Detected | AllDetected) for one in asked):
+    if run.answer.detects or any(isinstance(one, Detected | AllDetected | Detection) for one in asked):
         raise TargetError(
             f"smooth={sorted(moving)} moves what a detector looks for to other places; use 'noise' or 'principal', or none"
         )

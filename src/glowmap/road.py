@@ -1,7 +1,7 @@
 """The road: model + images -> layer -> capture -> score -> evidence -> method -> explanation."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NoReturn, TypeAlias, overload
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from glowmap.capture import borrowed
 from glowmap.choosing import asks_for_its_own
 from glowmap.errors import LayerError, ModelError, TargetError
-from glowmap.evidence import Evidence, wide
+from glowmap.evidence import Evidence
 from glowmap.explanation import Explanation, Explanations
 from glowmap.forward import Run
 from glowmap.images import Batch
@@ -26,7 +26,7 @@ from glowmap.notes import Found, blind_notes, changed_notes, map_notes
 from glowmap.preparing import prepared
 from glowmap.progress import tracked
 from glowmap.shapes import RawMaps, Scores
-from glowmap.structure import tensors_in
+from glowmap.structure import tensors_in, wide
 from glowmap.targets import (
     Answer,
     Each,
@@ -81,12 +81,14 @@ def explain(
 
     ``model`` is any module (then ``images`` are its input tensors: a tensor, a tuple of arguments, a dict of keywords) or what
     ``glowmap.load`` returned (then also paths, PIL pictures, arrays, bytes, or a list of them). ``target`` is a class by index
-    or name, ``targets.Pixels``, a callable from the raw output to one score per image, a tensor with a class index for each
-    image, or None for the model's own answer: the likeliest class, or the one predicted at most pixels. ``layer`` is a dotted
-    name or a module of the model, or None for the one that is found by evidence (``glowmap.Explainer(model).find(images)`` says
-    which and why). ``method`` is a name of ``METHODS``, or one of them with its knobs set: ``METHODS["rise"].tuned(masks=2000)``.
-    A list of targets, of methods or of layers gives :class:`Explanations`, question by question, method by method and layer by
-    layer, from one forward pass.
+    or name, a question of :mod:`glowmap.targets` (pixels, an object under a point, a detection, a sentence, a unit, and what
+    negates and contrasts these), a callable from the raw output to one score per image, a tensor with a class index for each
+    image, or None for the model's own answer: the likeliest class, the one predicted at most pixels, the surest detection, or
+    the words that it says. ``layer`` is a dotted name or a module of the model, or None for the one that is found by evidence
+    (``glowmap.Explainer(model).find(images)`` says which and why). ``method`` is a name of ``METHODS``, or one of them with its
+    knobs set, ``METHODS["rise"].tuned(masks=2000)``; None is hires_cam for questions about a part of the places (pixels,
+    detections) and grad_cam for others. A list of targets, of methods or of layers gives :class:`Explanations`, question by
+    question, method by method and layer by layer, from one forward pass, but for texts that the model reads one by one.
 
     ``smooth`` averages the maps of changed images ("flips", "scales", "noise", drawn from ``seed``), or takes the "principal"
     component of the channels in the place of their sum; several are combined.
@@ -303,7 +305,7 @@ def _explanation(
     answer, question = run.answer, asked.question
     wordings = tuple(question.wording(answer, image) for image in range(answer.batch))
     own = (*visit.doubts(layer), *notes_of(question, answer), *map_notes(found, layer, wordings))
-    canvas = None if layer in (INPUT, ATTENTION) else _canvas(answer)
+    canvas = None if layer in (INPUT, ATTENTION) else answer.canvas
     said = shared["prediction"]
     return Explanation(
         found.raw,
@@ -316,12 +318,6 @@ def _explanation(
         notes=tuple(dict.fromkeys((*run.notes, *own))),
         **(shared | {"prediction": said if ranks(question) or answer.detects else None}),
     )
-
-
-def _canvas(answer: Answer) -> tuple[int, int] | None:
-    with suppress(TargetError):  # a detector's output that only the user's callable can read
-        return answer.candidates.canvas if answer.detects else None
-    return None
 
 
 def _score(question: Target, answer: Answer) -> Scores:

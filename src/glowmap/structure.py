@@ -18,6 +18,11 @@ def tensors_in(output: Any) -> Iterator[Tensor]:
             yield from tensors_in(part)
 
 
+def wide(values: Tensor) -> Tensor:
+    """Leave half precision, in which sums over channels and pixels overflow and cancel, and whole numbers; double stays."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
 def replaced(output: Any, old: Tensor, new: Tensor) -> Any:
     """Copy an output with one tensor exchanged."""
     return mapped(output, lambda tensor: new if tensor is old else tensor)

@@ -96,7 +96,7 @@ def picture_tile(
     shown, asked = shown_of(explanation, index), () if among else _asked(explanation, index)
     if isinstance(shown, Picture):
         picture = shown.as_seen()
-        cut = () if picture is shown.image else ("the part that the model saw",)
+        cut = ("the part that the model saw",) if shown.is_cut else ()
         boxes_beside = bool(among) and explanation.prediction is not None and explanation.prediction.boxes is not None
         shapes = [] if boxes_beside else [shape for one in among or (explanation,) for shape in shapes_of(one, index)]
         return _outlined(picture, shapes, heading, (*asked, *cut))

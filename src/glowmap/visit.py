@@ -1,7 +1,7 @@
 """One visit to a borrowed model: its input, the layers that are looked at, and how it is run and read."""
 
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -92,7 +92,7 @@ class Visit:
         return run
 
     def _told(self, batch: Batch) -> Told:
-        return Told(tuple(self.model.grids(batch)), self._canvas, lambda: self._first)
+        return Told(tuple(self.model.grids(batch)), self._canvas, lambda: self._first, self.model.among(batch))
 
     @cached_property
     def _first(self) -> Answer:
@@ -102,10 +102,7 @@ class Visit:
 
     def _canvas(self) -> tuple[int, int] | None:
         """Tell what a detector's layers cover of its input and of what it pads that with: known once it has run."""
-        if self.model.read_candidates is not None:
-            with suppress(TargetError):
-                return self._first.candidates.canvas
-        return None
+        return self._first.canvas if self.model.read_candidates is not None else None
 
     def _grids(self, batch: Batch) -> tuple[tuple[int, ...], ...]:
         return (*self.model.grids(batch), *grids_of(self.model.module, batch))

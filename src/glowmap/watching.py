@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from glowmap.capture import Keep, opened, record
-from glowmap.choosing import checked_layout, gathering, grids_of
+from glowmap.choosing import Told, checked_layout, gathering, grids_of
 from glowmap.errors import LayerError
 from glowmap.forward import Run, called
 from glowmap.images import Batch
@@ -64,7 +64,10 @@ class _Reading:
             if len(tensors) != 1 or not flat:
                 raise self.why_not or LayerError(f"layer {self.name!r} puts out no tensor")
             return Watched(flat[0], flat[0].flatten(1))
-        output = [one for one in tensors if one.ndim >= 3][self.part]
+        laid = [one for one in tensors if one.ndim >= 3]
+        if self.part >= len(laid):
+            raise LayerError(f"layer {self.name!r} puts out no maps where the question reads it; name another layer")
+        output = laid[self.part]
         axis = {"tokens": 1, "tokens first": 0, "channel tokens": 2}.get(self.layout.kind)
         if axis is not None and output.shape[axis] != self.shape[axis]:
             raise LayerError(
@@ -77,13 +80,15 @@ class _Reading:
 def _reading(model: Model, batch: Batch, name: str, layer: nn.Module) -> _Reading:
     """Run the model once and find out how a layer's output lies."""
     module = model.module
-    with gathering(module, batch), record({name: layer}, graph=False) as recording:
+    # watched from inside the recording, as when the question is put: what lays patches out comes first
+    with model.opened(module), gathering(module, batch), record({name: layer}, graph=False) as recording:
         run = Run(module, batch, {name: layer}, recording, partial(model.answer, batch=batch))
         run.grids = lambda: (*model.grids(batch), *grids_of(module, batch))
-        run.check = partial(checked_layout, module, batch)
+        run.check = partial(
+            checked_layout, module, batch, told=Told(tuple(model.grids(batch)), among=model.among(batch))
+        )
         try:
-            with model.opened(module):
-                run.output = called(module, batch.copied())
+            run.output = called(module, batch.copied())
             run.recorded()
             layout = run.layout(name)
         except LayerError as error:  # of no places, or it did not run: what is asked of it will tell

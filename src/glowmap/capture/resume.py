@@ -5,7 +5,7 @@ Methods that ask the model again about changed maps would else pay for the trunk
 
 import threading
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from glowmap.capture.inside import Opened
 from glowmap.capture.record import Seen, hook_output, maps_in
 from glowmap.errors import LayerError
 from glowmap.structure import mapped, replaced, tensors_in
@@ -138,6 +139,10 @@ def copies(value: Any, image: int, batch: int, count: int) -> Any:
             return tensor  # the same for all images: a table of positions, a mask
         return tensor[image : image + 1].expand(count, *tensor.shape[1:])
 
+    if isinstance(value, Opened):
+        return Opened(copies(value.output, image, batch, count), mapped(value.inside, repeat))
+    if isinstance(value, list) and len(value) == batch and all(isinstance(one, Mapping) for one in value):
+        return [value[image]] * count  # an entry an image, as detectors answer
     return mapped(value, repeat)
 
 

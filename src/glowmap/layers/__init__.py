@@ -4,6 +4,7 @@ from glowmap.layers.checking import check_layout as check_layout
 from glowmap.layers.choice import Asked as Asked
 from glowmap.layers.choice import Choice as Choice
 from glowmap.layers.finding import find_layer as find_layer
+from glowmap.layers.layout import Among as Among
 from glowmap.layers.layout import Grid as Grid
 from glowmap.layers.layout import Layout as Layout
 from glowmap.layers.layout import is_made as is_made

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from glowmap.layers.layout import Grid, Layout, patches_among, token_layouts
+from glowmap.layers.layout import Among, Grid, Layout, patches_among, token_layouts
 from glowmap.layers.proving import gradients, offset, stands
 from glowmap.layers.tracing import Put, Traced, traced
 
@@ -18,13 +18,14 @@ def check_layout(
     layout: Layout | None,
     *,
     grids: Sequence[Grid] = (),
+    among_words: Among | None = None,
 ) -> tuple[Layout | None, bool]:
     """Prove by where its cells look that a layer's tokens lie as they are read, or find how they do; False where neither can be.
 
     Without a layout it is only found, or None.
 
     ``call`` runs the (borrowed) model on images that need a gradient: one pass forward, and a few backward to the images.
-    ``grids`` are those that its tokens are known to have.
+    ``grids`` are those that its tokens are known to have, and ``among_words`` says where they stand in the part that has words.
     """
     leaf = images.detach().clone().requires_grad_()
     with traced(model) as trace:
@@ -33,6 +34,11 @@ def check_layout(
     put = _named(trace, name)
     if put is None or gradients(put.tensor.sum(), [leaf])[0] is None:
         return layout, False
+    if among_words is not None:
+        known = [grid for grid in (*grids, *trace.grids) if len(grid) == leaf.ndim - 2]
+        told = among_words.layout(name, put.tensor.shape, known)
+        if told is not None:
+            return told, True
     among = patches_among(put.tensor.shape, leaf, trace.grids)
     other = token_layouts(put.tensor.shape, len(leaf), tuple(leaf.shape[2:]), trace.grids)
     shifted = None if among is None else offset(put.tensor, among, leaf)

@@ -86,6 +86,27 @@ class Layout:
         return f"{text} after {self.before} other{'s' * (self.before > 1)}" if self.before else text
 
 
+@dataclass(frozen=True)
+class Among:
+    """Where a picture's patches stand among the words that a part of a model reads, as the model's input says.
+
+    The sequences of that ``part``, a dotted name, have so many ``tokens``, of which ``cells`` from ``before`` on are the patches.
+    """
+
+    part: str
+    tokens: int
+    before: int
+    cells: int
+
+    def layout(self, name: str, shape: Sequence[int], grids: Sequence[Grid]) -> Layout | None:
+        """Read an output of that part by the grid that has so many cells, known or merged of a known one; None for others."""
+        inside = f"{name.partition('#')[0]}.".startswith(f"{self.part}.")
+        if not inside or len(shape) != 3 or shape[1] != self.tokens or self.cells < 2:
+            return None
+        fits = [one for grid in grids for one in (grid, *halvings(grid)) if math.prod(one) == self.cells]
+        return Layout("tokens", fits[0], self.before, among=True) if fits else None
+
+
 def read_layout(
     shape: Sequence[int], name: str, judge: nn.Module, images: Tensor, grids: Sequence[Grid] | None = ()
 ) -> Layout:

@@ -16,6 +16,7 @@ from glowmap.models import torchvision as torchvision
 from glowmap.models import transformers as transformers
 from glowmap.models import ultralytics as ultralytics
 from glowmap.models._family import FAMILIES as FAMILIES
+from glowmap.models._family import Heard as Heard
 from glowmap.models._family import Model as Model
 from glowmap.models._family import is_of
 from glowmap.models._preset import Clips

@@ -26,7 +26,8 @@ Tokens: TypeAlias = Callable[[Sequence[str]], Mapping[str, Tensor]]
 class Comparing:
     """How texts are put to a model of two towers: all in one pass, each as a class whose logit is its likeness to the picture.
 
-    The model's class names become prompts ("a photo of a dog") and stand before the texts. ``pictures`` and ``texts`` are the
+    The model's class names become prompts ("a photo of a dog"), in a pass of their own for what is asked of classes alone; they
+    stand before other texts too, and a text that is one of them is that class. ``pictures`` and ``texts`` are the
     keywords under which the module takes either, ``once`` keeps what it makes of the texts from one pass to the next,
     ``exclusive`` says whether the likenesses were trained as a softmax over the texts (CLIP) or each by itself (SigLIP), and
     ``alone`` whether the module takes pictures without texts.
@@ -48,14 +49,28 @@ class Comparing:
         """Put class names and texts beside the pictures, as :meth:`glowmap.models._family.Speaker.heard` says."""
         if _given(model, batch, self.texts, texts):
             return []
-        names = model.class_names or ()
-        sentences = list(dict.fromkeys(sentence for text in texts for sentence in _sentences(model, text)))
-        put = [*map(PROMPT.format, names), *sentences] or [_ANY] * (not self.alone)
+        prompts = [PROMPT.format(name) for name in model.class_names or ()]
+        asked = {text: _sentences(model, text) for text in texts}
+        others = list(dict.fromkeys(one for own in asked.values() for one in own if one not in prompts))
+        # a class is likely among classes: what else is asked in the same call is no matter of theirs
+        groups: list[list[str]] = [[], others] if prompts and others else [others]
+        return [self._pass(model, batch, prompts, group, asked) for group in groups]
+
+    def _pass(
+        self,
+        model: Model,
+        batch: Batch,
+        prompts: Sequence[str],
+        others: Sequence[str],
+        asked: Mapping[Text, Sequence[str]],
+    ) -> Heard:
+        """Put the prompts of classes and other sentences in one pass, for those of the texts that are made of them."""
+        put = [*prompts, *others] or [_ANY] * (not self.alone)
         beside = _beside(batch, self.pictures, self.tokens(put)) if put else batch
-        classes = {sentence: Category(number) for number, sentence in enumerate(sentences, len(names))}
-        targets = {text: (_likeness(text, classes),) for text in texts}
-        changes = {"exclusive": self.exclusive}
-        return [Heard(beside, targets, (*names, *map(repr, sentences)), self.once, changes)]
+        classes = {sentence: Category(put.index(sentence)) for sentence in (*prompts, *others)}
+        targets = {text: (_likeness(text, classes),) for text, own in asked.items() if set(own) <= set(classes)}
+        names = (*(model.class_names or ()), *map(repr, others))
+        return Heard(beside, targets, names, self.once, {"exclusive": self.exclusive})
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,8 @@ def read_embedding(module: nn.Module, answer: Answer) -> Tensor:
     a tuple. Of images x token x feature the class token is taken, where the model has one, else the mean of all tokens; maps
     are averaged over their places. Raises TargetError where there is none, and where it is the scores of named classes.
     """
+    if answer.read_candidates is not None:
+        raise TargetError(f"{answer.model} answers with detections, which are no embedding of the picture; {_REMEDY}")
     found = _found(answer)
     if not found.is_floating_point() or found.ndim < 2 or len(found) != answer.batch:
         raise TargetError(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from glowmap.capture import Opened
 from glowmap.errors import InputError, MissingExtra, ModelError
 from glowmap.images import Batch, PictureLike, as_batch, read_pictures
+from glowmap.layers import Among
 from glowmap.models._embedding import doubt_embedding, read_embedding
 from glowmap.models._preset import Clips, Colours, Preprocess
 from glowmap.models.plain import read_logits
@@ -70,7 +71,7 @@ class Model:
     ``read_embedding`` an embedding of the picture. ``opened`` is entered, with the module, around every call of it: it may keep
     what its parts put out (:func:`glowmap.capture.opened`). ``exclusive`` tells whether class scores mean something among each
     other alone, or (False) each by itself. ``grids`` are those of the module's tokens that its convolutions do
-    not tell.
+    not tell, and ``among`` tells where the patches stand among the words that a batch brings.
     """
 
     module: nn.Module
@@ -88,6 +89,7 @@ class Model:
     read_embedding: Callable[[Answer], Tensor] | None = None
     opened: Callable[[nn.Module], AbstractContextManager[None]] = lambda _: nullcontext()
     grids: Callable[[Batch], Sequence[tuple[int, ...]]] = lambda _: ()
+    among: Callable[[Batch], Among | None] = lambda _: None
 
     def __repr__(self) -> str:
         classes = "unknown classes" if self.class_names is None else f"{len(self.class_names)} classes"

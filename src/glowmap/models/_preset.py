@@ -1,7 +1,6 @@
 """How a picture becomes a model's input: what such a step promises, and libraries' own transforms kept to that promise."""
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -100,16 +99,13 @@ class Clips:
 
 
 def shown(picture: Image.Image, seen: Box) -> Picture:
-    """Say what a model saw of a picture; where it saw more (padding), the picture is shown on its black canvas."""
+    """Say what a model saw of a picture, in its pixels; where that is more than the picture, it was padded."""
     left, top, right, bottom = seen
+    width, height = map(float, picture.size)
     slack = 0.5  # a part of a pixel is no padding
-    if min(left, top) >= -slack and right <= picture.width + slack and bottom <= picture.height + slack:
-        return Picture(picture, (max(left, 0.0), max(top, 0.0), min(right, picture.width), min(bottom, picture.height)))
-    across, down = max(0, math.ceil(-left)), max(0, math.ceil(-top))
-    size = (across + max(picture.width, math.ceil(right)), down + max(picture.height, math.ceil(bottom)))
-    canvas = Image.new("RGB", size)
-    canvas.paste(picture, (across, down))
-    return Picture(canvas, (left + across, top + down, right + across, bottom + down))
+    if min(left, top) >= -slack and right <= width + slack and bottom <= height + slack:
+        return Picture(picture, (max(left, 0.0), max(top, 0.0), min(right, width), min(bottom, height)))
+    return Picture(picture, seen)
 
 
 def cut(steps: Sequence[Any], picture: Image.Image) -> Box:

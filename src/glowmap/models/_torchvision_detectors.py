@@ -77,7 +77,9 @@ def _of_one_stage(detector: nn.Module, answer: Answer) -> Candidates:
     ]
     levels = [torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))] * answer.batch
     judge = _given(_judge(detector))
-    return replace(_candidates(answer, sizes, boxes, logits, objectness, judge, anchored=True), levels=levels)
+    read = _candidates(answer, sizes, boxes, logits, objectness, judge, anchored=True)
+    softmax = _is_a(detector, "SSD")
+    return replace(read, levels=levels, sigmoid=not softmax, background=0 if softmax else None)
 
 
 def _of_two_stages(detector: nn.Module, answer: Answer) -> Candidates:
@@ -95,7 +97,8 @@ def _of_two_stages(detector: nn.Module, answer: Answer) -> Candidates:
 
     read = _candidates(answer, sizes, boxes.split(counts), logits.split(counts), objectness, judge, anchored=False)
     to_levels = getattr(_heads(detector).box_roi_pool, "map_levels", None)  # which pooling chooses by a proposal's size
-    return read if to_levels is None else replace(read, levels=to_levels(proposals).split(counts))
+    levels = None if to_levels is None else to_levels(proposals).split(counts)
+    return replace(read, levels=levels, background=0)
 
 
 def _candidates(

@@ -70,6 +70,8 @@ def _boxed(reader: OutputReader, answer: Answer) -> Candidates:
         found,
         masks=list(masks) if isinstance(masks, Tensor) and masks.ndim == 4 else None,
         levels=_alike(classes),
+        sigmoid=classes is logits,
+        no_object=None if classes is logits else list(logits[..., -1]),
     )
 
 
@@ -88,6 +90,7 @@ def _masked(answer: Answer) -> Candidates:
         [_found_masks(*one) for one in zip(classes.detach(), masks.detach(), boxes, strict=True)],
         masks=list(masks),
         levels=_alike(classes),
+        no_object=list(classes[..., -1]),
     )
 
 

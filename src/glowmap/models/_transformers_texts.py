@@ -11,6 +11,7 @@ from torch import Tensor
 from glowmap.errors import TargetError, told
 from glowmap.models._contrastive import Comparing, Matching, remembering
 from glowmap.models._family import Speaker, is_of
+from glowmap.models._spelling import refuse_unknown
 from glowmap.models._transformers_writers import writer
 
 # How the texts were padded when each was trained: to the longest, with a mask, or to the full length and read without one.
@@ -93,7 +94,10 @@ class HubTokens:
                     f"the text {text!r} is {length} tokens long, and {self.model} takes 1 to {self.limit}; "
                     f"{'shorten it' if length else 'give one that its tokenizer knows words of'}"
                 )
-        put = self.tokenizer(list(texts), padding=self.padding, max_length=self.limit, return_tensors="pt")
+            refuse_unknown(self.tokenizer, text, self.model)
+        put = self.tokenizer(
+            list(texts), padding=self.padding, padding_side="right", max_length=self.limit, return_tensors="pt"
+        )
         return {name: put[name] for name in self.keywords if name in put}
 
 

@@ -18,7 +18,7 @@ from glowmap.errors import TargetError, told
 from glowmap.images import Batch
 from glowmap.models import _vision_language as chats
 from glowmap.models._family import Heard, Model, Speaker
-from glowmap.models._spelling import Sentence, continued, spelled
+from glowmap.models._spelling import Sentence, continued, refuse_special, refuse_unknown, spelled
 from glowmap.models._vision_language import ids
 from glowmap.shelf import near_names
 from glowmap.targets import Answer, Category, Predicted, Spoken, Target, Text, Words
@@ -71,9 +71,10 @@ class Writer:
     def _pass(self, model: Model, batch: Batch, prompt: str | None, texts: Sequence[Text]) -> Heard:
         if self.kind.needs and prompt is None:
             raise TargetError(f"{model.name} answers what it is asked; give a prompt: {self.kind.needs}")
-        images, module = batch.images, model.module
+        images, module, text = batch.images, model.module, texts[0].text
+        for given_words in filter(None, (prompt, text)):
+            refuse_unknown(self.tokenizer, given_words, model.name)
         begun = self.kind.begins(self, module, images, prompt)
-        text = texts[0].text
         rows = [continued(self.tokenizer, begun, text)] if text is not None else self._own(model, images, begun)
         said = [spelled(self.tokenizer, tokens, text) for tokens in rows]
         for number, sentence in enumerate(said):
@@ -85,6 +86,8 @@ class Writer:
                     if text is None
                     else f"{model.name} has no words for {text!r}; give a text that its tokenizer knows words of"
                 )
+            if text is not None:
+                refuse_special(self.tokenizer, sentence, model.name)
         length = max(map(len, rows))
         self._refuse_longer(model, {**begun.given}, length)
         pad = int(
@@ -104,13 +107,14 @@ class Writer:
         module: Any = model.module
         given = _on(images, dict(begun.given), len(images))
         try:
-            with torch.no_grad():
+            with torch.no_grad(), model.opened(module):
                 said = module.generate(
                     **chats.pictures(module, images),
                     **self.kind.generating(module, given),
                     max_new_tokens=min(_AT_MOST, self._room(module, begun)),
                     do_sample=False,
                     num_beams=1,
+                    return_dict_in_generate=False,
                 )
         except Exception as error:  # a stranger's code
             raise TargetError(
@@ -162,6 +166,7 @@ class Chooser:
         return [self._pass(model, batch, prompt, alike) for prompt, alike in prompts.items()]
 
     def _pass(self, model: Model, batch: Batch, prompt: str, texts: Sequence[Text]) -> Heard:
+        refuse_unknown(self.tokenizer, prompt, model.name)
         takes = inspect.signature(model.module.forward).parameters
         read = self.tokenizer(prompt, return_tensors="pt")
         given = {name: tokens for name, tokens in read.items() if name in takes}

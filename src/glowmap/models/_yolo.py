@@ -51,6 +51,7 @@ def _read(objectness: bool, channels_first: bool, probabilities: bool, overlap: 
         [_left(*one, overlap) for one in zip(boxes.detach(), sure, strict=True)],
         objectness=list(logits[..., 0]) if objectness else None,
         anchored=True,
+        sigmoid=True,
     )
 
 

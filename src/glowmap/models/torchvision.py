@@ -34,7 +34,7 @@ def build(name: str, weights: str | Path, seed: int) -> Model:
     models = _torchvision().models
     if name not in names():
         raise ModelError(
-            f"no model {name!r} in torchvision; {near_names(name, names())}, or FILE.py:factory for your own"
+            f"no model {name!r} in torchvision; {near_names(name, [*names(), 'demo'])}, or FILE.py:factory for your own"
         )
     default = models.get_model_weights(name).DEFAULT
     notes: tuple[str, ...] = ()

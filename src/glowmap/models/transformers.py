@@ -23,6 +23,7 @@ from glowmap.models._family import (
     names_in_order,
 )
 from glowmap.models._hub import cached, reach
+from glowmap.models._patches_among import among_of, lending_of
 from glowmap.models._preset import Measured, Preset
 from glowmap.models._transformers_detectors import candidates_of, dense_first
 from glowmap.models._transformers_outputs import OutputReader
@@ -133,6 +134,8 @@ def _described(module: Any, name: str) -> Model:
         beside=beside,
         read_candidates=candidates_of(module, reader),
         dense_first=dense_first(module),
+        opened=lending_of(module),
+        among=among_of(module),
     )
 
 

@@ -123,7 +123,9 @@ def _places(head: Any, answer: Answer) -> Candidates:
         found = _left_by_suppression(decoded.detach(), count, boxes, rotated="angle" in raw)
     cells = torch.tensor([math.prod(maps.shape[-2:]) for maps in raw["feats"]])
     levels = [torch.arange(len(cells)).repeat_interleave(cells)] * answer.batch
-    return Candidates(list(boxes), list(raw["scores"].transpose(1, 2)), found, anchored=True, levels=levels)
+    return Candidates(
+        list(boxes), list(raw["scores"].transpose(1, 2)), found, anchored=True, levels=levels, sigmoid=True
+    )
 
 
 def _upright(turned: Tensor, angle: Tensor) -> Tensor:
@@ -170,7 +172,10 @@ def _queries(answer: Answer) -> Candidates:
     logits = raw[1][-1]
     boxes = in_pixels(corners(raw[0][-1]), answer.input_size)
     return Candidates(
-        list(boxes), list(logits), [surest_first_by_sigmoid(*one) for one in zip(logits, boxes, strict=True)]
+        list(boxes),
+        list(logits),
+        [surest_first_by_sigmoid(*one) for one in zip(logits, boxes, strict=True)],
+        sigmoid=True,
     )
 
 

@@ -1,9 +1,11 @@
 """What to explain: from what a model answered to one score per image.
 
 A target is a class (:class:`Category`), its probability, the likeliest classes (:func:`top`), one class rather than another
-(:class:`Rather`), a number (:class:`Value`), a set of pixels (:class:`Pixels`) or an object under a point (:class:`At`), one
-detection (:class:`Detection`), the negative of any of these (:class:`Not`), one question for each image (:class:`Each`), or any
-callable from the model's raw output to one score per image. A list of targets asks several questions.
+(:class:`Rather`, :class:`Finer`), a number (:class:`Value`); a set of pixels (:class:`Pixels`), an object by a point on it or by
+its size (:class:`At`, :class:`Object`), a single place (:class:`Point`); one detection or several (:class:`Detected`,
+:class:`AllDetected`, :class:`Detection`); a sentence (:class:`Text`); a likeness (:class:`Similar`, :class:`Prototype`), a unit
+or a direction (:class:`Unit`, :class:`Direction`); the negative of any of these (:class:`Not`), one question for each image
+(:class:`Each`), or any callable from the model's raw output to one score per image. A list of targets asks several questions.
 """
 
 from glowmap.targets._answer import Answer as Answer
@@ -49,6 +51,7 @@ from glowmap.targets.embeddings import Similar as Similar
 from glowmap.targets.embeddings import Unit as Unit
 from glowmap.targets.embeddings import Watched as Watched
 from glowmap.targets.pixels import Pixels as Pixels
+from glowmap.targets.pixels import parts_seen as parts_seen
 from glowmap.targets.pixels import read_masks as read_masks
 from glowmap.targets.regions import At as At
 from glowmap.targets.regions import Object as Object
@@ -57,3 +60,31 @@ from glowmap.targets.regions import Region as Region
 from glowmap.targets.text import Text as Text
 from glowmap.targets.words import Spoken as Spoken
 from glowmap.targets.words import Words as Words
+
+# What people ask with; the rest is for the rooms above.
+__all__ = [
+    "AllDetected",
+    "At",
+    "Category",
+    "Detected",
+    "Detection",
+    "Direction",
+    "Each",
+    "Finer",
+    "LogProbability",
+    "Not",
+    "Object",
+    "Pixels",
+    "Point",
+    "Predicted",
+    "Probability",
+    "Prototype",
+    "Ranked",
+    "Rather",
+    "Similar",
+    "Target",
+    "Text",
+    "Unit",
+    "Value",
+    "top",
+]

@@ -1,6 +1,7 @@
 """What a model answered, and how to read it."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
@@ -12,7 +13,7 @@ from torch import Tensor
 from glowmap.errors import TargetError
 from glowmap.shapes import Labels, Logits
 from glowmap.shelf import near_names
-from glowmap.structure import mapped
+from glowmap.structure import mapped, wide
 from glowmap.targets._candidates import Candidates
 
 
@@ -54,6 +55,10 @@ class Answer:
     read_words: Callable[["Answer"], Tensor] | None = field(default=None, repr=False)
     read_embedding: Callable[["Answer"], Tensor] | None = field(default=None, repr=False)
     doubt_embedding: Callable[["Answer"], Sequence[str]] = field(default=lambda _: (), repr=False)
+    image: int | None = None  # of the batch, which this was cut down to
+    nothing: int | None = (
+        None  # the class that stands for nothing in particular, where the model has one and no name tells
+    )
 
     @cached_property
     def candidates(self) -> Candidates:
@@ -69,6 +74,20 @@ class Answer:
     def detects(self) -> bool:
         """Whether the model answers with detections, and with nothing else where a class is asked about."""
         return self.read_candidates is not None and not self.dense_first
+
+    @property
+    def background(self) -> int | None:
+        """The class that stands for nothing in particular, which is no answer unless there is nothing else."""
+        if self.detects:
+            return self.candidates.background
+        return background_class(self.class_names or ()) if self.nothing is None else self.nothing
+
+    @property
+    def canvas(self) -> tuple[int, int] | None:
+        """The rows and columns that a detector's layers cover, where it pads its input inside and its output can be read."""
+        with suppress(TargetError):
+            return self.candidates.canvas if self.read_candidates is not None else None
+        return None
 
     @cached_property
     def dense(self) -> bool:
@@ -97,12 +116,15 @@ class Answer:
         one = slice(image, image + 1)
         return replace(
             self,
+            raw=self.raw[one] if isinstance(self.raw, list) and len(self.raw) == self.batch else self.raw,
             batch=1,
+            image=image if self.image is None else self.image,
             read_logits=lambda _: self.outputs[one],
             pictures=self.pictures[one],
             read_candidates=self.read_candidates and (lambda _: self.candidates.only(image)),
             read_words=self.read_words and (lambda _: self.words[one]),
             read_embedding=self.read_embedding and (lambda _: self.embedding[one]),
+            doubt_embedding=lambda _: self.doubt_embedding(self),
             inside=mapped(dict(self.inside), lambda part: part[one] if part.ndim and len(part) == self.batch else part),
         )
 
@@ -132,12 +154,19 @@ class Answer:
 
         Or by sigmoid also of several, where each stands for itself. TargetError for one of those that are compared.
         """
-        logits = self.logits if self.logits.dtype == torch.float64 else self.logits.float()
+        logits = wide(self.logits)
         return logits.sigmoid() if self.each_alone else logits.softmax(1)
 
     @property
     def each_alone(self) -> bool:
         """Whether a class's logit makes its probability by itself. TargetError for one where it takes others."""
+        if self.detects and not self.candidates.sigmoid:
+            raise TargetError(
+                f"{self.model} gives classes a probability among each other, in each box by itself; ask about one box: "
+                "targets.Detected(0, category=targets.Probability(...)), or about the logit"
+            )
+        if self.detects:
+            return True
         if self.exclusive and self.outputs.shape[1] == 1:
             raise TargetError(
                 f"{self.name(0)} alone has no probability, which {self.model} gives it among others; ask about those in the same "
@@ -191,8 +220,7 @@ class Answer:
         """List the classes that a dense model predicts in an image, the largest first, a background last."""
         indices, counts = torch.unique(self.labels[image], return_counts=True)
         ordered = [int(index) for index in indices[counts.argsort(descending=True, stable=True)] if index >= 0]
-        background = background_class(self.class_names or ())
-        return sorted(ordered, key=lambda index: index == background)
+        return sorted(ordered, key=lambda index: index == self.background)
 
     def name(self, index: int) -> str:
         """Call a class by its name, or by its number where the names are unknown."""
@@ -203,9 +231,7 @@ class Answer:
         count = self.logits.shape[1]
         if not isinstance(category, str):
             if not isinstance(category, int | np.integer) or isinstance(category, bool):
-                raise TargetError(
-                    f"a class is an index or a name, not {type(category).__name__}; Pixels takes the class first"
-                )
+                raise TargetError(f"a class is an index or a name, not {type(category).__name__}; give one of these")
             if not 0 <= category < count:
                 raise TargetError(f"no class {category}: {self.model} has {count}, from 0 to {count - 1}")
             return int(category)

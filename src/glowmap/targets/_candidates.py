@@ -1,7 +1,7 @@
 """All that a detector might have found, before suppression, and what it kept of it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar, overload
 
 from torch import Tensor
@@ -33,7 +33,9 @@ class Candidates:
     columns. ``canvas`` are the rows and columns that the detector's layers cover, in pixels of its input, where it pads its
     input inside; its top left corner is the picture's. ``anchored`` says that a candidate is a fixed place of one layer (an
     anchor, a cell): its number means the same place in every picture, and all that is said of it is said there. ``levels`` tell
-    for each candidate the level of a pyramid that it is read from, where that is known.
+    for each candidate the level of a pyramid that it is read from, where that is known. ``sigmoid`` says that each class's logit
+    makes its probability by itself; else it is a softmax over all, to which ``no_object``, a logit a candidate, belongs where the
+    detector has it beside the classes. ``background`` is the class that stands for that where it is one of them.
     """
 
     boxes: Sequence[Tensor]
@@ -44,14 +46,16 @@ class Candidates:
     canvas: tuple[int, int] | None = None
     anchored: bool = False
     levels: Sequence[Tensor] | None = None
+    sigmoid: bool = False
+    no_object: Sequence[Tensor] | None = None
+    background: int | None = None
 
     def only(self, image: int) -> "Candidates":
         """Cut down to one image."""
         one = slice(image, image + 1)
-        objectness, masks, levels = (part and part[one] for part in (self.objectness, self.masks, self.levels))
-        return Candidates(
-            self.boxes[one], self.logits[one], self.found[one], objectness, masks, self.canvas, self.anchored, levels
-        )
+        parts = ("boxes", "logits", "found", "objectness", "masks", "levels", "no_object")
+        own = {part: getattr(self, part) for part in parts}
+        return replace(self, **{part: several and several[one] for part, several in own.items()})
 
 
 class OnDemand(Sequence[T], Generic[T]):

@@ -1,6 +1,7 @@
 """What a question about a class is: a score read off the class scores, in the same way at every place."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from glowmap.errors import TargetError
 from glowmap.shapes import PixelSets, Scores
+from glowmap.structure import wide
 from glowmap.targets._answer import Answer
 from glowmap.targets._target import in_images
 
@@ -39,6 +41,10 @@ class ClassQuestion(ABC):
     def fixed(self, answer: Answer, image: int) -> "ClassQuestion":
         """Put it to one image alone, with the classes and weights fixed that depend on the model's answer to it."""
         return self
+
+    def doubts(self, answer: Answer, places: PixelSets | None = None) -> Sequence[str]:
+        """Say what to mind of the score, of a dense model at these places."""
+        return ()
 
     def inside(self, answer: Answer) -> PixelSets:
         """Tell the pixels that a dense model is asked about where no others are named: those predicted as the class."""
@@ -103,11 +109,6 @@ def score_at(question: ClassQuestion, answer: Answer, places: Tensor, around: Te
     if around is None:
         return (values * places).flatten(1).sum(1)
     return _mean(values, places) - _mean(values, around)
-
-
-def wide(values: Tensor) -> Tensor:
-    """Leave half precision, in which sums over pixels overflow; double precision stays."""
-    return values if values.dtype == torch.float64 else values.float()
 
 
 def _mean(values: Tensor, places: Tensor) -> Scores:

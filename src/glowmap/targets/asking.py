@@ -54,7 +54,8 @@ class Each:
         return target.score(answer.only(image))[0]
 
     def settled(self, answer: Answer, image: int) -> Target:
-        return settled(self.of(answer, image), answer, image)
+        target = self.of(answer, image)
+        return settled(target, answer, image) if by_callable(target) else settled(target, answer.only(image), 0)
 
     def notes(self, answer: Answer) -> list[str]:
         several = [(image, notes_of(target, answer.only(image))) for image, target in enumerate(self._targets(answer))]
@@ -120,7 +121,8 @@ def as_target(question: Any) -> Target:
     if callable(question):
         return Custom(question)
     raise TargetError(
-        f"a target is a class index or name, a targets.Pixels, a callable, or a list of those, not {type(question).__name__}"
+        f"a target is a class index or name, a question of glowmap.targets, a callable, or a list of those, not "
+        f"{type(question).__name__}"
     )
 
 

@@ -1,7 +1,7 @@
 """Questions about one class: its logit, its probability, the likeliest ones, and a number that is no class."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from glowmap.errors import TargetError
 from glowmap.shapes import PixelSets
+from glowmap.structure import wide
 from glowmap.targets._answer import Answer
-from glowmap.targets._class import ClassQuestion, there, wide
+from glowmap.targets._class import ClassQuestion, there
 from glowmap.targets._target import Target, in_images
 
 Change: TypeAlias = Callable[[Target], Target]
@@ -32,7 +33,7 @@ def as_class(question: Any) -> ClassQuestion:
             f"{type(question).__name__} is no question about a class, as this needs; give a class by index or name, or one "
             "made of classes: targets.Category, Probability, Ranked, Rather or Finer"
         )
-    raise TargetError(f"a class is an index or a name, not {type(question).__name__}; Pixels takes the class first")
+    raise TargetError(f"a class is an index or a name, not {type(question).__name__}; give one of these")
 
 
 def changed_class(question: ClassLike, change: Change) -> Target:
@@ -99,9 +100,6 @@ class Predicted(ClassQuestion):
             return int(answer.logits[image].argmax())
         return _ranking(answer, image)[0]
 
-    def wording(self, answer: Answer, image: int) -> str:
-        return _with_pixels(self, answer, image)
-
     def fixed(self, answer: Answer, image: int) -> Category:
         return Category(self.chosen(answer, image))
 
@@ -126,9 +124,6 @@ class Ranked(ClassQuestion):
                 f"give a rank from 0, the likeliest, to {len(ranking) - 1}"
             )
         return ranking[rank]
-
-    def wording(self, answer: Answer, image: int) -> str:
-        return _with_pixels(self, answer, image)
 
     def fixed(self, answer: Answer, image: int) -> Category:
         return Category(self.chosen(answer, image))
@@ -157,17 +152,16 @@ def top(count: int) -> list[Ranked]:
 def _ranking(answer: Answer, image: int) -> list[int]:
     """Order the classes of an image, the likeliest first. Raises TargetError where a dense model predicts none."""
     if answer.logits.ndim == 2:
-        return [int(index) for index in answer.logits[image].argsort(descending=True, stable=True)]
+        ordered = answer.logits[image].argsort(descending=True, stable=True).tolist()
+        # of classifiers in the common order of ImageNet the first of 1001 classes is called background: a class like others
+        last = answer.background if answer.detects or answer.nothing is not None else None
+        return sorted(ordered, key=lambda index: index == last)
     present = answer.present(image)
     if not present:
         raise TargetError(
             f"no pixel is predicted as anything{in_images([image], answer.logits)}; give a mask: targets.Pixels(class, mask)"
         )
     return present
-
-
-def _with_pixels(question: ClassQuestion, answer: Answer, image: int) -> str:
-    return question.named(answer, image) + " (predicted pixels)" * (answer.logits.ndim > 2)
 
 
 @dataclass(frozen=True)
@@ -184,66 +178,58 @@ class Probability(ClassQuestion):
     independent: bool = False
 
     def chosen(self, answer: Answer, image: int) -> int:
-        return _one_class(self.category).chosen(answer, image)
+        return one_class(self.category).chosen(answer, image)
 
     def read(self, logits: Tensor, answer: Answer) -> Tensor:
-        asked, scores = _one_class(self.category), wide(logits)
+        asked, scores = one_class(self.category), wide(logits)
         if _alone(self.independent, logits, answer):
             return asked.read(scores, answer).sigmoid()
         return asked.read(scores.softmax(1), answer)
 
     def named(self, answer: Answer, image: int) -> str:
-        return f"probability of {_one_class(self.category).named(answer, image)}"
+        return f"probability of {one_class(self.category).named(answer, image)}"
 
     def fixed(self, answer: Answer, image: int) -> "Probability":
-        return Probability(_one_class(self.category).fixed(answer, image), self.independent)
+        return replace(self, category=one_class(self.category).fixed(answer, image))
 
     def with_parts(self, change: Change) -> "Probability":
-        return Probability(changed_class(self.category, change), self.independent)
+        return replace(self, category=changed_class(self.category, change))
 
     def notes(self, answer: Answer) -> Sequence[str]:
-        return _saturated(self, answer, "the gradient of a probability", both=True)
+        return self.doubts(answer, self.inside(answer) if answer.logits.ndim > 2 else None)
+
+    def doubts(self, answer: Answer, places: PixelSets | None = None) -> Sequence[str]:
+        return _saturated(self, answer, places, "the gradient of a probability", both=True)
 
 
 @dataclass(frozen=True)
-class LogProbability(ClassQuestion):
+class LogProbability(Probability):
     """The logarithm of a class's probability, which is read as :class:`Probability` reads it: for one that is small.
 
     Its gradient is that of the probability divided by it: the same direction, and not lost where the probability is nearly 0.
     Close to 1 it is nearly nothing as well, which a note says. Raises TargetError for what is no class.
     """
 
-    category: ClassLike
-    independent: bool = False
-
-    def chosen(self, answer: Answer, image: int) -> int:
-        return _one_class(self.category).chosen(answer, image)
-
     def read(self, logits: Tensor, answer: Answer) -> Tensor:
-        asked, scores = _one_class(self.category), wide(logits)
+        asked, scores = one_class(self.category), wide(logits)
         if _alone(self.independent, logits, answer):
             return F.logsigmoid(asked.read(scores, answer))
         return asked.read(scores.log_softmax(1), answer)
 
     def named(self, answer: Answer, image: int) -> str:
-        return f"log-probability of {_one_class(self.category).named(answer, image)}"
+        return f"log-{super().named(answer, image)}"
 
-    def fixed(self, answer: Answer, image: int) -> "LogProbability":
-        return LogProbability(_one_class(self.category).fixed(answer, image), self.independent)
-
-    def with_parts(self, change: Change) -> "LogProbability":
-        return LogProbability(changed_class(self.category, change), self.independent)
-
-    def notes(self, answer: Answer) -> Sequence[str]:
+    def doubts(self, answer: Answer, places: PixelSets | None = None) -> Sequence[str]:
         own = Probability(self.category, self.independent)
-        return _saturated(own, answer, "the gradient of its logarithm", both=False)
+        return _saturated(own, answer, places, "the gradient of its logarithm", both=False)
 
 
-def _one_class(category: ClassLike) -> ClassQuestion:
+def one_class(category: ClassLike, what: str = "a probability is that of a class") -> ClassQuestion:
+    """Read a class alone, and no question made of classes: TargetError for others, which begins with ``what`` is asked."""
     question = as_class(category)
     if not isinstance(question, Category | Predicted | Ranked | OfEach):
         raise TargetError(
-            f"a probability is that of a class, and {type(question).__name__} is none; give a class by index or name, "
+            f"{what}, and {type(question).__name__} is none; give a class by index or name, "
             "targets.Predicted() or targets.Ranked(rank)"
         )
     return question
@@ -254,12 +240,14 @@ def _alone(independent: bool, logits: Tensor, answer: Answer) -> bool:
     return independent or answer.each_alone or logits.shape[1] == 1
 
 
-def _saturated(probability: Probability, answer: Answer, gradient: str, *, both: bool) -> list[str]:
+def _saturated(
+    probability: Probability, answer: Answer, places: PixelSets | None, gradient: str, *, both: bool
+) -> list[str]:
     """Say where a probability is so near to 1, or to ``both`` its ends, that little is left of its gradient."""
     with torch.no_grad():
-        found = probability.score(answer)
-        if answer.logits.ndim > 2:
-            found = found / probability.inside(answer).flatten(1).sum(1)
+        found = probability.read(answer.logits, answer)
+        if places is not None:
+            found = (found * places).flatten(1).sum(1) / places.flatten(1).sum(1)
     alone = _alone(probability.independent, answer.logits, answer)
     rivals = "" if alone else ", and speaks of the rivals as much as of the class"
     return [

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from glowmap.errors import TargetError
 from glowmap.shapes import PixelSets, Scores
+from glowmap.structure import wide
 from glowmap.targets._answer import Answer
-from glowmap.targets._class import ClassQuestion, wide
+from glowmap.targets._class import ClassQuestion
 from glowmap.targets._target import Target, in_images, settled
 from glowmap.targets.asking import as_target
-from glowmap.targets.classes import Change, ClassLike, Predicted, as_class, changed_class
+from glowmap.targets.classes import Change, ClassLike, Predicted, as_class, changed_class, one_class
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,10 @@ class Rather(ClassQuestion):
     def fixed(self, answer: Answer, image: int) -> "Rather":
         return Rather(as_class(self.this).fixed(answer, image), [one.fixed(answer, image) for one in self._others()])
 
+    def notes(self, answer: Answer) -> list[str]:
+        places = self.inside(answer) if answer.logits.ndim > 2 else None
+        return [note for one in (as_class(self.this), *self._others()) for note in one.doubts(answer, places)]
+
     def with_parts(self, change: Change) -> "Rather":
         return Rather(changed_class(self.this, change), [changed_class(one, change) for one in self._listed()])
 
@@ -63,10 +68,8 @@ class Rather(ClassQuestion):
     def _refuse_itself(self, answer: Answer) -> None:
         one = as_class(self.this)
         for other in self._others():
-            if any(
-                isinstance(part, Rather | Finer) for part in (one, other)
-            ):  # which are about more than the one class
-                continue
+            if any(isinstance(part, Rather | Finer | _Weighed) for part in (one, other)):
+                continue  # which are about more than the one class
             same = [i for i in range(answer.batch) if one.chosen(answer, i) == other.chosen(answer, i)]
             if same:
                 raise TargetError(
@@ -99,7 +102,12 @@ class Finer(ClassQuestion):
         return own - self.weight * (wide(logits).gather(1, classes) * weights).sum(1)
 
     def named(self, answer: Answer, image: int) -> str:
-        return f"{self._asked().named(answer, image)} rather than its rivals"
+        own = self._asked().named(answer, image)
+        if answer.logits.ndim > 2:
+            return f"{own} rather than its rivals"
+        classes, _ = self._nearest(answer.logits[image : image + 1], torch.tensor([self.chosen(answer, image)]))
+        *first, last = [answer.name(int(rival)) for rival in classes[0]]
+        return f"{own} rather than {', '.join(first)} or {last}" if first else f"{own} rather than {last}"
 
     def inside(self, answer: Answer) -> PixelSets:
         return self._asked().inside(answer)
@@ -113,16 +121,15 @@ class Finer(ClassQuestion):
         return replace(self, category=changed_class(self._asked(), change))
 
     def _asked(self) -> ClassQuestion:
-        question = Predicted() if self.category is None else as_class(self.category)
-        if isinstance(question, Rather | Finer):
-            raise TargetError(f"{type(question).__name__} names its rivals itself; give targets.Finer a class")
-        return question
+        return one_class(Predicted() if self.category is None else self.category, "a class has rivals")
 
     def _nearest(self, logits: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """Find the rivals at each place, batch x rival (x places), and what each weighs; both without a gradient."""
         count = logits.shape[1]
         if isinstance(self.rivals, bool) or not isinstance(self.rivals, int | np.integer) or self.rivals < 1:
             raise TargetError(f"the nearest rivals are one or more, not {self.rivals!r}; give how many")
+        if isinstance(self.weight, bool) or not isinstance(self.weight, int | float):
+            raise TargetError(f"the rivals' weight is a number, not {self.weight!r}; give one, 1 for all of them")
         if count < 2:
             raise TargetError("the model has one class, which has no rivals; ask about the class alone")
         scores = wide(logits.detach())
@@ -168,9 +175,10 @@ class Not:
 
     def wording(self, answer: Answer, image: int) -> str:
         asked = self._asked()
-        return (
-            asked._asked().wording(answer, image) if isinstance(asked, Not) else f"not {asked.wording(answer, image)}"
-        )
+        if isinstance(asked, Not):
+            return asked._asked().wording(answer, image)
+        wording = asked.wording(answer, image)
+        return f"not ({wording})" if " rather than " in wording else f"not {wording}"
 
     def settled(self, answer: Answer, image: int) -> "Not":
         return Not(settled(self._asked(), answer, image))

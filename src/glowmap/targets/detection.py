@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,6 +12,7 @@ from glowmap.errors import TargetError
 from glowmap.shapes import Scores
 from glowmap.shelf import near_names
 from glowmap.targets._answer import Answer
+from glowmap.targets._candidate import overlaps
 from glowmap.targets._marks import Mark, in_shares
 
 
@@ -24,8 +26,8 @@ class Detection:
     with one label and one score for each detection, the last two are that score, or nothing for another label.
     """
 
-    category: int | str
-    box: Sequence[float]
+    category: Any
+    box: Any
 
     def score(self, answer: Answer) -> Scores:
         found = _detections(answer)
@@ -43,6 +45,10 @@ class Detection:
 
     def _label(self, answer: Answer) -> int:
         if not isinstance(self.category, str):
+            if isinstance(self.category, bool) or not isinstance(self.category, int | np.integer):
+                raise TargetError(
+                    f"the class of a detection is a label or a name, not {self.category!r}; give one of these"
+                )
             return int(self.category)
         names = answer.class_names or ()
         if self.category not in names:
@@ -50,7 +56,10 @@ class Detection:
         return list(names).index(self.category)
 
     def _box(self) -> Tensor:
-        box = torch.as_tensor(self.box, dtype=torch.float32)
+        try:
+            box = torch.as_tensor(self.box, dtype=torch.float32)
+        except (TypeError, ValueError, RuntimeError):
+            box = torch.empty(0)
         if box.shape != (4,) or not bool((box[2:] > box[:2]).all()):
             raise TargetError(f"the box {self.box} is not left, top, right, bottom with some area; give such a box")
         return box
@@ -72,9 +81,5 @@ def _likeness(found: Mapping[str, Tensor], label: int, box: Tensor) -> Tensor:
     boxes, scores = found["boxes"].float(), found["scores"].float()
     if not len(boxes):
         return scores.new_zeros(())
-    box = box.to(boxes.device)
-    low, high = torch.maximum(boxes[:, :2], box[:2]), torch.minimum(boxes[:, 2:], box[2:])
-    common = (high - low).clamp_min(0).prod(1)
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1) + (box[2:] - box[:2]).prod()
-    likeness: Tensor = common / (areas - common) * scores * (found["labels"] == label)
+    likeness: Tensor = overlaps(boxes, box.to(boxes.device)) * scores * (found["labels"] == label)
     return likeness.amax()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from glowmap.errors import TargetError
 from glowmap.shapes import Scores, crossed
+from glowmap.structure import wide
 from glowmap.targets._answer import Answer
 from glowmap.targets._target import in_images
 
@@ -66,14 +67,16 @@ class Prototype:
 
     vector: Vector
     name: str = "prototype"
-    at_zero: float | None = field(default=None, kw_only=True, repr=False)  # for changed pictures that excite nothing
+    again: bool = field(
+        default=False, kw_only=True, repr=False
+    )  # asked about changed pictures, which may excite nothing
     ranks: ClassVar[bool] = False
 
     def score(self, answer: Answer) -> Scores:
         return self._cosine(answer)
 
     def settled(self, answer: Answer, image: int) -> "Prototype":
-        return replace(self, at_zero=0.0)
+        return replace(self, again=True)
 
     def wording(self, answer: Answer, image: int) -> str:
         return f"similar to {self.name}"
@@ -84,8 +87,8 @@ class Prototype:
     def of_places(self, answer: Answer) -> bool:
         return False
 
-    def found_as(self, _first: Any) -> str:
-        return "embedding"
+    def found_as(self, _first: Any) -> tuple[str | None, int]:
+        return None, 0  # as all that ask about the embedding
 
     def notes(self, answer: Answer) -> list[str]:
         same = [image for image, one in enumerate(self._cosine(answer).tolist()) if one > 1 - _THE_SAME]
@@ -99,17 +102,17 @@ class Prototype:
         ]
 
     def _cosine(self, answer: Answer) -> Tensor:
-        embedding = _wide(answer.embedding)
+        embedding = wide(answer.embedding)
         vector = _vector(self.vector, self.name, mean=True).to(embedding)
         _check_length(len(vector), embedding.shape[1], self.name, f"the embedding of {answer.model}")
         lengths = torch.linalg.vector_norm(embedding, dim=1)
         zero = [image for image, length in enumerate(lengths.tolist()) if length == 0]
-        if zero and self.at_zero is None:
+        if zero and not self.again:
             raise TargetError(
                 f"the embedding{in_images(zero, embedding)} is zero and so similar to nothing; look for dead units in the model"
             )
         cosine = torch.mv(embedding, _unit_long(vector)) / torch.where(lengths == 0, 1.0, lengths)
-        return torch.where(lengths == 0, self.at_zero or 0.0, cosine) if zero else cosine
+        return torch.where(lengths == 0, 0.0, cosine) if zero else cosine
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,8 +150,8 @@ class Direction:
         watched = _watched(answer, self.layer)
         return watched.maps.ndim > 2 and len(_vector(self.vector, self.name)) != watched.maps.shape[1]
 
-    def found_as(self, _first: Any) -> tuple[str, int]:
-        return self.layer or "embedding", len(_vector(self.vector, self.name))
+    def found_as(self, _first: Any) -> tuple[str | None, int]:
+        return self.layer, 0 if self.layer is None else len(_vector(self.vector, self.name))
 
     def notes(self, answer: Answer) -> list[str]:
         return [*answer.doubt_embedding(answer)] if self.layer is None else []
@@ -156,13 +159,13 @@ class Direction:
     def _features(self, answer: Answer, length: int) -> Tensor:
         if self.layer is None:
             _check_length(length, answer.embedding.shape[1], self.name, f"the embedding of {answer.model}")
-            return _wide(answer.embedding)
+            return wide(answer.embedding)
         watched = _watched(answer, self.layer)
         pooled, flat = _pooled(watched), watched.output.flatten(1)
         if length == pooled.shape[1]:
             return pooled
         if watched.maps.ndim > 2 and length == flat.shape[1] and len(flat) == answer.batch:
-            return _wide(flat)
+            return wide(flat)
         raise TargetError(
             f"{self.name} has {length} numbers, but layer {self.layer!r} has {pooled.shape[1]} channels and {flat.shape[1]} "
             f"numbers in all ({crossed(watched.output.shape[1:])}); give a vector of either length"
@@ -185,7 +188,7 @@ class Unit:
     def score(self, answer: Answer) -> Scores:
         if self.place is None:
             return self._units(answer)[:, self._unit(answer)]
-        channel = _wide(self._places(answer)[:, self._unit(answer)])
+        channel = wide(self._places(answer)[:, self._unit(answer)])
         if self.place == "max":
             return channel.flatten(1).amax(1)
         for number in self._cell(answer):
@@ -214,14 +217,14 @@ class Unit:
     def of_places(self, answer: Answer) -> bool:
         return self.place is not None
 
-    def found_as(self, _first: Any) -> str:
-        return self.layer or "embedding"
+    def found_as(self, _first: Any) -> tuple[str | None, int]:
+        return self.layer, 0
 
     def notes(self, answer: Answer) -> list[str]:
         return [*answer.doubt_embedding(answer)] if self.layer is None else []
 
     def _units(self, answer: Answer) -> Tensor:
-        return _wide(answer.embedding) if self.layer is None else _pooled(_watched(answer, self.layer))
+        return wide(answer.embedding) if self.layer is None else _pooled(_watched(answer, self.layer))
 
     def _unit(self, answer: Answer) -> int:
         count, where = self._units(answer).shape[1], self.layer or f"the embedding of {answer.model}"
@@ -277,7 +280,7 @@ def _watched(answer: Answer, layer: str) -> Watched:
 
 
 def _pooled(watched: Watched) -> Tensor:
-    maps = _wide(watched.maps)
+    maps = wide(watched.maps)
     return maps.flatten(2).mean(2) if maps.ndim > 2 else maps
 
 
@@ -289,7 +292,7 @@ def _vector(given: Vector, name: str, *, mean: bool = False) -> Tensor:
         raise TargetError(f"{name} is a vector of numbers, one a feature, not {type(given).__name__}") from None
     if vector.is_complex() or vector.dtype == torch.bool:
         raise TargetError(f"{name} is a vector of real numbers, not of {vector.dtype}")
-    vector = _wide(vector)
+    vector = wide(vector)
     if mean and vector.ndim == 2 and len(vector):
         vector = vector.mean(0)
     if vector.ndim != 1 or not len(vector):
@@ -314,9 +317,4 @@ def _check_length(length: int, features: int, name: str, whose: str) -> None:
 def _signed(features: Tensor) -> Tensor:
     """Add features up with a sign of its own for each, so that none cancels another: by this a layer is found."""
     signs = torch.randint(0, 2, features.shape[1:], generator=torch.Generator().manual_seed(0)) * 2 - 1
-    return (_wide(features) * signs.to(features.device)).sum()
-
-
-def _wide(values: Tensor) -> Tensor:
-    """Leave half precision and whole numbers; double precision stays."""
-    return values if values.dtype == torch.float64 else values.float()
+    return (wide(features) * signs.to(features.device)).sum()

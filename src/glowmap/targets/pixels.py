@@ -13,7 +13,7 @@ from torch import Tensor
 
 from glowmap.errors import TargetError
 from glowmap.shapes import PixelSets, Scores, crossed
-from glowmap.targets._answer import Answer, background_class
+from glowmap.targets._answer import Answer, SeenPart, background_class
 from glowmap.targets._class import ClassQuestion, Places, score_at
 from glowmap.targets._marks import Mark
 from glowmap.targets._target import changed, in_images
@@ -29,9 +29,11 @@ class Pixels:
 
     ``category`` is an index, a name or a question about a class, such as ``Rather("car", "bus")``, whose score is then summed.
     ``where`` is a region (``At(x, y)``, ``Point(x, y)``, ``Object(number)``) or a mask: rows x columns, or batch x rows x columns
-    for a mask an image; non-zero is inside. A mask has the size of the model's output, of its input, or of the picture. Without
-    either: the pixels predicted as the class. Without a class, and for a ``Predicted()`` in the question: the class predicted at
-    the point, or at most pixels of the mask.
+    for a mask an image; non-zero is inside. A mask has the size of the picture as it was given, of the model's input, or of its
+    output. One that has the picture's size (the size of all of them, where it is one mask for all) marks places of the picture,
+    also where the input or the output is as large and covers another part of it, because it was cut or padded. Without either:
+    the pixels predicted as the class. Without a class, and for a ``Predicted()`` in the question: the class predicted at the
+    point, or at most pixels of the mask.
 
     With a ``border`` of so many pixels of the output, what sets the pixels off from their surroundings: the mean over them minus
     the mean over the ring of this width just outside.
@@ -64,6 +66,9 @@ class Pixels:
         around = self._around(answer, inside)
         one = self._asked(answer).fixed(answer, image)
         return Places(one, inside[image], None if around is None else around[image], self.wording(answer, image))
+
+    def notes(self, answer: Answer) -> Sequence[str]:
+        return self._asked(answer).doubts(answer, self._inside(answer))
 
     def with_parts(self, change: Change) -> "Pixels":
         return replace(self, category=changed_class(Predicted() if self.category is None else self.category, change))
@@ -148,12 +153,13 @@ def _most(answer: Answer, image: int, mask: Tensor) -> int:
 
 
 def _fitted(mask: Mask, answer: Answer) -> PixelSets:
-    """Bring a mask to the output's size: as it is, or by nearest neighbour from the input's or the picture's size."""
+    """Bring a mask to the output's size: by nearest neighbour from the picture's or the input's size, or as it is."""
     logits = answer.logits
     size = tuple(logits.shape[2:])
     given, several = read_masks(mask, axes=len(size))
     masks = given * len(logits) if not several else given if len(given) == len(logits) else []
-    fitted = [_fit_one(part.to(logits.device), answer, i, size) for i, part in enumerate(masks)]
+    seen = parts_seen(masks, answer.pictures, alike=not several)
+    fitted = [_fit_one(one, part, answer, size) for one, part in zip(masks, seen, strict=True)]
     whole = [part for part in fitted if part is not None]
     if not fitted or len(whole) < len(fitted):
         spelled = crossed(size)
@@ -189,12 +195,21 @@ def _as_booleans(mask: Mask) -> Tensor:
     return torch.from_numpy(np.asarray(values != 0))
 
 
-def _fit_one(mask: Tensor, answer: Answer, image: int, size: tuple[int, ...]) -> Tensor | None:
-    if tuple(mask.shape) == size:
-        return mask
-    if tuple(mask.shape) != answer.input_size:
-        part = answer.pictures[image].part_of(mask) if answer.pictures else None
-        if part is None:
-            return None
-        mask = part
-    return F.interpolate(mask[None, None].float(), size, mode="nearest-exact")[0, 0] > 0
+def parts_seen(masks: Sequence[Tensor], pictures: Sequence[SeenPart], *, alike: bool) -> list[Tensor | None]:
+    """Cut masks of the pictures' own sizes down to what the model saw, image by image; None for those of another size.
+
+    Where it is one mask for all (``alike``), it is read in one way: as of the pictures only where all of them have its size.
+    """
+    if not pictures or not masks:
+        return [None] * len(masks)
+    parts = [picture.part_of(mask) for mask, picture in zip(masks, pictures, strict=True)]
+    return [None] * len(masks) if alike and any(part is None for part in parts) else parts
+
+
+def _fit_one(mask: Tensor, part: Tensor | None, answer: Answer, size: tuple[int, ...]) -> Tensor | None:
+    """Read a mask as of the picture, if it has its size, else as of what the model saw; None where it has no such size."""
+    if part is None and tuple(mask.shape) not in (size, answer.input_size):
+        return None
+    seen = (mask if part is None else part).to(answer.logits.device)
+    fits = tuple(seen.shape) == size
+    return seen if fits else F.interpolate(seen[None, None].float(), size, mode="nearest-exact")[0, 0] > 0

@@ -49,6 +49,8 @@ class Words:
     def _of(self, answer: Answer, image: int) -> Spoken:
         if len(self.spoken) == 1:
             return self.spoken[0]
+        if answer.image is not None and answer.image < len(self.spoken):  # cut down to one image of the batch
+            return self.spoken[answer.image]
         if len(self.spoken) != answer.batch:
             raise TargetError(
                 f"{len(self.spoken)} images have words of their own, and {answer.batch} are asked about; "
