@@ -19,6 +19,7 @@ import glowmap
 from cases import Classifier, images, tuned
 from glowmap import targets
 from glowmap.errors import GlowmapError
+from glowmap.methods import Method
 from glowmap.models import as_model
 from glowmap.targets import (
     AllDetected,
@@ -496,3 +497,23 @@ def test_the_table_asks_every_kind_of_question():
 def test_the_table_has_a_method_of_every_kind_of_evidence():
     used = {kind for name in kinds() for kind in glowmap.METHODS[name].needs}
     assert used == {kind for _, method in glowmap.METHODS.items() for kind in method.needs}
+
+
+def _asked_again(images, rescore_images):
+    """Ask about the unchanged image again, as methods that change it do, and give that score everywhere."""
+    scores = rescore_images(2, lambda part: images.expand(part.stop - part.start, *images.shape[1:]))
+    assert torch.allclose(scores[0], scores[1])
+    return scores[0].expand(1, *images.shape[2:])
+
+
+AGAIN = Method("asked_again", _asked_again, ("images", "rescore_images"), {}, "a test", "none")
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_a_question_that_is_put_again_has_the_same_score(name):
+    question = QUESTIONS[name]
+    asked = question.on()
+    found = glowmap.explain(asked.model, asked.given, target=question.target, method=AGAIN)
+    wanted = found.scores.reshape(-1, *[1] * (found.raw.ndim - 1)).expand_as(found.raw)
+    torch.testing.assert_close(found.raw.to(wanted), wanted, rtol=1e-4, atol=1e-5)
+    assert found.scores.abs().max() > 1e-4

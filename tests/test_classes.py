@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import glowmap
-from cases import Classifier, ColourSegmenter, Segmenter, images
+from cases import Classifier, ColourSegmenter, OneOutput, Segmenter, images
 from glowmap.errors import TargetError
 from glowmap.targets import (
     At,
@@ -363,26 +363,18 @@ def test_one_output_without_names_or_with_one_is_a_class_of_its_own():
 
 
 def test_a_dense_model_with_one_output_and_two_names():
-    class Mask(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Identity()
-
-        def forward(self, picture):
-            return self.layer(picture)[:, :1]
-
     picture = torch.tensor([[-1.0, 2.0], [3.0, -4.0]])[None, None]
     named = {"classes": ["background", "polyp"], "layer": "layer"}
-    assert explain(Mask(), picture, "polyp", **named).scores.tolist() == [5.0]
-    assert explain(Mask(), picture, "background", **named).scores.tolist() == [5.0]  # 1 + 4 at its own pixels
-    own = explain(Mask(), picture, None, **named)
+    assert explain(OneOutput(), picture, "polyp", **named).scores.tolist() == [5.0]
+    assert explain(OneOutput(), picture, "background", **named).scores.tolist() == [5.0]  # 1 + 4 at its own pixels
+    own = explain(OneOutput(), picture, None, **named)
     assert own.targets == ("polyp",)
     assert own.prediction.labels.tolist() == [[[0, 1], [1, 0]]]
     assert own.prediction.names == ("background", "polyp")
-    found = explain(Mask(), picture, Pixels(Value(0), torch.ones(2, 2)), layer="layer")
+    found = explain(OneOutput(), picture, Pixels(Value(0), torch.ones(2, 2)), layer="layer")
     assert found.scores.tolist() == [0.0]
     with pytest.raises(TargetError, match="no pixel is predicted as anything; give a mask"):
-        explain(Mask(), -picture.abs(), None, layer="layer")
+        explain(OneOutput(), -picture.abs(), None, layer="layer")
 
 
 # saturation

@@ -187,3 +187,9 @@ def test_a_segmenter_takes_nested_questions_as_a_classifier_does():
         logits = segmenter(images())["out"]
     wanted = -(logits[:, 1] - (logits[:, 2] + logits[:, 3]) / 2).sum((1, 2))
     torch.testing.assert_close(one.scores, wanted)
+
+
+def test_too_few_names_for_a_detector_are_refused():
+    model = glowmap.load(detector(detections_per_img=20), classes=["nothing", "car"])
+    with pytest.raises(TargetError, match=r"there are 2 class names for the 5 classes of RetinaNet"):
+        glowmap.explain(model, images(1, 64, 96), target=Detected(0))

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 import glowmap
-from cases import Classifier, ColourSegmenter, images
+from cases import Classifier, ColourSegmenter, OneOutput, images
 from glowmap.errors import TargetError
 from glowmap.images import Picture
 from glowmap.models._preset import Preset, cut
@@ -136,18 +136,10 @@ def test_objects_of_a_volume():
 
 
 def test_one_output_class_has_objects_too():
-    class Single(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Identity()
-
-        def forward(self, picture):
-            return self.layer(picture)[:, :1]
-
     picture = torch.tensor([[5.0, -1.0, 2.0, 2.0], [5.0, -1.0, -1.0, 2.0]])[None, None]
 
     def score(target):
-        return glowmap.explain(Single(), picture, target=target, layer="layer").scores.tolist()
+        return glowmap.explain(OneOutput(), picture, target=target, layer="layer").scores.tolist()
 
     assert score(At(0, 1)) == [10.0]
     assert score(At(3, 0)) == [6.0]

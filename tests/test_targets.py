@@ -5,7 +5,7 @@ from PIL import Image
 from torch import nn
 
 import glowmap
-from cases import Classifier, ColourSegmenter, Segmenter, images
+from cases import Classifier, ColourSegmenter, OneOutput, Segmenter, images
 from glowmap.errors import TargetError
 from glowmap.images import Picture
 from glowmap.models.plain import ResizedAndNormalised
@@ -123,16 +123,8 @@ def test_a_dense_models_class_is_its_predicted_pixels(three_colours):
 
 
 def test_a_single_class_is_predicted_where_its_logit_is_positive():
-    class Single(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Identity()
-
-        def forward(self, picture):
-            return self.layer(picture)[:, :1]
-
     picture = torch.tensor([[-1.0, 2.0], [3.0, -4.0]])[None, None]
-    found = explain(Single(), picture, 0)
+    found = explain(OneOutput(), picture, 0)
     assert found.scores.tolist() == [5.0]
     assert found.prediction.labels.tolist() == [[[0, 1], [1, 0]]]
 

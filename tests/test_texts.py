@@ -2,6 +2,7 @@
 
 import re
 import threading
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from texts_of_ours import (
     DOG,
     MATCHERS,
     OPEN,
+    TEXT,
     TWO_TOWERS,
     VISION,
     blip,
@@ -494,10 +496,8 @@ def test_a_text_that_is_the_prompt_of_a_class_is_that_class():
 
 
 def test_a_tokenizer_that_pads_on_the_left_reads_a_text_the_same_beside_a_longer_one():
-    left = processor()
-    left.tokenizer.padding_side = "left"
-    model = glowmap.load(built(clip), processor=left)
-    images = pictures(model.module)
+    model, images = loaded("clip"), pictures(built(clip))
+    model.speaker.tokens.tokenizer.padding_side = "left"
     found = glowmap.explain(model, images, target=[Text("dog"), Text(CAR)])
     torch.testing.assert_close(found[0].scores, logits(model, images, ["dog"])[0], rtol=1e-4, atol=1e-4)
 
@@ -574,28 +574,21 @@ def test_maps_of_a_matcher_are_those_of_the_gradient_by_hand():
 
 def vilt_by_hand(images, layer):
     """Gradient times activation at ViLT's patches, wherever it drew them to, laid out by the places that it tells."""
-    module, tokens = built(vilt), tokenizer()([DOG], return_tensors="pt")
-    places = []
+    module, given, drawn = built(vilt), tokenizer()([DOG], return_tensors="pt"), []
     own = module.vilt.embeddings.visual_embed
 
     def noting(*arguments, **keywords):
-        made = own(*arguments, **keywords)
-        places.append(made[2][0])
-        return made
+        drawn.append(own(*arguments, **keywords))
+        return drawn[-1]
 
-    module.vilt.embeddings.visual_embed = noting
-    try:
-        given = {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
+    with mock.patch.object(module.vilt.embeddings, "visual_embed", noting):
         activations, slopes = by_hand(module, layer, images, lambda pixels: module(**given, pixel_values=pixels).logits)
-    finally:
-        del module.vilt.embeddings.visual_embed
-    cells = (activations * slopes).sum(-1)[0, -16:]
-    rows, columns = places[0][0].T
+    rows, columns = drawn[0][2][0][0].T
     assert (rows * 4 + columns).tolist() != list(range(16))  # in an order of chance
-    return torch.zeros(4, 4).index_put((rows, columns), cells)
+    return torch.zeros(4, 4).index_put((rows, columns), (activations * slopes).sum(-1)[0, -16:])
 
 
-@pytest.mark.parametrize("layer", ["vilt.encoder.layer.0.layernorm_before", "vilt.encoder.layer.1"])
+@pytest.mark.parametrize("layer", ["vilt.encoder.layer.0.layernorm_before", "vilt.encoder.layer.0.intermediate"])
 def test_vilts_patches_lie_where_they_are_in_the_picture_though_it_draws_their_order(layer):
     model, images = loaded("vilt"), pictures(built(vilt), 2)
     torch.manual_seed(3)
@@ -603,7 +596,7 @@ def test_vilts_patches_lie_where_they_are_in_the_picture_though_it_draws_their_o
     assert not any("proven" in note for note in found.notes)
     for image in range(2):
         wanted = vilt_by_hand(images[image : image + 1], layer)
-        torch.testing.assert_close(found.raw[image], wanted, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(found.raw[image], wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
     assert "visual_embed" not in vars(built(vilt).vilt.embeddings)
 
 
@@ -783,6 +776,12 @@ def test_a_processor_that_is_none_or_of_no_use():
     ):
         with pytest.raises(ModelError, match=message):
             glowmap.load(module, processor=given)
+
+
+def test_a_model_that_takes_rows_of_patches_says_why_it_cannot_be_asked():
+    module = tr.Siglip2Model(tr.Siglip2Config(text_config=TEXT, vision_config={**VISION, "num_patches": 16}))
+    with pytest.raises(TargetError, match="takes a picture as a row of patches, .* so no text can be put"):
+        glowmap.explain(glowmap.load(module.eval(), processor=processor()), pictures(module), target=Text(DOG))
 
 
 def test_an_image_processor_alone_reads_pictures():

@@ -161,7 +161,7 @@ def test_what_the_model_says_itself_is_what_it_generates(name):
     own = generated(module, images, before, name)
     own = own[len(before[grows]) :] if own[: len(before[grows])] == before[grows] else own
     own = own[: next((at for at, token in enumerate(own) if token in ends), len(own))]
-    scored = [token for token in own if token not in tokenizer.all_special_ids]
+    scored = [token for token in own if token not in ours.signs(tokenizer)]
     sentence = tokenizer.decode(scored)
     assert scored
     assert found.targets[0][1:-1].startswith(sentence)
@@ -546,3 +546,19 @@ def test_a_text_is_made_of_words_and_nothing_else(field, value, said):
 def test_one_word_and_each_word_are_not_asked_at_once():
     with pytest.raises(TargetError, match="word=0 asks about one word, and each_word=True about all"):
         Text("a dog", word=0, each_word=True)
+
+
+def test_places_that_a_model_writes_are_scored_and_are_words():
+    module, _, images, before, grows, prompt = begun("florence")
+    places = ["<loc_1>", "<loc_2>"]
+    config = type(module.config)(**module.config.to_dict())
+    config.text_config.vocab_size = ours.COUNT + 2
+    larger = ours.lively(type(module)(config))
+    larger.generation_config.forced_bos_token_id = ours.BOS
+    tokenizer = ours.tokenizer("<s> $A </s>", extra=places, bos_token="<s>", eos_token="</s>")
+    model = ours.loaded(larger, tokenizer)
+    for text, tokens in (("car <loc_1>", (1,)), ("car <loc_2> <loc_1>", (2, 1)), ("car", ())):
+        found = glowmap.explain(model, images, target=Text(text, prompt=prompt), method="input_gradient")
+        answer = [*spell(tokenizer, "car"), *(ours.COUNT - 1 + place for place in tokens)]
+        assert answer == spell(tokenizer, text)
+        assert float(found.scores) == pytest.approx(sum(by_hand(larger, images, before, grows, answer)), abs=1e-4)

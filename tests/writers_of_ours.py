@@ -43,6 +43,11 @@ def by_bytes(merges=()):
     return transformers.PreTrainedTokenizerFast(tokenizer_object=made)
 
 
+def signs(tokenizer):
+    """List the tokens that begin, end, part or fill a sentence, and are no part of what it says."""
+    return {getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")}
+
+
 def bert():
     return tokenizer("[CLS] $A [SEP]", cls_token="[CLS]", sep_token="[SEP]")
 

@@ -88,7 +88,7 @@ def choose(
         choice, layer = known.choices.get(alike, (None, None))
         if choice is not None and layer is not None and _named(module, choice.name) is layer():
             return choice, True
-    choice = _found(module, batch, read, question, blindly=blindly, told=told)
+    choice = _found(partial(_find, module, read=read, question=question, blindly=blindly, told=told), batch)
     if _has_said(question) and len(batch.images) > 1 and not blindly:
         _refuse_apart(module, batch, read, question, choice)
     moving = bool(words) and _may_move(choice.layout)
@@ -191,34 +191,17 @@ def survey(model: nn.Module | Model, images: Any, *, depth: int = 2) -> list[Sur
     return rows
 
 
-def _found(
-    module: nn.Module,
-    batch: Batch,
-    read: Reading,
-    question: Target,
-    *,
-    blindly: bool,
-    told: Told,
-) -> Choice:
+def _found(find: Callable[[Batch], Choice], batch: Batch) -> Choice:
     one = _one_image(batch)
     try:
-        return _find(module, one, read, question, blindly=blindly, told=told)
+        return find(one)
     except (ModelError, TargetError, LayerError):
         if one is batch:
             raise
-    # it knows the batch by position, or its first image is blank
-    return _find(module, batch, read, question, blindly=blindly, told=told)
+    return find(batch)  # it knows the batch by position, or its first image is blank
 
 
-def _find(
-    module: nn.Module,
-    batch: Batch,
-    read: Reading,
-    question: Target,
-    *,
-    blindly: bool,
-    told: Told,
-) -> Choice:
+def _find(module: nn.Module, batch: Batch, *, read: Reading, question: Target, blindly: bool, told: Told) -> Choice:
     def ask(output: Any) -> Asked:
         return _asked(read(output, len(batch.images)), question)
 

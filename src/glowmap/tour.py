@@ -5,7 +5,7 @@ two classifiers lean on that answer alike, when one of them has learned a shortc
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,7 @@ from PIL import Image
 
 from glowmap.demo.mark import MARKED, mark_mask, marked
 from glowmap.demo.street import Scene, street
-from glowmap.explanation import Explanation, Explanations, heat_tile, picture_tile, prediction_tile
+from glowmap.explanation import Explanation, Explanations, heat_tile, picture_tile, prediction_tile, spelled
 from glowmap.models import load
 from glowmap.render import panel
 from glowmap.road import Explainer
@@ -113,10 +113,12 @@ class Portrait:
 
     def tiles(self) -> list[Any]:
         """Lay the picture and what either model says of it out in a row."""
-        row = [picture_tile(self.honest, 0, f"a {self.kind}, with the mark")]
+        # the picture is both models' own, and so has no score
+        row = [replace(picture_tile(self.honest, 0, f"a {self.kind}, with the mark"), caption=())]
         for name, explanation in (("honest", self.honest), ("shortcut", self.shortcut)):
             row += prediction_tile(explanation, 0, f"{name} model")
-            row.append(heat_tile(explanation, 0, f"evidence for {explanation.targets[0]}"))
+            heat = heat_tile(explanation, 0, f"evidence for {explanation.targets[0]}")
+            row.append(replace(heat, caption=(f"score {spelled(float(explanation.scores[0]))}, {heat.caption[0]}",)))
         return row
 
 

@@ -17,6 +17,7 @@ _WORD = re.compile(
     rf"[\u3040-\u30ff\u3400-\u9fff]{_MARK}*"
     rf"|{_LETTERS}(?:(?:['’\-_]|(?<=\d)[.,](?=\d)){_LETTERS})*(?:(?:\+\+|#)(?!\w))?"
 )
+_SIGNS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _JOINERS = "\u200c\u200d"
 
 
@@ -40,7 +41,8 @@ def continued(tokenizer: Any, begun: Begun, text: str) -> list[int]:
 
 def spelled(tokenizer: Any, tokens: Sequence[int], text: str | None) -> Sentence:
     """Tell which tokens make which word; without a text, as the tokenizer reads them."""
-    special = set(tokenizer.all_special_ids)
+    # of the others that it calls special some are answers: the places that Florence-2 gives
+    special = {getattr(tokenizer, f"{kind}_token_id", None) for kind in _SIGNS}
     scored = tuple(at for at, token in enumerate(tokens) if token not in special)
     ends = [len(_read(tokenizer, [tokens[at] for at in scored[:count]])) for count in range(len(scored) + 1)]
     whole = _read(tokenizer, [tokens[at] for at in scored])

@@ -13,6 +13,7 @@ from glowmap.models._contrastive import Comparing, Matching, remembering
 from glowmap.models._family import Speaker, is_of
 from glowmap.models._spelling import refuse_unknown
 from glowmap.models._transformers_writers import writer
+from glowmap.models._vision_language import Refusing
 
 # How the texts were padded when each was trained: to the longest, with a mask, or to the full length and read without one.
 _COMPARING = {
@@ -22,7 +23,6 @@ _COMPARING = {
     "AltCLIPModel": "longest",
     "AlignModel": "longest",
     "SiglipModel": "max_length",
-    "Siglip2Model": "max_length",
 }
 # Which output speaks for a match, of how many.
 _MATCHING = {
@@ -42,6 +42,8 @@ def speaker(module: Any, processor: Any) -> Speaker | None:
     if tokenizer_of(processor) is None:
         return None
     kinds = [kind.__name__ for kind in type(module).__mro__]
+    if "Siglip2Model" in kinds:
+        return Refusing(f"{type(module).__name__} takes a picture as a row of patches, with the places of each")
     comparing = next((_COMPARING[kind] for kind in kinds if kind in _COMPARING), None)
     if comparing is not None:
         tokens = HubTokens.of(module, processor, comparing)

@@ -68,9 +68,9 @@ def _labelled(drawn: Image.Image, box: LabelledBox, taken: Sequence[Area], unit:
 
 
 def _places(size: tuple[int, int], corners: Corners, label: tuple[int, int]) -> list[Area]:
-    """List where a label may stand, the best first: above its box, inside at its top, below, inside at its bottom."""
+    """List where a label may stand, the best first: above its box, at its top, below, at its bottom, further down."""
     left, top, right, bottom = (round(share * pixels) for share, pixels in zip(corners, size * 2, strict=True))
-    downs = [top - label[1], top, bottom, bottom - label[1]]
+    downs = [top - label[1], top, bottom, bottom - label[1], *range(top + label[1], bottom - label[1], label[1])]
     places = [(across, down) for down in downs for across in (left, right - label[0])]
     kept = [place for place in places if 0 <= place[1] <= size[1] - label[1]] or places
     inside = [(max(0, min(across, size[0] - label[0])), max(0, min(down, size[1] - label[1]))) for across, down in kept]

@@ -68,7 +68,17 @@ class Answer:
                 f"{self.model} is no detector that glowmap can read, so there is no detection to ask about; ask about a class, "
                 "or pass target=a callable from the output to one score per image"
             )
-        return self.read_candidates(self)
+        candidates = self.read_candidates(self)
+        if len(candidates.logits):
+            self._check_names(candidates.logits[0].shape[1])
+        return candidates
+
+    def _check_names(self, count: int) -> None:
+        if self.class_names is not None and len(self.class_names) != count:
+            raise TargetError(
+                f"there are {len(self.class_names)} class names for the {count} classes of {self.model}; "
+                "give one name for each class, in the model's order"
+            )
 
     @property
     def detects(self) -> bool:
@@ -135,11 +145,7 @@ class Answer:
         Where one output stands for two named classes (``binary``), it is the second's score, and its negative the first's.
         """
         logits = torch.cat([-self.outputs, self.outputs], 1) if self.binary else self.outputs
-        if self.class_names is not None and len(self.class_names) != logits.shape[1]:
-            raise TargetError(
-                f"there are {len(self.class_names)} class names for the {logits.shape[1]} classes of {self.model}; "
-                "give one name for each class, in the model's order"
-            )
+        self._check_names(logits.shape[1])
         return logits
 
     @cached_property
