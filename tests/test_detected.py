@@ -357,7 +357,9 @@ def test_another_class_is_asked_of_the_same_candidate(name):
         Detected(1, category=glowmap.targets.Probability("bus")),
         glowmap.targets.Not(Detected(1)),
     ]
-    wanted = [logits[car], logits[car] - logits[bus], logits.softmax(0)[bus], -logits[found.category]]
+    likely = logits.sigmoid() if candidates.sigmoid else logits.softmax(0)
+    assert candidates.sigmoid == (name in ("RetinaNet", "FCOS"))
+    wanted = [logits[car], logits[car] - logits[bus], likely[bus], -logits[found.category]]
     found_named = f"box 1 ({names[found.category]} {found.score:.2f})"
     explanations = glowmap.explain(model, batch, target=asked, method="hires_cam")
     for explanation, score in zip(explanations, wanted, strict=True):

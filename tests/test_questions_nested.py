@@ -24,6 +24,7 @@ from glowmap.targets import (
     Prototype,
     Ranked,
     Rather,
+    Text,
     Unit,
     Value,
 )
@@ -193,3 +194,25 @@ def test_too_few_names_for_a_detector_are_refused():
     model = glowmap.load(detector(detections_per_img=20), classes=["nothing", "car"])
     with pytest.raises(TargetError, match=r"there are 2 class names for the 5 classes of RetinaNet"):
         glowmap.explain(model, images(1, 64, 96), target=Detected(0))
+
+
+def test_texts_that_are_one_to_the_model_are_refused():
+    pytest.importorskip("transformers")
+    from texts_of_ours import built, clip, processor
+
+    model = glowmap.load(built(clip), processor=processor())
+    texts = [Text("a photo of a dog"), Text(" a  photo of a dog")]
+    with pytest.raises(TargetError, match="are the same tokens to CLIPModel; ask about one of them"):
+        glowmap.explain(model, torch.rand(1, 3, 32, 32), target=texts)
+
+
+def test_an_answer_says_what_it_answers():
+    pytest.importorskip("transformers")
+    import writers_of_ours as writers
+
+    model = glowmap.load(writers.vilt(), processor=writers.bert())
+    asked = Text("red", prompt="what colour is the car ?")
+    assert glowmap.explain(model, writers.pictures(), target=asked).targets[0].startswith("red")
+    blip = writers.loaded(writers.blip(), writers.bert())
+    found = glowmap.explain(blip, writers.pictures(), target=Text("dog", prompt="a red"))
+    assert found.targets == ("'dog' to 'a red'",)

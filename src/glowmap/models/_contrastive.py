@@ -53,8 +53,21 @@ class Comparing:
         asked = {text: _sentences(model, text) for text in texts}
         others = list(dict.fromkeys(one for own in asked.values() for one in own if one not in prompts))
         # a class is likely among classes: what else is asked in the same call is no matter of theirs
+        self._refuse_alike(model, list(dict.fromkeys([*prompts, *others])))
         groups: list[list[str]] = [[], others] if prompts and others else [others]
         return [self._pass(model, batch, prompts, group, asked) for group in groups]
+
+    def _refuse_alike(self, model: Model, sentences: Sequence[str]) -> None:
+        """Refuse texts that are one to the model, as "a dog" and "A dog" are to many: a map of their difference is rounding."""
+        if len(sentences) < 2:
+            return
+        rows = [tuple(row.flatten().tolist()) for row in self.tokens(sentences)[self.texts]]
+        known = dict(zip(rows, sentences, strict=True))
+        for row, sentence in zip(rows, sentences, strict=True):
+            if known[row] != sentence:
+                raise TargetError(
+                    f"{sentence!r} and {known[row]!r} are the same tokens to {model.name}; ask about one of them"
+                )
 
     def _pass(
         self,

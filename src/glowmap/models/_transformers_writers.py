@@ -7,7 +7,7 @@ before it given (teacher forcing), so that one forward pass speaks of all of the
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -325,8 +325,8 @@ _KINDS: dict[str, Kind] = {
 def _targets(model: Model, text: Text, said: Sequence[Sentence], length: int) -> list[Target]:
     """Make questions of a text: the sentence, a word of it, or the sentence and each of its words."""
     whole = Words(tuple(_spoken(one, one.scored, length, None) for one in said))
-    if text.word is None and not text.each_word:
-        return [whole]
+    if text.word is None and not text.each_word:  # word by word a title would be lost among prompts
+        return [replace(whole, prompt=text.prompt)]
     if len(said) > 1:
         raise TargetError(
             f"{model.name} says a sentence of its own of each of {len(said)} images, whose words differ; explain the images one "

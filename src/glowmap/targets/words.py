@@ -34,6 +34,7 @@ class Words:
     """
 
     spoken: tuple[Spoken, ...]
+    prompt: str | None = None  # what they answer, where a caption is to say so
 
     def score(self, answer: Answer) -> Scores:
         logits = answer.words
@@ -41,7 +42,8 @@ class Words:
 
     def wording(self, answer: Answer, image: int) -> str:
         one = self._of(answer, image)
-        return repr(one.sentence) if one.word is None else f"{one.word!r} in {one.sentence!r}"
+        said = repr(one.sentence) if one.word is None else f"{one.word!r} in {one.sentence!r}"
+        return said if self.prompt is None else f"{said} to {self.prompt!r}"
 
     def settled(self, answer: Answer, image: int) -> "Words":
         return replace(self, spoken=(self._of(answer, image),))
