@@ -196,7 +196,7 @@ def test_what_the_model_says_itself_is_what_it_generates(name):
         return
     found = glowmap.explain(model, images, target=Text(prompt=PROMPT), method="input_gradient")
     scored = [token for token in own if token not in ours.signs(model.speaker.tokenizer)]
-    assert found.targets == (repr(model.speaker.tokenizer.decode(scored).strip()),)
+    assert found.targets == (f"{model.speaker.tokenizer.decode(scored).strip()!r} to {PROMPT!r}",)
     with torch.no_grad():
         scores = scored_by_hand(module, by_hand(name, images, own), own)
     expected = sum(float(one) for one, token in zip(scores, own, strict=True) if token in scored)

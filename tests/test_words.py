@@ -116,7 +116,7 @@ def test_a_sentence_scores_what_the_model_gives_word_by_word(name):
     expected = by_hand(module, images, before, grows, spell(model.speaker.tokenizer, SENTENCE))
     assert len(expected) == 5
     assert float(found.scores) == pytest.approx(sum(expected), abs=1e-4)
-    assert found.targets == (repr(SENTENCE),)
+    assert found.targets == (repr(SENTENCE) if prompt is None else f"{SENTENCE!r} to {prompt!r}",)
 
 
 def test_a_caption_scores_minus_the_models_own_loss():

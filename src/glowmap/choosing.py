@@ -367,5 +367,5 @@ def _asking(question: Target, told: Told) -> Any:
 
 def _callable(question: Target) -> Custom | None:
     """Give the callable of the user's own that a question is, or is made of."""
-    parts = list(leaves(question))
+    parts = leaves(question)
     return parts[0] if len(parts) == 1 and isinstance(parts[0], Custom) else None

@@ -19,9 +19,7 @@ from glowmap.targets import Answer, Candidates, Found
 
 _BOXES = ("logits", "pred_boxes")
 _MASKS = ("class_queries_logits", "masks_queries_logits")
-_TOKENS = (
-    "input_ids"  # beside the boxes where the classes are tokens of a text (Grounding DINO): they are no classes yet
-)
+_TOKENS = "input_ids"  # beside boxes: classes are the words of a text
 
 
 def candidates_of(module: nn.Module, reader: OutputReader) -> Callable[[Answer], Candidates] | None:

@@ -1,6 +1,6 @@
 """What a target is: a question that gets one score per image, and the contract it is held to."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -45,18 +45,6 @@ def changed(question: Target, change: Callable[[Target], Target]) -> Target:
     return rebuilt
 
 
-def leaves(question: Target) -> Iterator[Target]:
-    """Walk through a question's innermost parts."""
-    found: list[Target] = []
-
-    def see(part: Target) -> Target:
-        found.append(part)
-        return part
-
-    changed(question, see)
-    yield from found
-
-
 def parts(question: Target) -> list[Target]:
     """List the questions that one is made of, which may be made of others; none for one that is made of none."""
     found: list[Target] = []
@@ -69,6 +57,11 @@ def parts(question: Target) -> list[Target]:
     if with_parts is not None:
         with_parts(see)
     return found
+
+
+def leaves(question: Target) -> list[Target]:
+    """List a question's innermost parts, which of one that is made of none is the question itself."""
+    return [leaf for part in parts(question) for leaf in leaves(part)] or [question]
 
 
 def settled(question: Target, answer: Answer, image: int) -> Target:
