@@ -139,9 +139,9 @@ SPECIMENS = [
             **{**PICTURE, "image_size": 64, "vocab_size": 99, "num_labels": 7},
         ),
         _asked(columns=96),
-        {r"vilt\.embeddings\.patch_embeddings(\.projection)?": (8, 12)},
-        "",
-        "behind it the patches are drawn in another order at each call: none of the later layers has rows and columns",
+        {r"vilt\.encoder\.layer\.3\.layernorm_before": (8, 12)},
+        r"vilt\.e.*",
+        "the first word's token is read; the patches, which it draws in another order at each call, are put row by row here",
     ),
     _one(
         "VisionEncoderDecoderModel",

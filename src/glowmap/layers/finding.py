@@ -118,16 +118,19 @@ class _Search:
         puts = [put for put in trace.puts if put.tensor.requires_grad]
         slopes = gradients(asked.score, [put.tensor for put in puts])
         reached = [(put, slope) for put, slope in zip(puts, slopes, strict=True) if slope is not None]
-        found = [self._candidate(model, put, slope) for put, slope in self._of_all_parts(reached)]
+        found = [self._candidate(model, put, slope) for put, slope in reached]
         self.candidates = [one for one in found if one is not None]
+        self._held_by_all = sum(map(self._held, self._stretches()))  # also by the towers of a head
+        self.candidates = self._of_all_parts()
 
-    def _of_all_parts(self, reached: Sequence[tuple[Put, Tensor]]) -> Sequence[tuple[Put, Tensor]]:
+    def _of_all_parts(self) -> list[_Candidate]:
         """Leave out what a part of the score does not depend on: the towers of a head."""
+        left = self.candidates
         for part in self.asked.parts:
-            slopes = gradients(part, [put.tensor for put, _ in reached])
-            used = [one for one, slope in zip(reached, slopes, strict=True) if slope is not None and slope.any()]
-            reached = used or reached
-        return reached
+            slopes = gradients(part, [one.put.tensor for one in left])
+            used = [one for one, slope in zip(left, slopes, strict=True) if slope is not None and slope.any()]
+            left = used or left
+        return left
 
     def _candidate(self, model: nn.Module, put: Put, slope: Tensor) -> _Candidate | None:
         shape, pixels = put.tensor.shape, tuple(self.images.shape[2:])
@@ -315,8 +318,7 @@ class _Search:
 
     def _encoder_end(self) -> tuple[_Candidate, str] | None:
         stretches = self._stretches()
-        total = sum(self._held(stretch) for stretch in stretches)
-        own = [stretch for stretch in stretches if self._held(stretch) >= _HOLDS * total]
+        own = [stretch for stretch in stretches if self._held(stretch) >= _HOLDS * self._held_by_all]
         own.sort(key=lambda stretch: (math.prod(stretch[0].layout.grid), -self._held(stretch)))
         for stretch in own:
             for one in sorted(self._late(stretch), key=lambda one: (-one.channels, *_outermost(one, stretch))):
