@@ -24,6 +24,7 @@ from glowmap.targets import (
     Prototype,
     Ranked,
     Rather,
+    Similar,
     Text,
     Unit,
     Value,
@@ -216,3 +217,14 @@ def test_an_answer_says_what_it_answers():
     blip = writers.loaded(writers.blip(), writers.bert())
     found = glowmap.explain(blip, writers.pictures(), target=Text("dog", prompt="a red"))
     assert found.targets == ("'dog' to 'a red'",)
+
+
+def test_a_model_that_writes_embeds_no_picture():
+    pytest.importorskip("transformers")
+    import writers_of_ours as writers
+
+    model = writers.loaded(writers.blip(), writers.bert())
+    with pytest.raises(
+        TargetError, match="writes words and embeds no picture by itself; ask about likeness to the part"
+    ):
+        glowmap.explain(model, writers.pictures(), target=Similar(writers.pictures()))

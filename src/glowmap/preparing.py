@@ -1,9 +1,9 @@
 """Questions made ready before the model runs: texts put beside the pictures, other pictures embedded, parts to be watched."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from glowmap.images import Batch
 from glowmap.models import Heard, Model
 from glowmap.targets import ClassQuestion, Custom, Detected, Pixels, Predicted, Target, Text, changed, leaves
 from glowmap.watching import watched
+
+_Opening: TypeAlias = Callable[[nn.Module], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -135,25 +137,24 @@ def _embedded(model: Model, batch: Batch, question: Target) -> Target:
         return question
 
     def embed(picture: Any) -> Tensor:
+        if model.speaker is not None and model.speaker.generates:
+            raise TargetError(
+                f"{model.name} writes words and embeds no picture by itself; ask about likeness to the part of it that sees (its "
+                "vision tower), or take a model that embeds pictures"
+            )
         given = picture
         if len(batch.arguments) + len(batch.keywords) > 1:  # whatever else the model takes stays as it is
             given = tuple(picture if one is batch.images else one for one in batch.arguments) or {
                 name: picture if one is batch.images else one for name, one in batch.keywords.items()
             }
         other = model.read(given)
-        if model.speaker is not None and not model.speaker.generates:  # it may take no picture without a text
+        if model.speaker is not None:  # it may take no picture without a text
             other = next((heard.batch for heard in model.speaker.heard(model, other, [])), other)
-        with torch.no_grad():
-            return model.answer(called_opened(model, other), other).embedding.detach()
+        with torch.no_grad(), model.opened(model.module):
+            return model.answer(called(model.module, other), other).embedding.detach()
 
     made: Target = prepare(embed)
     return made
-
-
-def called_opened(model: Model, batch: Batch) -> Any:
-    """Call a (borrowed) model with its parts watched."""
-    with model.opened(model.module):
-        return called(model.module, batch)
 
 
 def _watching(model: Model, batch: Batch, questions: Sequence[Target]) -> Model:
@@ -162,13 +163,10 @@ def _watching(model: Model, batch: Batch, questions: Sequence[Target]) -> Model:
     return watched(model, batch, sorted(names)) if names else model
 
 
-def _both(one: Any, other: Any) -> Any:
+def _both(one: _Opening, other: _Opening) -> _Opening:
     @contextmanager
     def entered(module: nn.Module) -> Iterator[None]:
-        with ExitStack() as stack:
-            contexts: list[AbstractContextManager[None]] = [one(module), other(module)]
-            for context in contexts:
-                stack.enter_context(context)
+        with one(module), other(module):
             yield
 
     return entered
