@@ -10,6 +10,7 @@ from glowmap.capture.record import record as record
 from glowmap.capture.resume import Trunk as Trunk
 from glowmap.capture.resume import copies as copies
 from glowmap.capture.resume import exchanged as exchanged
+from glowmap.capture.resume import forward_of as forward_of
 from glowmap.capture.resume import remember as remember
 from glowmap.capture.resume import resumed as resumed
 from glowmap.capture.resume import same_output as same_output

@@ -98,7 +98,7 @@ def handed_back(outputs: Sequence[tuple[nn.Module, Any]]) -> Iterator[Collection
         waiting[module].append(output)
     with ExitStack() as patched:
         for module, own in waiting.items():
-            patched.enter_context(_forward(module, _handing_back(module, own)))
+            patched.enter_context(forward_of(module, _handing_back(module, own)))
         yield waiting.values()
 
 
@@ -173,7 +173,7 @@ def _handing_back(module: nn.Module, waiting: "deque[Any]") -> Callable[..., Any
 
 
 @contextmanager
-def _forward(module: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
+def forward_of(module: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
     """Put another forward in a module's place; what hooks it has still run."""
     own = module.__dict__.get("forward")  # an instance's own, where somebody patched it before
     module.forward = function

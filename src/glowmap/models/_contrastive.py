@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -40,10 +40,7 @@ class Comparing:
     texts: str = "input_ids"
     alone: bool = False
 
-    @property
-    def generates(self) -> bool:
-        """Whether it says something by itself: no, it judges."""
-        return False
+    generates: ClassVar[bool] = False  # it judges
 
     def heard(self, model: Model, batch: Batch, texts: Sequence[Text]) -> Sequence[Heard]:
         """Put class names and texts beside the pictures, as :meth:`glowmap.models._family.Speaker.heard` says."""
@@ -99,10 +96,7 @@ class Matching:
     pictures: str = "pixel_values"
     texts: str = "input_ids"
 
-    @property
-    def generates(self) -> bool:
-        """Whether it says something by itself: no, it judges."""
-        return False
+    generates: ClassVar[bool] = False  # it judges
 
     def heard(self, model: Model, batch: Batch, texts: Sequence[Text]) -> Sequence[Heard]:
         """Put one text beside all pictures in each pass, as :meth:`glowmap.models._family.Speaker.heard` says."""

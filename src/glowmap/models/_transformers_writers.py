@@ -7,8 +7,8 @@ before it given (teacher forcing), so that one forward pass speaks of all of the
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,7 @@ class Writer:
     tokenizer: Any
     processor: Any
     kind: Kind
-    generates: bool = field(default=True, init=False)
+    generates: ClassVar[bool] = True
 
     def heard(self, model: Model, batch: Batch, texts: Sequence[Text]) -> list[Heard]:
         """Give each prompt and sentence a forward pass, which its words share; without any, what the model says itself."""
@@ -147,7 +147,7 @@ class Chooser:
     """A speaker for models that answer a question with one of their classes: the text is the class's name."""
 
     tokenizer: Any
-    generates: bool = field(default=False, init=False)
+    generates: ClassVar[bool] = False
 
     def heard(self, model: Model, batch: Batch, texts: Sequence[Text]) -> list[Heard]:
         """Give each prompt a forward pass, which all answers to it share."""

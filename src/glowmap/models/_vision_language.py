@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from glowmap.capture import forward_of
 from glowmap.errors import InputError, TargetError, told
 from glowmap.images import Batch
 from glowmap.models._family import Heard, Model
@@ -267,15 +268,8 @@ def _splitting(part: Any, images: Callable[[], int]) -> Iterator[None]:
         made: Tensor = own(*arguments, **keywords)
         return _split(made, images()) if threading.get_ident() == owner else made
 
-    before = part.__dict__.get("forward")  # an instance's own, where somebody patched it before
-    part.forward = forward
-    try:
+    with forward_of(part, forward):
         yield
-    finally:
-        if before is None:
-            del part.__dict__["forward"]
-        else:
-            part.forward = before
 
 
 def _split(tokens: Tensor, images: int) -> Tensor:

@@ -271,7 +271,7 @@ def preset_of(processor: Any) -> Preset:
     """Make an image processor a preprocessing step, with its mean and std, and the part of the picture that it keeps."""
     normalises = getattr(processor, "do_normalize", False) and processor.image_mean is not None
     mean, std = (processor.image_mean, processor.image_std) if normalises else (0.0, 1.0)
-    transform = partial(_processed, processor)
+    transform = partial(one_picture, processor)
     largest = 1.0 if getattr(processor, "do_rescale", True) else 255.0
 
     def colours(picture: Image.Image) -> Tensor:
@@ -281,10 +281,6 @@ def preset_of(processor: Any) -> Preset:
         return (given * torch.as_tensor(std).reshape(-1, 1, 1) + torch.as_tensor(mean).reshape(-1, 1, 1)) / largest
 
     return Preset(transform, Measured(colours), mean, std)
-
-
-def _processed(processor: Any, picture: Image.Image) -> Tensor:
-    return one_picture(processor, picture)
 
 
 FAMILIES.put("hf", Family("transformers", names, build, recognise))

@@ -11,7 +11,7 @@ from glowmap.errors import TargetError
 from glowmap.shapes import PixelSets, Scores
 from glowmap.structure import wide
 from glowmap.targets._answer import Answer
-from glowmap.targets._target import in_images
+from glowmap.targets._target import in_images, of_nothing
 
 
 class ClassQuestion(ABC):
@@ -87,7 +87,7 @@ class Places:
 def predicted(answer: Answer, indices: Tensor) -> PixelSets:
     """Find the pixels of each image that are predicted as its class. Raises TargetError where there are none."""
     found: Tensor = answer.labels == indices.to(answer.labels.device).reshape(-1, *[1] * (answer.labels.ndim - 1))
-    empty = [image for image, part in enumerate(found) if not part.any()]
+    empty = of_nothing(found)
     if empty:
         raise TargetError(
             f"no pixel is predicted as {answer.name(int(indices[empty[0]]))!r}{in_images(empty, found)}; "

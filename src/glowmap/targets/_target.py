@@ -112,6 +112,11 @@ def checked(scores: Any, batch: int, wording: str) -> Scores:
     return scores
 
 
+def of_nothing(sets: Sequence[Tensor] | Tensor) -> list[int]:
+    """List the images whose set of places is empty."""
+    return [image for image, part in enumerate(sets) if not part.any()]
+
+
 def in_images(wrong: Sequence[int], batch: Sequence[Any] | Tensor) -> str:
     """Say in which images, where there are several."""
     if len(batch) == 1:

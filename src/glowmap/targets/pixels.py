@@ -16,7 +16,7 @@ from glowmap.shapes import PixelSets, Scores, crossed
 from glowmap.targets._answer import Answer, SeenPart, background_class
 from glowmap.targets._class import ClassQuestion, Places, score_at
 from glowmap.targets._marks import Mark
-from glowmap.targets._target import changed, in_images
+from glowmap.targets._target import changed, in_images, of_nothing
 from glowmap.targets.classes import Change, ClassLike, OfEach, Predicted, Value, as_class, changed_class
 from glowmap.targets.regions import At, Object, Point, Region, ring, shares_at
 
@@ -114,7 +114,7 @@ class Pixels:
             images = range(answer.batch)
             return torch.stack([where.places(answer, image, question.chosen(answer, image)) for image in images])
         inside = _fitted(where, answer)
-        empty = [image for image, part in enumerate(inside) if not part.any()]
+        empty = of_nothing(inside)
         if empty:
             raise TargetError(
                 f"the mask is empty{in_images(empty, inside)}; mark at least one pixel, inside the part of the picture that "
@@ -131,7 +131,7 @@ class Pixels:
         if not self.border:
             return None
         around = torch.stack([ring(part, int(self.border)) for part in inside])
-        bare = [image for image, part in enumerate(around) if not part.any()]
+        bare = of_nothing(around)
         if bare:
             raise TargetError(
                 f"nothing lies around the pixels of {self.wording(answer, bare[0])!r}{in_images(bare, inside)}: they are all "
