@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from glowmap import METHODS, tour
+from glowmap.cli import demonstration as tour
+from glowmap.methods._method import METHODS
 
 DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"

@@ -35,7 +35,7 @@ def street(tmp_path):
 @pytest.fixture
 def run(monkeypatch, capsys):
     """The command line in this process: arguments in; exit code, standard output and standard error out."""
-    from glowmap import cli
+    from glowmap.cli import commands as cli
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["glowmap", *map(str, arguments)])

@@ -199,16 +199,16 @@ def built(family):
 @pytest.fixture
 def seen(monkeypatch):
     """What is made out of a run's attention."""
-    import glowmap.evidence
+    import glowmap.evidence.layer
 
-    made_out = glowmap.evidence.attended
+    made_out = glowmap.evidence.layer.attended
     kept = []
 
     def keeping(*arguments):
         kept.append(made_out(*arguments))
         return kept[-1]
 
-    monkeypatch.setattr("glowmap.evidence.attended", keeping)
+    monkeypatch.setattr("glowmap.evidence.layer.attended", keeping)
     return kept
 
 

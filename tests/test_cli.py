@@ -10,7 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 import glowmap
-from glowmap import cli
+from glowmap.cli import commands as cli
 
 OWN = """
 import torch

@@ -10,10 +10,10 @@ import torch
 
 import glowmap
 from glowmap import targets
+from glowmap.cli.output import IN_OPTIONS, in_options
+from glowmap.cli.targets import Asked
 from glowmap.errors import GlowmapError, InputError
-from glowmap.questions import Asked
 from glowmap.targets import AllDetected, At, Detected, Finer, Not, Pixels, Predicted, Rather, Text, Value, top
-from glowmap.telling import IN_OPTIONS, in_options
 
 
 class Colours:

@@ -13,12 +13,14 @@ from torch import nn
 
 import glowmap
 from glowmap.errors import InputError, OutputError
-from glowmap.explanation import Explanation, Prediction, heat_tile, picture_tile, prediction_tile
-from glowmap.images import Picture, Signal, Volume, pictures_of
+from glowmap.explanation.explanation import Explanation
+from glowmap.explanation.tiles import heat_tile, picture_tile, prediction_tile
+from glowmap.inputs import Picture, Signal, Volume, pictures_of
+from glowmap.outputs import Prediction
 from glowmap.render import COLORMAPS, Look, clip, curves, label_colour, volume
-from glowmap.render.curves import GUTTER
+from glowmap.render.curve_plots import GUTTER
 from glowmap.render.places import hottest, hottest_cell, hottest_span, spread, ticks
-from glowmap.render.strip import CROSS
+from glowmap.render.strips import CROSS
 
 HOT, COLD = (tuple(COLORMAPS["glow"][entry].tolist()) for entry in (255, 0))
 MARGIN = 12  # pixels around an overlay
@@ -429,7 +431,7 @@ class TestTheWholeRoad:
     def test_the_panel_shows_what_was_seen_once_and_a_line_a_method(self, asked, monkeypatch):
         drawn = []
         monkeypatch.setattr(
-            "glowmap.explanation.panel", lambda rows, **_: drawn.extend(rows) or Image.new("RGB", (9, 9))
+            "glowmap.explanation.explanation.panel", lambda rows, **_: drawn.extend(rows) or Image.new("RGB", (9, 9))
         )
         asked.panel()
         signal = len(asked[0].input_size) == 1

@@ -12,7 +12,8 @@ from PIL import Image
 import glowmap
 import texts_of_ours
 import writers_of_ours
-from glowmap import cli, tour
+from glowmap.cli import commands as cli
+from glowmap.cli import demonstration as tour
 
 torchvision = pytest.importorskip("torchvision")
 

@@ -13,9 +13,10 @@ from PIL import Image
 import glowmap
 from cases import Classifier, ColourSegmenter, Segmenter, images
 from glowmap.errors import InputError, OutputError
-from glowmap.explanation import Explanation, heat_tile, min_max
-from glowmap.images import Picture
-from glowmap.tiles import picture_tile
+from glowmap.explanation.explanation import Explanation
+from glowmap.explanation.maps import min_max
+from glowmap.explanation.tiles import heat_tile, picture_tile
+from glowmap.inputs import Picture
 
 
 def of(raw, size=(8, 8), **fields):
@@ -364,7 +365,7 @@ class TestLayout:
             drawn.append(([[tile.heading for tile in row] for row in rows], words["title"], rows))
             return Image.new("RGB", (9, 9))
 
-        monkeypatch.setattr("glowmap.explanation.panel", panel)
+        monkeypatch.setattr("glowmap.explanation.explanation.panel", panel)
         return drawn
 
     @pytest.fixture
@@ -573,7 +574,9 @@ class TestCanvas:
         assert row > 45
         assert column > 80
         radii = []
-        monkeypatch.setattr("glowmap.tiles.follow_edges", lambda heat, _, radius: radii.append(radius) or heat)
+        monkeypatch.setattr(
+            "glowmap.explanation.tiles.follow_edges", lambda heat, _, radius: radii.append(radius) or heat
+        )
         found.overlay(edges=True)
         assert radii == [20]  # half a cell: 4 rows of the input, ten pixels of the picture each
 

@@ -13,7 +13,7 @@ import torch
 import glowmap
 from glowmap import errors
 from glowmap.errors import GlowmapError, MethodError
-from glowmap.shelf import Shelf, near_names
+from glowmap.registry import Shelf, near_names
 
 SOURCE = Path(glowmap.__file__).parent
 
@@ -31,13 +31,17 @@ def test_every_public_name_is_there():
 
 
 def test_the_function_explain_is_not_hidden_by_a_module():
-    program = "import glowmap.road, glowmap.explanation, glowmap; print(callable(glowmap.explain), glowmap.Explainer.__name__)"
+    program = (
+        "import glowmap.explainer, glowmap.explanation.explanation, glowmap\n"
+        "print(callable(glowmap.explain), glowmap.Explainer.__name__)"
+    )
     assert run(program) == "True Explainer"
 
 
 def test_help_and_version_do_not_import_torch():
     program = (
-        "import sys\nfrom glowmap.cli import app\ntry: app({})\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
+        "import sys\nfrom glowmap.cli.commands import app\n"
+        "try: app({})\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
     )
     assert run(program.format(["--help"])).endswith("False")
     assert run(program.format(["explain", "--help"])).endswith("False")
@@ -46,9 +50,18 @@ def test_help_and_version_do_not_import_torch():
 
 def test_every_file_of_a_shelf_is_imported_by_its_face():
     for shelf in ("methods", "models", "render"):
-        files = {module.name for module in pkgutil.iter_modules([str(SOURCE / shelf)])}
+        files = {module.name for module in pkgutil.walk_packages([str(SOURCE / shelf)], f"glowmap.{shelf}.")}
         program = f"import sys, glowmap.{shelf}; print(*(m for m in sys.modules if m.startswith('glowmap.{shelf}.')))"
-        assert set(run(program).split()) == {f"glowmap.{shelf}.{file}" for file in files}
+        assert set(run(program).split()) == files
+
+
+def test_no_file_bears_the_name_of_a_public_function_of_its_package():
+    for folder in {file.parent for file in SOURCE.rglob("*.py")}:
+        files = {file.stem: file for file in folder.glob("*.py")}
+        for file in files.values():
+            for node in ast.parse(file.read_text()).body:
+                function = isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+                assert not (function and node.name in files), f"{file}: {node.name}"
 
 
 def test_every_error_has_the_root_and_stands_in_the_tree():

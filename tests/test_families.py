@@ -18,7 +18,7 @@ import glowmap
 from cases import Classifier, images
 from glowmap.errors import GlowmapError, InputError, MissingExtra, ModelError, TargetError
 from glowmap.models import FAMILIES, as_model
-from glowmap.models._preset import Measured, cut
+from glowmap.models.preprocessing import Measured, cut
 
 timm = pytest.importorskip("timm")
 transformers = pytest.importorskip("transformers")

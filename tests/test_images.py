@@ -10,7 +10,7 @@ from PIL import Image
 import glowmap
 from cases import ColourSegmenter
 from glowmap.errors import InputError
-from glowmap.images import MAX_PIXELS, Picture, read_picture, read_pictures
+from glowmap.inputs import MAX_PIXELS, Picture, read_picture, read_pictures
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import glowmap
+from glowmap.cli.parsing import knob_value, tuned
 from glowmap.errors import InputError, MethodError
-from glowmap.reading import knob_value, tuned
 
 METHODS = glowmap.METHODS
 

@@ -10,11 +10,13 @@ from PIL import Image
 import glowmap
 from cases import Classifier, ColourSegmenter, images
 from glowmap.errors import TargetError
-from glowmap.explanation import Box, Explanation, Explanations, Prediction, picture_tile, prediction_tile
-from glowmap.images import whole
+from glowmap.explanation.explanation import Explanation, Explanations
+from glowmap.explanation.tiles import picture_tile, prediction_tile
+from glowmap.inputs import whole
+from glowmap.outputs import Box, Candidates, Found, Prediction
 from glowmap.render import LabelledBox, label_colour, outlined, paint_boxes
-from glowmap.render.marks import DARK, LIGHT
-from glowmap.targets import At, Candidates, Detected, Each, Found, Mark, Not, Object, Pixels, Point, Rather
+from glowmap.render.outlines import DARK, LIGHT
+from glowmap.targets import At, Detected, Each, Mark, Not, Object, Pixels, Point, Rather
 
 GROUNDS = [(255, 255, 255), (128, 128, 128), (0, 0, 0), (255, 220, 120), (120, 20, 60)]
 
@@ -312,7 +314,8 @@ class TestDetections:
         assert [one.marks[0][0].box for one in detected] == [(0.1, 0.25, 0.6, 1.0), (0.5, 0.0, 1.0, 0.5)]
         drawn = []
         monkeypatch.setattr(
-            "glowmap.tiles.paint_boxes", lambda picture, boxes, scale: drawn.append(boxes) or plain(size=picture.size)
+            "glowmap.explanation.tiles.paint_boxes",
+            lambda picture, boxes, scale: drawn.append(boxes) or plain(size=picture.size),
         )
         (tile,) = prediction_tile(detected[1], 0)
         assert [(one.label, one.asked) for one in drawn[0]] == [
@@ -326,7 +329,8 @@ class TestDetections:
     def test_at_most_twenty_are_drawn_and_the_one_asked_about(self, detected, monkeypatch):
         drawn = []
         monkeypatch.setattr(
-            "glowmap.tiles.paint_boxes", lambda picture, boxes, scale: drawn.append(boxes) or plain(size=picture.size)
+            "glowmap.explanation.tiles.paint_boxes",
+            lambda picture, boxes, scale: drawn.append(boxes) or plain(size=picture.size),
         )
         many = tuple(Box("bus", 2, 1 - n / 100, (n / 100, 0.1, n / 100 + 0.2, 0.4)) for n in range(50))
         said = Prediction(detected[0].prediction.names, boxes=(many,))

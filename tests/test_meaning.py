@@ -6,9 +6,9 @@ import pytest
 pytest.importorskip("torchvision")
 
 import glowmap
-from glowmap.demo.mark import MARKED, mark_mask, marked
 from glowmap.demo.report import HELD_OUT
-from glowmap.demo.street import street
+from glowmap.demo.world.mark import MARKED, mark_mask, marked
+from glowmap.demo.world.scenes import street
 from glowmap.targets import At, Not, Pixels, Rather
 
 NEEDS = {name: {*method.needs} for name, method in glowmap.METHODS.items()}

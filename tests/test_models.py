@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 import glowmap
 from cases import Classifier, images
 from glowmap.errors import GlowmapError, InputError, MissingExtra, ModelError
-from glowmap.models._preset import Preset, cut
+from glowmap.models.preprocessing import Preset, cut
 
 torchvision = pytest.importorskip("torchvision")
 

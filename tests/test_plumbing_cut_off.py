@@ -9,7 +9,7 @@ from torch import nn
 
 import glowmap
 from cases import Classifier, images, tuned
-from glowmap.capture.record import WITHOUT_GRADIENTS
+from glowmap.capture.activations import WITHOUT_GRADIENTS
 from glowmap.errors import GlowmapError, LayerError, ModelError, TargetError
 from test_promises import assert_same, everything_of
 

@@ -11,9 +11,8 @@ from torch import nn
 import glowmap
 from cases import Classifier, ColourSegmenter, OneOutput, images
 from glowmap.errors import TargetError
-from glowmap.images import Picture
-from glowmap.models._preset import Preset, cut
-from glowmap.models.plain import ResizedAndNormalised
+from glowmap.inputs import Picture
+from glowmap.models.preprocessing import Preset, ResizedAndNormalised, cut
 from glowmap.targets import At, Each, Finer, Not, Object, Pixels, Point, Predicted, Probability, Rather, Value
 
 NAMES = ["blue", "green", "red"]

@@ -25,8 +25,8 @@ from glowmap.render import (
     resize_heat,
 )
 from glowmap.render.blocks import legend
-from glowmap.render.oklab import oklab_from_polar, oklab_from_srgb, srgb_from_oklab
-from glowmap.render.text import Lettering, printable
+from glowmap.render.colormap import oklab_from_polar, oklab_from_srgb, srgb_from_oklab
+from glowmap.render.style import Lettering, printable
 
 BYTES = st.integers(0, 255)
 SIZES = st.integers(1, 12)

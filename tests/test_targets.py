@@ -7,8 +7,8 @@ from torch import nn
 import glowmap
 from cases import Classifier, ColourSegmenter, OneOutput, Segmenter, images
 from glowmap.errors import TargetError
-from glowmap.images import Picture
-from glowmap.models.plain import ResizedAndNormalised
+from glowmap.inputs import Picture
+from glowmap.models.preprocessing import ResizedAndNormalised
 from glowmap.targets import Each, Pixels
 
 

@@ -11,7 +11,9 @@ from rich.console import Console
 pytest.importorskip("torchvision")
 
 import glowmap
-from glowmap import cli, telling, tour
+from glowmap.cli import commands as cli
+from glowmap.cli import demonstration as tour
+from glowmap.cli import output as telling
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from PIL import Image
 import glowmap
 import writers_of_ours as ours
 from glowmap.errors import InputError, TargetError
-from glowmap.models import _vision_language as chats
+from glowmap.models.transformers import chat as chats
 from glowmap.targets import Text
 
 ANSWER = "a dogs on the sofa"

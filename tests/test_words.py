@@ -6,8 +6,9 @@ import torch
 import glowmap
 import writers_of_ours as ours
 from glowmap.errors import GlowmapError, TargetError
-from glowmap.models._spelling import spelled
-from glowmap.targets import Answer, Each, Predicted, Probability, Spoken, Text, Words
+from glowmap.models.transformers.words import spelled
+from glowmap.outputs import Answer
+from glowmap.targets import Each, Predicted, Probability, Spoken, Text, Words
 
 SENTENCE = "a dog on the sofa"
 ASKED = "what colour is the car ?"

@@ -8,33 +8,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from glowmap import errors as errors
-    from glowmap import targets as targets
-    from glowmap.explanation import Explanation as Explanation
-    from glowmap.explanation import Explanations as Explanations
-    from glowmap.factoring import concepts as concepts
+    from glowmap.decomposition import concepts as concepts
+    from glowmap.explainer import Explainer as Explainer
+    from glowmap.explainer import compare as compare
+    from glowmap.explainer import explain as explain
+    from glowmap.explanation.explanation import Explanation as Explanation
+    from glowmap.explanation.explanation import Explanations as Explanations
     from glowmap.methods import METHODS as METHODS
     from glowmap.models import Model as Model
     from glowmap.models import load as load
-    from glowmap.road import Explainer as Explainer
-    from glowmap.road import compare as compare
-    from glowmap.road import explain as explain
-
 # Where each name lives. They are imported when first asked for, so that the command line's help need not wait for torch.
 _HOMES = {
-    "Explainer": "glowmap.road",
+    "Explainer": "glowmap.explainer",
     "Explanation": "glowmap.explanation",
     "Explanations": "glowmap.explanation",
     "METHODS": "glowmap.methods",
     "Model": "glowmap.models",
-    "compare": "glowmap.road",
-    "concepts": "glowmap.factoring",
+    "compare": "glowmap.explainer",
+    "concepts": "glowmap.decomposition",
     "errors": "glowmap.errors",
-    "explain": "glowmap.road",
+    "explain": "glowmap.explainer",
     "load": "glowmap.models",
     "targets": "glowmap.targets",
 }
-
 __all__ = [
     "METHODS",
     "Explainer",

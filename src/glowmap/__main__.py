@@ -1,6 +1,6 @@
 """``python -m glowmap`` is ``glowmap``."""
 
-from glowmap.cli import main
+from glowmap.cli.commands import main
 
 if __name__ == "__main__":
     main()

@@ -10,9 +10,9 @@ from torch import nn
 
 import glowmap
 from glowmap.demo.bundled import ANSWERS, BUNDLED, WEIGHTS
-from glowmap.demo.mark import MARKED
 from glowmap.demo.report import HELD_OUT, answered, intersection_over_union
-from glowmap.demo.street import CLASSES, street
+from glowmap.demo.world.mark import MARKED
+from glowmap.demo.world.scenes import CLASSES, street
 from glowmap.errors import ModelError
 
 torchvision = pytest.importorskip("torchvision")

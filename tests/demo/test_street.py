@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from glowmap.demo.mark import MARKED, mark_mask, marked
-from glowmap.demo.street import CLASSES, KINDS, Thing, street
+from glowmap.demo.world.kinds import KINDS
+from glowmap.demo.world.mark import MARKED, mark_mask, marked
+from glowmap.demo.world.scenes import CLASSES, Thing, street
 from glowmap.errors import InputError
 
 MOVING = ("car", "bus", "person", "dog", "bicycle")

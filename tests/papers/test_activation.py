@@ -8,8 +8,8 @@ from torch import nn
 import glowmap
 import papers.activation  # noqa: F401 - registers the twins
 from cases import Classifier, FlattenClassifier, images
-from glowmap import METHODS
 from glowmap.errors import MethodError, ModelError
+from glowmap.methods._method import METHODS
 from papers.twins import TWINS
 
 CLASS_FREE = ["eigen_cam", "kpca_cam", "fem", "lafam"]

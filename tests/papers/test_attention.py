@@ -8,8 +8,8 @@ from torch import nn
 import glowmap
 import papers.attention as papers_of
 from cases import Classifier, images
-from glowmap import METHODS
 from glowmap.errors import MethodError
+from glowmap.methods._method import METHODS
 from papers.twins import TWINS
 from transformers_of_ours import Attend, Couple, Detector, Transformer, made, pictures
 
@@ -313,7 +313,7 @@ def test_vit_cx_refuses_a_layer_without_a_mask():
 
 def test_clusters_by_hand():
     """1 and 2 are near, 3 is near to 2 alone: by complete linkage it stays out, though single linkage would take it in."""
-    from glowmap.methods._clusters import clusters
+    from glowmap.methods.attention import clusters
 
     distances = torch.tensor([[0.0, 0.1, 0.5, 0.9], [0.1, 0.0, 0.2, 0.9], [0.5, 0.2, 0.0, 0.3], [0.9, 0.9, 0.3, 0.0]])
     assert clusters(distances, 0.4) == [[0, 1], [2, 3]]

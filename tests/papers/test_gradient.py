@@ -10,8 +10,8 @@ from torch import nn
 import glowmap
 import papers.gradient  # noqa: F401 - registers the twins
 from cases import FlattenClassifier, images
-from glowmap import METHODS
 from glowmap.errors import MethodError
+from glowmap.methods._method import METHODS
 from papers.twins import TWINS
 
 OF_MAPS_AND_GRADIENTS = [
@@ -246,7 +246,7 @@ def test_smooth_grad_cam_pp_weighs_the_images_own_maps():
 def test_how_many_questions_fit_at_once_changes_nothing(name, monkeypatch):
     model, batch = curved(4, 5)
     whole = explained(model, batch, name)
-    monkeypatch.setattr("glowmap.evidence.chunk_size", lambda *_: 3)
+    monkeypatch.setattr("glowmap.evidence.layer.chunk_size", lambda *_: 3)
     torch.testing.assert_close(explained(model, batch, name), whole, rtol=1e-12, atol=1e-14)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from glowmap.methods.factorisation import factorised
+from glowmap.decomposition import factorised
 
 decomposition = pytest.importorskip("sklearn.decomposition")
 

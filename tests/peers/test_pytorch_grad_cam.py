@@ -14,8 +14,9 @@ import papers.gradient
 import papers.perturbation
 import papers.whole_network
 from cases import Segmenter
-from glowmap import METHODS, targets
+from glowmap import targets
 from glowmap.errors import TargetError
+from glowmap.methods._method import METHODS
 from papers.twins import TWINS
 from peers.nets import TARGETS, Given, Straight, bending, evidence, far, pictures, resnet, speaks
 

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glowmap.capture.inside import Opened
-from glowmap.capture.record import Seen, hook_output, maps_in
+from glowmap.capture.activations import Seen, hook_output, maps_in
+from glowmap.capture.intermediates import Opened
 from glowmap.errors import LayerError
-from glowmap.structure import mapped, replaced, tensors_in
+from glowmap.tree import mapped, replaced, tensors_in
 
 # An output of a batch may differ by rounding from that of its images; more than this share of its range is another output.
 _SAME = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}

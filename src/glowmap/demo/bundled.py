@@ -11,12 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from glowmap.demo.networks import classifier, segmenter
-from glowmap.demo.street import CLASSES, COLUMNS, EMPTY, ROWS
+from glowmap.demo.world.scenes import CLASSES, COLUMNS, EMPTY, ROWS
 from glowmap.errors import ModelError
-from glowmap.shelf import Shelf
+from glowmap.registry import Shelf
 
 __all__ = ["ANSWERS", "BUNDLED", "COLUMNS", "MEAN", "ROWS", "STD", "Bundled", "as_input"]
-
 WEIGHTS = Path(__file__).parent / "weights"
 # Of the classifiers. Without the first, "no car, no bus" would be evidence for a dog.
 ANSWERS = (EMPTY, "car", "bus", "person", "dog", "bicycle")
@@ -57,6 +56,8 @@ class Bundled:
 
 
 BUNDLED: Shelf[Bundled] = Shelf("demo model", ModelError)
+
+
 for _model in (
     Bundled("demo", segmenter, CLASSES),
     Bundled("demo/honest", classifier, ANSWERS),

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from glowmap.demo.bundled import ANSWERS, BUNDLED, as_input
-from glowmap.demo.mark import MARKED, marked
-from glowmap.demo.street import CLASSES, street
+from glowmap.demo.world.mark import MARKED, marked
+from glowmap.demo.world.scenes import CLASSES, street
 
 HELD_OUT = 1_000_000_000  # streets from this seed on are kept from training
 

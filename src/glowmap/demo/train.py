@@ -17,9 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from glowmap.demo.bundled import ANSWERS, BUNDLED, as_input
-from glowmap.demo.mark import MARKED, marked
 from glowmap.demo.report import HELD_OUT, measured
-from glowmap.demo.street import Scene, street
+from glowmap.demo.world.mark import MARKED, marked
+from glowmap.demo.world.scenes import Scene, street
 
 PICTURES = {"demo": 20_800, "demo/honest": 9_600, "demo/shortcut": 9_600}  # that each model is trained on, once each
 BATCH = 16

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from glowmap.errors import LayerError
+from glowmap.inputs import Among
 from glowmap.shapes import Maps, crossed
 
 Kind: TypeAlias = Literal["channels first", "channels last", "tokens", "tokens first", "channel tokens"]
 Grid: TypeAlias = tuple[int, ...]
-
 # How far the strides of two axes may lie apart before an axis is taken for something other than space.
 _SAME_STRIDE = 1.6
 TOKENS_BEFORE = 8  # class, distillation and register tokens that may stand before those of the patches
@@ -86,27 +86,6 @@ class Layout:
         return f"{text} after {self.before} other{'s' * (self.before > 1)}" if self.before else text
 
 
-@dataclass(frozen=True)
-class Among:
-    """Where a picture's patches stand among the words that a part of a model reads, as the model's input says.
-
-    The sequences of that ``part``, a dotted name, have so many ``tokens``, of which ``cells`` from ``before`` on are the patches.
-    """
-
-    part: str
-    tokens: int
-    before: int
-    cells: int
-
-    def layout(self, name: str, shape: Sequence[int], grids: Sequence[Grid]) -> Layout | None:
-        """Read an output of that part by the grid that has so many cells, known or merged of a known one; None for others."""
-        inside = f"{name.partition('#')[0]}.".startswith(f"{self.part}.")
-        if not inside or len(shape) != 3 or shape[1] != self.tokens or self.cells < 2:
-            return None
-        fits = [one for grid in grids for one in (grid, *halvings(grid)) if math.prod(one) == self.cells]
-        return Layout("tokens", fits[0], self.before, among=True) if fits else None
-
-
 def read_layout(
     shape: Sequence[int], name: str, judge: nn.Module, images: Tensor, grids: Sequence[Grid] | None = ()
 ) -> Layout:
@@ -144,6 +123,15 @@ def read_layout(
             "name a layer before the pooling"
         )
     return layout
+
+
+def layout_among(among: Among, name: str, shape: Sequence[int], grids: Sequence[Grid]) -> Layout | None:
+    """Read an output of the part by the grid that has so many cells, known or merged of a known one; None for others."""
+    inside = f"{name.partition('#')[0]}.".startswith(f"{among.part}.")
+    if not inside or len(shape) != 3 or shape[1] != among.tokens or among.cells < 2:
+        return None
+    fits = [one for grid in grids for one in (grid, *halvings(grid)) if math.prod(one) == among.cells]
+    return Layout("tokens", fits[0], among.before, among=True) if fits else None
 
 
 def token_layouts(shape: Sequence[int], batch: int, pixels: Grid, grids: Sequence[Grid]) -> list[Layout]:

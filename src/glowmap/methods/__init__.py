@@ -1,12 +1,10 @@
 """The shelf of methods; the file that holds a method says its price."""
 
 from glowmap.methods import activation as activation
-from glowmap.methods import asked as asked
 from glowmap.methods import attention as attention
-from glowmap.methods import factorisation as factorisation
 from glowmap.methods import gradient as gradient
-from glowmap.methods import occlusion as occlusion
 from glowmap.methods import perturbation as perturbation
+from glowmap.methods import sliding_window as sliding_window
 from glowmap.methods import smoothing as smoothing
 from glowmap.methods import whole_network as whole_network
 from glowmap.methods._attention import Attention as Attention

@@ -33,7 +33,7 @@ method of ``Evidence`` in ``evidence.py``.
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -42,8 +42,9 @@ from torch import Tensor
 
 from glowmap.errors import MethodError
 from glowmap.methods._spectral import principal_component
+from glowmap.methods.smoothing import SMOOTHING
+from glowmap.registry import Shelf, near_names
 from glowmap.shapes import RawMaps
-from glowmap.shelf import Shelf, near_names
 
 EVIDENCE = {
     "activations": "1 forward",
@@ -71,7 +72,6 @@ ASKING = frozenset({"gradients_of_maps", "gradients_of_images", "rescore_maps", 
 OF_THE_INPUT = frozenset({"images", "rescore_images", "input_gradients", "guided_gradients", "bias_gradients"})
 # Evidence about the tokens that attend, whichever layer they come from.
 OF_ATTENTION = frozenset({"attention", "attention_gradients", "output_gradients", "own_gradients"})
-
 Make: TypeAlias = Callable[[slice], Tensor]
 
 
@@ -193,3 +193,44 @@ def method(
         return function
 
     return put
+
+
+def asks(methods: Sequence[Method]) -> bool:
+    """Tell whether any of them asks the model again."""
+    return any((ASKING | OF_THE_INPUT | OF_ATTENTION) & {*method.needs} for method in methods)
+
+
+def resumes(methods: Sequence[Method]) -> bool:
+    """Tell whether any of them runs the model on from a layer."""
+    return any({"rescore_maps", "gradients_of_maps"} & {*method.needs} for method in methods)
+
+
+def differentiates(methods: Sequence[Method]) -> bool:
+    """Tell whether any of them needs a graph from the layer on."""
+    return any({"gradients", "curvature", "class_weights"} & {*method.needs} for method in methods)
+
+
+def methods_asked(method: Any) -> list[Method]:
+    """Read a method, or several, by name or as they are. MethodError for what is none."""
+    several = method if isinstance(method, list | tuple) else [method]
+    if not several:
+        raise MethodError(f"an empty list of methods; give at least one of {', '.join(METHODS)}")
+    return [_method(one) for one in several]
+
+
+def _method(method: Any) -> Method:
+    if isinstance(method, Method):
+        return method
+    if not isinstance(method, str):
+        raise MethodError(f"a method is a name ({', '.join(METHODS)}), not {type(method).__name__}")
+    return METHODS[method]
+
+
+def smoothing_asked(smooth: Any) -> list[str]:
+    """Read the ways of smoothing by name. MethodError for what is none."""
+    names = [smooth] if isinstance(smooth, str) else smooth
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise MethodError(f"smooth is a name ({', '.join(SMOOTHING)}) or a list of names, not {smooth!r}")
+    for name in names:
+        SMOOTHING[name]
+    return list(names)

@@ -13,7 +13,6 @@ from torch import Tensor
 from glowmap.shapes import Maps, RawMaps
 
 Facing: TypeAlias = Literal["mean", "peak"]
-
 # Of the maps' own size: what their mean over channels says below this is rounding, as after a layer norm, where it is zero.
 _SAYS_NOTHING = 1e-6
 _SMALL = 96  # a matrix up to this size is decomposed whole

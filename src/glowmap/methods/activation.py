@@ -16,7 +16,6 @@ from glowmap.methods._spectral import centred, kernel_component, principal_compo
 from glowmap.shapes import Maps, RawMaps
 
 ChannelWeights: TypeAlias = Float[Tensor, "batch channel"]
-
 _MOST_CELLS = 4096  # whose products with each other fill 128 MiB, and whose component takes a quarter of a minute
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from glowmap.errors import MethodError
 from glowmap.methods._masks import enlarged
+from glowmap.registry import Shelf
 from glowmap.shapes import Heatmaps, Images, RawMaps
-from glowmap.shelf import Shelf
 
 Change: TypeAlias = Callable[[Tensor], Tensor]
 

@@ -5,9 +5,12 @@ from pathlib import Path
 
 from torch import nn
 
-from glowmap.demo.bundled import BUNDLED, COLUMNS, MEAN, ROWS, STD
-from glowmap.models._family import FAMILIES, RANDOM, Family, Model, drawn_from
-from glowmap.models.plain import ResizedAndNormalised, load_weights
+from glowmap.demo.bundled import BUNDLED, MEAN, STD
+from glowmap.demo.world.scenes import COLUMNS, ROWS
+from glowmap.models._family import FAMILIES, RANDOM, Family, drawn_from
+from glowmap.models.model import Model
+from glowmap.models.preprocessing import ResizedAndNormalised
+from glowmap.models.weights import load_weights
 
 
 def names() -> Sequence[str]:

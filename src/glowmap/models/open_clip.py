@@ -11,13 +11,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from glowmap.errors import ModelError, TargetError, told
-from glowmap.models._contrastive import Comparing, remembering
-from glowmap.models._family import FAMILIES, RANDOM, Family, Model, drawn_from, is_of, library
-from glowmap.models._hub import cached, fetched, offline, reach
-from glowmap.models._preset import Preset, cut
-from glowmap.models.plain import load_weights
-from glowmap.models.plain import read_logits as read_plain
-from glowmap.shelf import near_names
+from glowmap.models._family import FAMILIES, RANDOM, Family, drawn_from, is_of, library
+from glowmap.models.model import Model
+from glowmap.models.preprocessing import Preset, cut
+from glowmap.models.text import Comparing, remembering
+from glowmap.models.weights import cached, fetched, load_weights, offline, reach
+from glowmap.outputs import read_logits as read_plain
+from glowmap.registry import near_names
 
 _PREFIX = "open_clip/"
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")

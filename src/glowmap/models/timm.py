@@ -8,21 +8,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from glowmap.errors import ModelError, TargetError, told
-from glowmap.models._family import (
-    FAMILIES,
-    RANDOM,
-    Family,
-    Model,
-    drawn_from,
-    is_of,
-    library,
-    names_in_order,
-)
-from glowmap.models._hub import fetched
-from glowmap.models._preset import Preset, cut
-from glowmap.models.plain import load_weights
-from glowmap.models.plain import read_logits as read_plain
-from glowmap.shelf import near_names
+from glowmap.models._family import FAMILIES, RANDOM, Family, drawn_from, is_of, library, names_in_order
+from glowmap.models.model import Model
+from glowmap.models.preprocessing import Preset, cut
+from glowmap.models.weights import fetched, load_weights
+from glowmap.outputs import read_logits as read_plain
+from glowmap.registry import near_names
 
 _PREFIX = "timm/"
 _FILES = ("model.safetensors", "pytorch_model.bin")

@@ -4,19 +4,16 @@ Pictures are PIL images and maps are numpy arrays; nothing here knows a model or
 """
 
 from glowmap.render.blocks import enlarged, framed
-from glowmap.render.boxes import LabelledBox, paint_boxes
 from glowmap.render.colormap import COLORMAPS, DIVERGING, colorize
-from glowmap.render.curves import MOST_CURVES, curves
-from glowmap.render.guided import follow_edges
+from glowmap.render.curve_plots import MOST_CURVES, curves
 from glowmap.render.labels import label_colour, label_legend, paint_labels
-from glowmap.render.look import COLUMN, COLUMNS_OF_WIDE, OPACITY, Look
-from glowmap.render.marks import Shape, outlined
-from glowmap.render.overlay import overlay, resize_heat
-from glowmap.render.panel import panel
+from glowmap.render.outlines import LabelledBox, Shape, outlined, paint_boxes
+from glowmap.render.overlays import follow_edges, overlay, resize_heat
+from glowmap.render.panels import ColourBar, Tile, panel
 from glowmap.render.places import checked_places, hottest, spread
 from glowmap.render.ranking import ranking_tile
-from glowmap.render.strip import MOST_IN_A_STRIP, clip, strip, volume
-from glowmap.render.tile import ColourBar, Tile
+from glowmap.render.strips import MOST_IN_A_STRIP, clip, strip, volume
+from glowmap.render.style import COLUMN, COLUMNS_OF_WIDE, OPACITY, Look
 
 __all__ = [
     "COLORMAPS",

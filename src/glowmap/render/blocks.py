@@ -8,13 +8,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from glowmap.render.colormap import COLORMAPS, colorize
-from glowmap.render.text import Colour, Lettering
+from glowmap.render.style import Colour, Lettering
 
 HAIRLINE = (205, 207, 212)
 TINY = 96  # pixels: a picture so small is looked at pixel by pixel, and blurring them would invent others
 _FINER = 4  # drawn so much larger and reduced, lines have smooth edges
 _MOST_FINE = 8192  # pixels of a page that is drawn larger
-
 Size = tuple[int, int]
 
 

@@ -10,18 +10,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from glowmap.errors import OutputError
-from glowmap.render.oklab import oklab_from_polar, srgb_from_oklab
-from glowmap.render.overlay import check_opacity
-from glowmap.render.text import Colour, font, printable
+from glowmap.render.colormap import oklab_from_polar, srgb_from_oklab
+from glowmap.render.overlays import check_opacity
+from glowmap.render.style import Colour, font, printable
 
 Labels = NDArray[np.integer[Any]]
 Legend = tuple[tuple[Colour, str], ...]
-
 # turning by the golden angle puts each new hue into the widest gap that the earlier ones left; a lightness that walks
 # by another irrational step keeps the hues that come near each other after 21 or 55 classes apart
 _GOLDEN_ANGLE = 180 * (3 - 5**0.5)
 _LIGHTNESS_STEP = 3**0.5 - 1
-
 _INK = (24, 24, 28)  # around the white letters of a name, over whatever colour
 
 

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from glowmap.errors import OutputError
 
 _LEVEL = 1e-5  # resizing repeats the outermost cells, equal but for rounding: a top so flat has a middle
-
 Profile = NDArray[np.floating[Any]]
 
 

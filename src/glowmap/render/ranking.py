@@ -11,8 +11,8 @@ from PIL import Image
 from glowmap.errors import OutputError
 from glowmap.render.blocks import Size, sheet
 from glowmap.render.colormap import COLORMAPS
-from glowmap.render.text import Colour, Lettering
-from glowmap.render.tile import Tile, shown_width
+from glowmap.render.panels import Tile, shown_width
+from glowmap.render.style import Colour, Lettering
 
 _NAME = Lettering(13, ink=(52, 55, 61))
 _ASKED = Lettering(13, bold=True)

@@ -8,29 +8,25 @@ or a direction (:class:`Unit`, :class:`Direction`); the negative of any of these
 (:class:`Each`), or any callable from the model's raw output to one score per image. A list of targets asks several questions.
 """
 
-from glowmap.targets._answer import Answer as Answer
-from glowmap.targets._answer import background_class as background_class
-from glowmap.targets._candidates import Candidates as Candidates
-from glowmap.targets._candidates import Found as Found
-from glowmap.targets._candidates import OnDemand as OnDemand
+from glowmap.inputs import parts_seen as parts_seen
+from glowmap.inputs import read_masks as read_masks
+from glowmap.outputs import Answer as Answer
+from glowmap.outputs import Candidates as Candidates
+from glowmap.outputs import Found as Found
+from glowmap.outputs import OnDemand as OnDemand
+from glowmap.outputs import background_class as background_class
+from glowmap.outputs import in_shares as in_shares
 from glowmap.targets._class import ClassQuestion as ClassQuestion
-from glowmap.targets._marks import Mark as Mark
-from glowmap.targets._marks import in_shares as in_shares
-from glowmap.targets._marks import marks_of as marks_of
-from glowmap.targets._marks import ranks as ranks
+from glowmap.targets._target import Mark as Mark
 from glowmap.targets._target import Target as Target
 from glowmap.targets._target import changed as changed
 from glowmap.targets._target import checked as checked
 from glowmap.targets._target import leaves as leaves
+from glowmap.targets._target import marks_of as marks_of
 from glowmap.targets._target import notes_of as notes_of
 from glowmap.targets._target import of_places as of_places
+from glowmap.targets._target import ranks as ranks
 from glowmap.targets._target import settled as settled
-from glowmap.targets.asking import Custom as Custom
-from glowmap.targets.asking import Each as Each
-from glowmap.targets.asking import TargetLike as TargetLike
-from glowmap.targets.asking import as_questions as as_questions
-from glowmap.targets.asking import as_target as as_target
-from glowmap.targets.asking import by_callable as by_callable
 from glowmap.targets.classes import Category as Category
 from glowmap.targets.classes import LogProbability as LogProbability
 from glowmap.targets.classes import Predicted as Predicted
@@ -42,24 +38,28 @@ from glowmap.targets.classes import top as top
 from glowmap.targets.combined import Finer as Finer
 from glowmap.targets.combined import Not as Not
 from glowmap.targets.combined import Rather as Rather
-from glowmap.targets.detected import AllDetected as AllDetected
-from glowmap.targets.detected import Detected as Detected
-from glowmap.targets.detection import Detection as Detection
+from glowmap.targets.conversion import Custom as Custom
+from glowmap.targets.conversion import Each as Each
+from glowmap.targets.conversion import TargetLike as TargetLike
+from glowmap.targets.conversion import as_questions as as_questions
+from glowmap.targets.conversion import as_target as as_target
+from glowmap.targets.conversion import by_callable as by_callable
+from glowmap.targets.detections import AllDetected as AllDetected
+from glowmap.targets.detections import Detected as Detected
+from glowmap.targets.detections import Detection as Detection
 from glowmap.targets.embeddings import Direction as Direction
 from glowmap.targets.embeddings import Prototype as Prototype
 from glowmap.targets.embeddings import Similar as Similar
 from glowmap.targets.embeddings import Unit as Unit
 from glowmap.targets.embeddings import Watched as Watched
 from glowmap.targets.pixels import Pixels as Pixels
-from glowmap.targets.pixels import parts_seen as parts_seen
-from glowmap.targets.pixels import read_masks as read_masks
 from glowmap.targets.regions import At as At
 from glowmap.targets.regions import Object as Object
 from glowmap.targets.regions import Point as Point
 from glowmap.targets.regions import Region as Region
+from glowmap.targets.text import Spoken as Spoken
 from glowmap.targets.text import Text as Text
-from glowmap.targets.words import Spoken as Spoken
-from glowmap.targets.words import Words as Words
+from glowmap.targets.text import Words as Words
 
 # What people ask with; the rest is for the rooms above.
 __all__ = [

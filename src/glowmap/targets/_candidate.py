@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from glowmap.errors import TargetError
-from glowmap.structure import wide
-from glowmap.targets._answer import Answer
-from glowmap.targets._candidates import Found
+from glowmap.outputs import Answer, Found
 from glowmap.targets._class import ClassQuestion
 from glowmap.targets._target import changed
 from glowmap.targets.classes import Category, Predicted, as_class
+from glowmap.tree import wide
 
 SIDES: dict[str, Callable[[Tensor], Tensor]] = {  # of left, top, right, bottom
     "left": lambda box: box[0],

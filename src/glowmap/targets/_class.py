@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from glowmap.errors import TargetError
+from glowmap.outputs import Answer
 from glowmap.shapes import PixelSets, Scores
-from glowmap.structure import wide
-from glowmap.targets._answer import Answer
 from glowmap.targets._target import in_images, of_nothing
+from glowmap.tree import wide
 
 
 class ClassQuestion(ABC):

@@ -10,15 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glowmap.errors import TargetError
+from glowmap.outputs import Answer
 from glowmap.shapes import PixelSets
-from glowmap.structure import wide
-from glowmap.targets._answer import Answer
 from glowmap.targets._class import ClassQuestion, there
 from glowmap.targets._target import Target, in_images
+from glowmap.tree import wide
 
 Change: TypeAlias = Callable[[Target], Target]
 ClassLike: TypeAlias = int | str | Target  # a class as people put it: an index, a name, or a question about one
-
 NEARLY = 0.999  # where a probability counts as saturated, and likewise its distance from 0
 
 

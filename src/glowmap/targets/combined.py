@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from glowmap.errors import TargetError
+from glowmap.outputs import Answer
 from glowmap.shapes import PixelSets, Scores
-from glowmap.structure import wide
-from glowmap.targets._answer import Answer
 from glowmap.targets._class import ClassQuestion
 from glowmap.targets._target import Target, in_images, settled
-from glowmap.targets.asking import as_target
 from glowmap.targets.classes import Change, ClassLike, Predicted, as_class, changed_class, one_class
+from glowmap.targets.conversion import as_target
+from glowmap.tree import wide
 
 
 @dataclass(frozen=True)

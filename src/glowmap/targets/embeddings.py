@@ -10,13 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from glowmap.errors import TargetError
+from glowmap.outputs import Answer
 from glowmap.shapes import Scores, crossed
-from glowmap.structure import wide
-from glowmap.targets._answer import Answer
 from glowmap.targets._target import in_images
+from glowmap.tree import wide
 
 Vector: TypeAlias = Tensor | NDArray[Any] | Sequence[Any]
-
 _THE_SAME = 1e-5  # how near to 1 a cosine is at its top but for rounding
 
 

@@ -2,25 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from glowmap.errors import TargetError
+from glowmap.inputs import Mask, parts_seen, read_masks
+from glowmap.outputs import Answer, background_class
 from glowmap.shapes import PixelSets, Scores, crossed
-from glowmap.targets._answer import Answer, SeenPart, background_class
 from glowmap.targets._class import ClassQuestion, Places, score_at
-from glowmap.targets._marks import Mark
-from glowmap.targets._target import changed, in_images, of_nothing
+from glowmap.targets._target import Mark, changed, in_images, of_nothing
 from glowmap.targets.classes import Change, ClassLike, OfEach, Predicted, Value, as_class, changed_class
 from glowmap.targets.regions import At, Object, Point, Region, ring, shares_at
-
-Mask: TypeAlias = NDArray[Any] | Tensor | Image.Image | Sequence[Any]
 
 
 @dataclass(frozen=True)
@@ -171,39 +166,6 @@ def _fitted(mask: Mask, answer: Answer) -> PixelSets:
             "or one such mask for each image"
         )
     return torch.stack(whole)
-
-
-def read_masks(mask: Mask, *, axes: int) -> tuple[list[Tensor], bool]:
-    """Read a mask (non-zero is inside) of so many axes, or one for each image; and say whether there are several.
-
-    Several are a list, of any sizes, or have one axis more. Raises TargetError for what holds no numbers.
-    """
-    if isinstance(mask, list | tuple):
-        return [_as_booleans(one) for one in mask], True
-    booleans = _as_booleans(mask)
-    return (list(booleans), True) if booleans.ndim == axes + 1 else ([booleans], False)
-
-
-def _as_booleans(mask: Mask) -> Tensor:
-    values = (
-        mask.detach().cpu().numpy() if isinstance(mask, Tensor) and mask.dtype != torch.bfloat16 else np.asarray(mask)
-    )
-    if values.dtype.kind not in "biuf":
-        raise TargetError(f"a mask is an array, a tensor or a picture of numbers, not {type(mask).__name__}")
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise TargetError("the mask holds NaN or infinity; give numbers, of which non-zero is inside")
-    return torch.from_numpy(np.asarray(values != 0))
-
-
-def parts_seen(masks: Sequence[Tensor], pictures: Sequence[SeenPart], *, alike: bool) -> list[Tensor | None]:
-    """Cut masks of the pictures' own sizes down to what the model saw, image by image; None for those of another size.
-
-    Where it is one mask for all (``alike``), it is read in one way: as of the pictures only where all of them have its size.
-    """
-    if not pictures or not masks:
-        return [None] * len(masks)
-    parts = [picture.part_of(mask) for mask, picture in zip(masks, pictures, strict=True)]
-    return [None] * len(masks) if alike and any(part is None for part in parts) else parts
 
 
 def _fit_one(mask: Tensor, part: Tensor | None, answer: Answer, size: tuple[int, ...]) -> Tensor | None:

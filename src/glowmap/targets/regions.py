@@ -11,8 +11,9 @@ from scipy import ndimage
 from torch import Tensor
 
 from glowmap.errors import TargetError
+from glowmap.inputs import Shown
+from glowmap.outputs import Answer
 from glowmap.shapes import crossed
-from glowmap.targets._answer import Answer
 from glowmap.targets._class import there
 from glowmap.targets._target import in_images
 from glowmap.targets.classes import Predicted
@@ -171,7 +172,7 @@ def shares_at(x: int | float, y: int | float, answer: Answer, image: int) -> tup
     if not all(isinstance(one, int | float | np.number) for one in (x, y)):
         raise TargetError(f"a point is two numbers, x to the right and y down, not {x!r} and {y!r}")
     rows, columns = answer.input_size
-    picture = answer.pictures[image] if answer.pictures else None
+    picture: Shown | None = answer.pictures[image] if answer.pictures else None
     if picture is not None:
         shares = picture.place(float(x), float(y))
     else:

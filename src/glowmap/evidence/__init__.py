@@ -1,0 +1,1 @@
+"""Evidence: a session runs the model and fetches what methods ask for, in files by price."""

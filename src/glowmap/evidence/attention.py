@@ -1,0 +1,231 @@
+"""The attention of one run, made out: which tokens are the picture's patches, and its gradients by one score or by many."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glowmap.capture import same_output
+from glowmap.capture.attention import Attending, Linked, Tokens, linked
+from glowmap.capture.resume import handed_back
+from glowmap.errors import MethodError, TargetError
+from glowmap.layers import Grid, Layout
+from glowmap.layers.align import carries, gradients, offset, proven, stands
+from glowmap.layers.layout import token_layouts
+from glowmap.methods import Attention, Block
+from glowmap.shapes import Scores, crossed
+from glowmap.tree import replaced, tensors_in
+
+_TRIES = 4  # readings of a sequence that are put to the proof
+_ALIGNED = 0.7  # how well tokens must depend on their own part of the picture: of six cells few can rank high
+
+
+@dataclass(frozen=True, eq=False)
+class Attended:
+    """The attention of one run, and the tensors that lie on the way to its scores."""
+
+    attention: Attention
+    links: Sequence[Linked]
+    watcher: Attending
+    scores: Scores
+    images: Tensor  # the leaf of the graph
+
+    @cached_property
+    def weight_gradients(self) -> list[Tensor]:
+        """Differentiate the scores by the weights of every block: batch x head x queries x keys."""
+        return self._gradients(self.scores, [link.seen.weights for link in self.links])
+
+    @cached_property
+    def output_gradients(self) -> list[Tensor]:
+        """Differentiate the scores by what every block's attention puts out: batch x head x queries x channel."""
+        return self._gradients(self.scores, [link.seen.outputs for link in self.links])
+
+    def own_gradients(self, ask: Callable[[], Scores], before: Scores) -> list[Tensor]:
+        """Differentiate each block's own score by its weights: that of its tokens in the place of the last block's.
+
+        ``ask`` runs the model and scores what it says, which for the last block must be what it said ``before``.
+        """
+        blocks, found = self._blocks(), []
+        pooled = self._pooled
+        last, output, tokens = blocks[-1].module, blocks[-1].output, blocks[-1].tokens
+        earlier = [(one.module, one.output) for one in blocks[:-1]]
+        for one in blocks:
+            pooling = Attending()
+            with pooling, handed_back([*earlier, (last, replaced(output, tokens, one.tokens.clone()))]):
+                scores = ask()
+            # a text tower's attentions may run after it
+            again = [
+                seen.weights for seen in pooling.found if pooled and seen.weights.shape == pooled.seen.weights.shape
+            ]
+            weights = again[-1] if again else one.weights
+            found += self._gradients(scores, [weights])
+        if not same_output(scores.detach(), before.detach()):
+            raise MethodError(
+                f"{self.attention.model} does not answer as before when it is run on from its last block, as legrad does; "
+                "use gae or rollout"
+            )
+        return found
+
+    def _gradients(self, scores: Scores, tensors: list[Tensor]) -> list[Tensor]:
+        if not scores.requires_grad:
+            raise TargetError("the score carries no gradient to the attention; a target must not detach what it reads")
+        found = torch.autograd.grad(scores.sum(), tensors, retain_graph=True, allow_unused=True)
+        return [
+            _by_head(torch.zeros_like(one) if slope is None else slope, len(self.images))
+            for one, slope in zip(tensors, found, strict=True)
+        ]
+
+    @property
+    def _pooled(self) -> Linked | None:
+        """The one attention over the patches through which all is read, whose own queries do not look at themselves."""
+        patched = self.attention.patched
+        read = [link for link, slope in zip(self.links, self.output_gradients, strict=True) if slope.any()]
+        readers = [link for link in read if link.over == patched and link.of != patched]
+        alone = len(readers) == 1 and not any(link.of == link.over == readers[0].of for link in read)
+        return readers[0] if alone else None
+
+    def _blocks(self) -> "list[_Around]":
+        """Find the modules that are the blocks of the patches: the outermost around one attention that return tokens."""
+        patched = self.attention.patched
+        last = self.attention.last_read(self.output_gradients, of=patched, over=patched)
+        own = [link.seen for link in self.links[: last + 1] if link.of == link.over == patched]
+        shape = (len(self.images), own[0].weights.shape[-1])
+        found: list[_Around] = []
+        for seen in own:
+            around = self.watcher.around[self.watcher.found.index(seen)]
+            fitting = [
+                _Around(module, output, tensor, seen.weights)
+                for module, output in around
+                for tensor in list(tensors_in(output))[:1]
+                if tensor.ndim == 3 and tuple(tensor.shape[:2]) in (shape, shape[::-1])
+            ]
+            found += fitting[-1:]
+        if len({one.tokens.shape for one in found}) != 1 or len(found) < len(own) or not self._is_cut(found[-1].tokens):
+            raise MethodError(
+                f"the modules of {self.attention.model} do not return the tokens of each block, or its head reads more than the "
+                "last, so that legrad cannot hand them to the head one by one; use gae or rollout"
+            )
+        return found
+
+    def _is_cut(self, tokens: Tensor) -> bool:
+        """Tell whether all that the score knows of the picture went through these tokens: no residual goes around them."""
+        through, whole = gradients(self.scores.sum(), [tokens, self.images])
+        return through is not None and whole is not None and carries(tokens, through, self.images, whole)
+
+
+@dataclass(frozen=True, eq=False)
+class _Around:
+    """A module that is a block: what it returned, the tokens in it, and its attention's weights."""
+
+    module: nn.Module
+    output: Any
+    tokens: Tensor
+    weights: Tensor
+
+
+def attended(model: str, watcher: Attending, images: Tensor, scores: Scores, grids: Sequence[Grid]) -> Attended:
+    """Make out the attention that was watched in a run on images (the leaf of its graph).
+
+    ``grids`` are those that convolutions made. Raises MethodError where there is none, or none that goes from patch to patch.
+    """
+    links, sequences = linked(watcher.found, images)
+    batch = len(images)
+    if not links:
+        raise MethodError(
+            f"the attention of {model} knows nothing of the picture: it is detached or runs under torch.no_grad(); use rise or "
+            "occlusion"
+            if watcher.found
+            else f"no attention was seen in {model}: it has none, or one that is no softmax of scores times values (linear "
+            "attention, another library's fused kernel, a scripted module); use grad_cam or layer_cam"
+        )
+    _refuse_windows(model, links, batch)
+    patched, layout = _patches(model, links, sequences, images, grids)
+    places = slice(layout.before, layout.before + torch.Size(layout.grid).numel())
+    attention = Attention(model, [_block(link, batch) for link in links], patched, places, layout.grid)
+    return Attended(attention, links, watcher, scores, images)
+
+
+def _block(link: Linked, batch: int) -> Block:
+    seen = link.seen
+    queries, keys = (None if one is None else _by_head(one, batch) for one in (seen.queries, seen.keys))
+    weights, values = _by_head(seen.weights, batch), _by_head(seen.values, batch)
+    return Block(weights, queries, keys, values, link.of, link.over, link.after)
+
+
+def _by_head(tensor: Tensor, batch: int) -> Tensor:
+    """Shape a block's tensor as batch x head x tokens x channel, where heads may be missing or one axis with the batch."""
+    shaped = tensor.detach().reshape(batch, -1, *tensor.shape[-2:])
+    return shaped if shaped.dtype == torch.float64 else shaped.float()
+
+
+def _refuse_windows(model: str, links: Sequence[Linked], batch: int) -> None:
+    for link in links:
+        shape = link.seen.weights.shape
+        if len(shape) not in (3, 4) or shape[0] % batch or (len(shape) == 4 and shape[0] != batch):
+            raise MethodError(
+                f"the attention of {model} ({crossed(shape)}) does not have one row an image: it goes within windows or along "
+                "axes, and cannot be followed from patch to patch; use grad_cam or layer_cam"
+            )
+
+
+def _patches(
+    model: str, links: Sequence[Linked], sequences: Sequence[Tokens], images: Tensor, grids: Sequence[Grid]
+) -> tuple[int, Layout]:
+    """Find the sequence of the picture's patches, and where in it they are."""
+    firsts = {link.of: link for link in reversed(links) if link.of == link.over and sequences[link.of].of_image}
+    for patched in sorted(firsts):
+        layout = _layout(firsts[patched].seen.values, images, grids)
+        if layout is not None:
+            break
+    else:
+        counts = ", ".join(dict.fromkeys(str(one.count) for one in sequences))
+        raise MethodError(
+            f"the tokens that attend in {model} ({counts}) are no grid whose cells depend on the picture where they lie, or look "
+            "at merged ones; use grad_cam or layer_cam"
+        )
+    asking = [sequences[number] for number in dict.fromkeys(link.of for link in links)]
+    coarser = [
+        one.count for one in asking if one.joined and _on_another_grid(_readings(one.count, images, grids), layout)
+    ]
+    if sequences[patched].joined or coarser:
+        counts = ", ".join(map(str, dict.fromkeys([sequences[patched].count, *coarser])))
+        raise MethodError(
+            f"the blocks of {model} attend over several grids or joined sequences of tokens ({counts}), which no one map can "
+            "follow; use grad_cam or layer_cam"
+        )
+    return patched, layout
+
+
+def _layout(values: Tensor, images: Tensor, grids: Sequence[Grid]) -> Layout | None:
+    """Tell where in a sequence the patches are: a reading is taken whose tokens depend on the picture where they lie."""
+    tokens = values.reshape(len(images), -1, *values.shape[-2:]).transpose(1, 2).flatten(2)
+    count, pixels = tokens.shape[1], tuple(images.shape[2:])
+    readings = _readings(count, images, grids)[:_TRIES]
+    fitting = [grid for grid in dict.fromkeys(grids) if len(grid) == len(pixels) and 1 < math.prod(grid) < count]
+    # tokens of a text or of queries may stand before or after the patches
+    later = (offset(tokens, Layout("tokens", grid, -1), images) for grid in sorted(fitting, key=math.prod)[-_TRIES:])
+    found = next((one for one in chain(readings, later) if one and stands(tokens, one, images, least=_ALIGNED)), None)
+    if found is not None and found.among:
+        elsewhere = [i for i in range(1, len(images)) if not proven(tokens, found, images, least=_ALIGNED, image=i)]
+        if elsewhere:
+            raise MethodError(
+                f"the patches of image {elsewhere[0]} stand elsewhere among the tokens than those of image 0 (padding on the "
+                "left?); explain the images one by one"
+            )
+    return found
+
+
+def _on_another_grid(readings: Sequence[Layout], layout: Layout) -> bool:
+    """Tell whether tokens lie on another grid than the patches do; the same among words, as in a language model, is none."""
+    return bool(readings) and all(one.grid != layout.grid for one in readings)
+
+
+def _readings(count: int, images: Tensor, grids: Sequence[Grid]) -> list[Layout]:
+    """List how so many tokens may be patches with a few others before them."""
+    readings = token_layouts((len(images), count, 0), len(images), tuple(images.shape[2:]), grids)
+    return [one for one in readings if one.kind == "tokens"]

@@ -1,0 +1,136 @@
+"""Raw maps of targets, by methods, at layers; averaged over changed images where smoothing is asked for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NoReturn, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from glowmap.errors import ModelError, TargetError
+from glowmap.evidence.forward_pass import Run
+from glowmap.evidence.layer import Evidence
+from glowmap.evidence.notes import Found
+from glowmap.evidence.session import ATTENTION, INPUT, Visit
+from glowmap.methods import Method
+from glowmap.methods._method import differentiates, resumes
+from glowmap.methods.smoothing import Variant, resized_like, variants
+from glowmap.metrics import energy_share
+from glowmap.outputs import Answer
+from glowmap.progress import tracked
+from glowmap.shapes import RawMaps, Scores
+from glowmap.targets import Each, Target, checked, settled
+from glowmap.tree import tensors_in
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A question that was put: its number, its score, and by which methods and at which layers it is explained."""
+
+    number: int
+    question: Target
+    scores: Scores
+    methods: list[Method]
+    layers: dict[str, nn.Module]
+
+
+_Maps: TypeAlias = dict[tuple[int, str], Found]  # by the method's number and the layer
+
+
+def _averaged(visit: Visit, run: Run, asked: Sequence[_Asked], kinds: list[str], seed: int) -> list[_Maps]:
+    """Average the maps of changed images, laid back over each other; the questions are those of the unchanged ones."""
+    sums: dict[tuple[int, int, str], RawMaps] = {}
+    notes: dict[tuple[int, int, str], dict[str, None]] = {}
+    changes = variants(kinds, run.batch.images, seed)
+    grids = {name: run.maps(name, run.recording[name].output.detach())[:, :1] for name in run.layers}
+    grids[INPUT] = run.batch.images[:, :1]
+    fixed = [Each([settled(one.question, run.answer, i) for i in range(run.answer.batch)]) for one in asked]
+    methods = [method for one in asked for method in one.methods]
+    for change in tracked(changes, len(changes), "smoothing"):
+        again = visit.run(
+            run.layers,
+            asks=True,
+            resuming=resumes(methods),
+            graph=differentiates(methods),
+            batch=run.batch.changed(change.change),
+            laid_back=partial(_back, change, run),
+        )
+        for at, (one, question) in enumerate(zip(asked, fixed, strict=True)):
+            evidence = Evidence(again, question, _score(question, again.answer), list(one.layers))
+            for (method, layer), found in _maps(one.methods, evidence, one.layers).items():
+                key, back = (at, method, layer), change.undo(found.raw[:, None])
+                back = resized_like(back, grids.setdefault(layer, back))[:, 0]
+                sums[key] = sums[key] + back if key in sums else back
+                notes.setdefault(key, {}).update(dict.fromkeys(found.notes))
+    maps: list[_Maps] = [{} for _ in asked]
+    for (at, method, layer), total in sums.items():
+        maps[at][method, layer] = Found(total / len(changes), notes=tuple(notes[at, method, layer]))
+    return maps
+
+
+def _score(question: Target, answer: Answer) -> Scores:
+    """Ask the target, hold it to its contract, and refuse one that wrote into the output, which the next would read."""
+    outputs = list(tensors_in(answer.raw))
+    versions = [output._version for output in outputs]
+    asked = question.score(answer)
+    wording = question.wording(answer, 0)
+    scores = checked(asked, answer.batch, wording)
+    if [output._version for output in outputs] != versions:
+        raise TargetError(
+            f"the target {wording!r} writes into the model's output in place; write output * 2, not output *= 2"
+        )
+    return scores
+
+
+def _maps(methods: Sequence[Method], evidence: Evidence, layers: dict[str, nn.Module]) -> dict[tuple[int, str], Found]:
+    """Apply every method at every layer, or once at the input, in the order in which they were asked for."""
+    return {
+        (number, layer): _map(method, evidence, layer)
+        for number, method in enumerate(methods)
+        for layer in _places(method, layers)
+    }
+
+
+def _places(method: Method, layers: dict[str, nn.Module]) -> list[str]:
+    """Name what a method's maps are of: each layer, all of them, or the input."""
+    if method.at_input or method.of_attention:
+        return [INPUT if method.at_input else ATTENTION]
+    return [", ".join(layers)] if method.joins_layers else list(layers)
+
+
+def _map(method: Method, evidence: Evidence, layer: str) -> Found:
+    """Apply a method, and refuse what is not finite."""
+    before = len(evidence.notes)
+    parts = evidence.of(method.needs, layer)
+    with torch.autocast(evidence.device.type, enabled=False):  # a method's arithmetic is done where it is safe
+        raw = torch.cat([method(**part) for part in parts])
+    notes = tuple(evidence.notes[before:])
+    del evidence.notes[before:]  # they are of this map alone
+    if not raw.isfinite().all():  # what is not finite in the evidence shows in the map: one small test for all
+        tensors = [kind for kind, value in parts[0].items() if isinstance(value, Tensor)]
+        known = {kind: torch.cat([part[kind] for part in parts]) for kind in tensors}
+        _refuse_not_finite({**known, f"{method.name} map": raw}, layer)
+    if "gradients" not in method.needs:
+        return Found(raw, notes=notes)
+    zero = evidence.without_gradient(layer)
+    unused = energy_share(raw.relu(), zero) if raw.shape == zero.shape else None
+    cancelled = evidence.cancelled(layer) if method.pools else None
+    return Found(raw, zero.flatten(1).all(1), unused, notes, cancelled, method.name)
+
+
+def _back(change: Variant, run: Run, logits: Tensor) -> Tensor:
+    """Lay what a dense model says of a changed image over what it says of the image itself."""
+    dense = logits.ndim > 2 and logits[0, 0].numel() > 1
+    return resized_like(change.undo(logits), run.answer.logits) if dense else logits
+
+
+def _refuse_not_finite(evidence: dict[str, Tensor], layer: str) -> NoReturn:
+    for kind, maps in evidence.items():
+        wrong = [str(i) for i, image in enumerate(maps) if not image.isfinite().all()]
+        if wrong:
+            raise ModelError(
+                f"NaN or infinity in the {kind} of layer {layer!r} for image {', '.join(wrong[:10])}; "
+                "look for overflow (half precision?), division by zero or damaged weights in the model"
+            )
+    raise AssertionError("called for a map that is not finite")

@@ -1,0 +1,179 @@
+"""Notes of caution: what a person must know before trusting a map."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from glowmap.capture import Seen
+from glowmap.errors import TargetError
+from glowmap.evidence.forward_pass import Run
+from glowmap.explanation.maps import is_flat
+from glowmap.inputs import Batch
+from glowmap.methods import Method
+from glowmap.shapes import Flags, RawMaps, Scores, crossed
+from glowmap.targets import (
+    AllDetected,
+    Custom,
+    Detected,
+    Detection,
+    Direction,
+    Predicted,
+    Target,
+    Unit,
+    leaves,
+    of_places,
+)
+from glowmap.tree import tensors_in
+
+_CANCELLED = 0.5  # of the gradients' power, from which on an average of them says too little
+_MUCH = 0.1  # of the heat on places that the score does not depend on, from which on a note says so
+
+
+@dataclass(frozen=True)
+class Found:
+    """A method's map, and for one that weighs gradients what they say of it, an image each."""
+
+    raw: RawMaps
+    dead: Flags | None = None  # the score's gradient is zero in every cell
+    unused: Scores | None = None  # the share of the heat on cells where it is
+    notes: tuple[str, ...] = ()  # what came up while its evidence was made
+    cancelled: Scores | None = None  # the share of the gradients' power that is lost by averaging them over places
+    method: str = ""
+
+
+def run_notes(run: Run, was_training: bool) -> list[str]:
+    """Say what was unusual about the run."""
+    training = "the model is in training mode; it was explained in evaluation mode and given back as it was"
+    recorded = run.recorded()
+    notes = [training] if was_training else []
+    notes += _which_input(run.batch)
+    notes += _padding(run)
+    notes += [note for name, seen in recorded.items() for note in _which_maps(name, seen)]
+    layouts = {name: run.layout(name) for name in recorded}
+    notes += [
+        f"the output of layer {name!r} was read as {layout}, which could not be proven by where its cells look"
+        for name, layout in layouts.items()
+        if name in run.unproven
+    ]
+    return notes + [
+        f"the model runs layer {name!r} under torch.no_grad(); what it computes from it there is missing in the gradients"
+        for name, seen in recorded.items()
+        if seen.in_no_grad
+    ]
+
+
+def _which_input(batch: Batch) -> list[str]:
+    """Say which of several tensors is taken for the images."""
+    given = {id(one): one for one in tensors_in([batch.arguments, batch.keywords]) if one.is_floating_point()}
+    alike = [one for one in given.values() if one.ndim == batch.images.ndim]
+    if len(alike) < 2:
+        return []
+    shapes = ", ".join(crossed(one.shape) for one in alike)
+    return [f"of {len(alike)} inputs with {batch.images.ndim} axes ({shapes}) the first is taken for the images"]
+
+
+def _which_maps(name: str, seen: Seen) -> list[str]:
+    """Say which run of a layer is explained, and which of the maps that it returns."""
+    plain, notes = name.partition("#")[0], []
+    if seen.calls > 1:
+        which = "its last run" if seen.run == seen.calls else f"run {seen.run}"
+        notes.append(
+            f"layer {plain!r} ran {seen.calls} times; {which} is explained (layer={plain + '#1'!r} is the first)"
+        )
+    if len(seen.returned) > 1:
+        notes.append(
+            f"layer {plain!r} returns {len(seen.returned)} maps ({', '.join(seen.returned)}); number {seen.part + 1} of them is "
+            "explained, on which alone the model's answer depends"
+        )
+    return notes
+
+
+def map_notes(found: Found, layer: str, targets: Sequence[str]) -> list[str]:
+    """Say what came up, why a heatmap is blank, or what in it was never used, image by image."""
+    notes = [*found.notes, *_averaged_away(found, layer, targets[0])]
+    positive = found.raw.relu()
+    blank, highest = is_flat(positive).tolist(), positive.flatten(1).amax(1).tolist()
+    for image, (wording, nothing_shows, high) in enumerate(zip(targets, blank, highest, strict=True)):
+        unused = 0.0 if found.unused is None else float(found.unused[image])
+        if not nothing_shows and unused < _MUCH:
+            continue
+        if not nothing_shows:
+            reason = (
+                f"{unused:.0%} of this heat lies where the score does not depend on the layer at all; hires_cam and layer_cam "
+                "show only what it depends on"
+            )
+        elif found.dead is not None and found.dead[image]:
+            reason = "the score's gradient is zero everywhere there, so this layer cannot move it; try an earlier layer"
+        elif high == 0:
+            reason = "the raw map has no positive value, so its heatmap is blank: nothing there speaks for it; see .raw"
+        else:
+            reason = "the raw map has the same value everywhere, so its heatmap is blank"
+        where = f"image {image}, " if len(targets) > 1 else ""
+        notes.append(f"{where}{wording} at {layer!r}: {reason}")
+    return notes
+
+
+def _averaged_away(found: Found, layer: str, wording: str) -> list[str]:
+    """Say why a method that averages gradients says little of a question about a part of the places."""
+    if found.cancelled is None or float(found.cancelled.mean()) < _CANCELLED:
+        return []
+    return [
+        f"{found.method} weighs each channel of {layer!r} by its gradient averaged over all places, but {wording} is about a "
+        f"part of them, whose gradients differ: {float(found.cancelled.mean()):.0%} of their power is averaged away; hires_cam, "
+        "the default for such questions, weighs place by place"
+    ]
+
+
+def blind_notes(method: Method, question: Target) -> list[str]:
+    """Say that a method never reads the score, where a question was put, or is for detections, where none was asked about."""
+    about = Detection, Detected, AllDetected, Custom
+    if method.name == "d_rise" and not any(isinstance(one, about) for one in leaves(question)):
+        return [
+            "d_rise shows how well a detection survives, and this question is about none: the map is that of rise with finer "
+            "masks; give targets.Detection(class, box) or targets.Detected(number)"
+        ]
+    if {*method.needs} - {"activations"} or isinstance(question, Predicted):
+        return []
+    return [
+        f"{method.name} looks at what the layer put out and never at the score, so its map is the same whatever is asked; for "
+        "this question take a method that reads the score, as grad_cam"
+    ]
+
+
+def _padding(run: Run) -> list[str]:
+    mask = run.batch.keywords.get("pixel_mask")
+    if run.answer.read_candidates is None or not isinstance(mask, Tensor) or bool(mask.bool().all()):
+        return []
+    return [
+        "the pictures are padded (pixel_mask has zeros), and boxes are read as shares of the padded input: where the model means "
+        "shares of the picture alone, they lie too far to the right and down; the map is not touched by it"
+    ]
+
+
+def changed_notes(kinds: Sequence[str], questions: Sequence[Target], run: Run) -> list[str]:
+    """Caution against callables that pick places: they get what the model says of the changed image as it is.
+
+    Raises TargetError for boxes, which are found elsewhere in a flipped or resized image.
+    """
+    moving = {"flips", "scales"} & {*kinds}
+    if not moving:
+        return []
+    asked = [one for question in questions for one in leaves(question)]
+    if run.answer.detects or any(isinstance(one, Detected | AllDetected | Detection) for one in asked):
+        raise TargetError(
+            f"smooth={sorted(moving)} moves what a detector looks for to other places; use 'noise' or 'principal', or none"
+        )
+    placed = [one for one in asked if isinstance(one, Unit | Direction) and of_places(one, run.answer)]
+    if placed:
+        raise TargetError(
+            f"smooth={sorted(moving)} moves what {placed[0].wording(run.answer, 0)!r} reads to other places; use 'noise' or "
+            "'principal', or ask about the mean over all places"
+        )
+    picks = [one for one in asked if isinstance(one, Custom)]
+    if not picks or run.dense is False:
+        return []
+    return [
+        f"{picks[0].wording(run.answer, 0)} reads the model's output for flipped or resized images as it is: if it picks "
+        "places, it asks about others there; targets.Pixels asks about the same"
+    ]

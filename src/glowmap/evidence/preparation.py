@@ -1,0 +1,172 @@
+"""Questions made ready before the model runs: texts put beside the pictures, other pictures embedded, parts to be watched."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from glowmap.capture.call import called
+from glowmap.errors import TargetError
+from glowmap.evidence.watching import watched
+from glowmap.inputs import Batch
+from glowmap.models import Heard, Model
+from glowmap.targets import ClassQuestion, Custom, Detected, Pixels, Predicted, Target, Text, changed, leaves
+
+_Opening: TypeAlias = Callable[[nn.Module], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Questions that one forward pass answers, each with its number in the order in which they were asked."""
+
+    model: Model
+    batch: Batch
+    questions: tuple[tuple[int, Target], ...]
+
+
+def prepared(model: Model, batch: Batch, questions: Sequence[Target]) -> list[Prepared]:
+    """Make questions ready for a (borrowed) model: as many forward passes as the texts in them need, mostly one."""
+    asked = [changed(question, lambda one: _embedded(model, batch, one)) for question in questions]
+    if model.read_candidates is not None and not model.dense_first:  # a detector says first what it is surest of
+        asked = [_of_own_answer(one, lambda category: Detected(category=category)) for one in asked]
+    if model.speaker is None:
+        return [Prepared(_watching(model, batch, asked), batch, tuple(enumerate(asked)))]
+    if model.speaker.generates:
+        asked = [_of_own_answer(one, lambda category: Text() if category is None else category) for one in asked]
+    return _heard(model, batch, asked)
+
+
+def _of_own_answer(question: Target, instead: Callable[[ClassQuestion | None], Target]) -> Target:
+    """Put what is asked of the model's own answer to what it is, where that is no class: None stands for the answer itself."""
+    if isinstance(question, Predicted):
+        return instead(None)
+    if isinstance(question, ClassQuestion):
+        return instead(question) if any(isinstance(one, Predicted) for one in leaves(question)) else question
+    if isinstance(question, Pixels) or not hasattr(question, "with_parts"):
+        return question
+    rebuilt: Target = question.with_parts(lambda part: _of_own_answer(part, instead))
+    return rebuilt
+
+
+def _heard(model: Model, batch: Batch, questions: Sequence[Target]) -> list[Prepared]:
+    """Put the texts in the questions beside the pictures; those without any go with the first pass."""
+    assert model.speaker is not None
+    texts = [_texts(question) for question in questions]
+    several = model.speaker.heard(model, batch, list(dict.fromkeys(text for group in texts for text in group)))
+    if several:
+        _refuse_unasked(model, batch, several, [one for one, own in zip(questions, texts, strict=True) if not own])
+    passes: dict[int, list[tuple[int, Target]]] = {}
+    for number, (question, own) in enumerate(zip(questions, texts, strict=True)):
+        at = next((at for at, heard in enumerate(several) if set(own) <= set(heard.targets)), None)
+        if at is None and own:
+            named = " and ".join(repr(one.text) if one.text else "what it says itself" for one in own)
+            raise TargetError(
+                f"{model.name} reads each text in a pass of its own, so {named} cannot be part of one question; ask for each by "
+                "itself: target=[..., ...]"
+            )
+        put = several[at].targets if at is not None and several else {}
+        passes.setdefault(at or 0, []).extend((number, one) for one in _as_heard(question, put))
+    if not several:
+        return [Prepared(_watching(model, batch, questions), batch, tuple(passes[0]))]
+    return [
+        Prepared(
+            _watching(
+                replace(
+                    model,
+                    class_names=model.class_names if several[at].class_names is None else several[at].class_names,
+                    opened=_both(model.opened, several[at].opened),
+                    **several[at].changes,
+                ),
+                several[at].batch,
+                [question for _, question in group],
+            ),
+            several[at].batch,
+            tuple(group),
+        )
+        for at, group in sorted(passes.items())
+    ]
+
+
+def _refuse_unasked(model: Model, batch: Batch, several: Sequence[Heard], questions: Sequence[Target]) -> None:
+    """Refuse questions without a text that would read an answer to words which nobody, or another question, put."""
+    assert model.speaker is not None
+    parts = [one for question in questions for one in leaves(question)]
+    calls = any(isinstance(one, Custom) for one in parts)
+    if not (calls or any(isinstance(one, ClassQuestion | Pixels) for one in parts)):
+        return
+    what = "a callable" if calls else "a class"
+    if model.speaker.generates:
+        raise TargetError(
+            f"{model.name} writes words and has no classes: {what} would read the logits of a word after others that nobody put "
+            "there; ask target=targets.Text('a dog'), or give a dict of the model's keywords with the words in it"
+        )
+    if any(not set(several[0].targets) <= set(heard.targets) for heard in several[1:]):
+        raise TargetError(
+            f"{model.name} reads each text of this call in a pass of its own, and {what} does not say whose answer is meant; ask "
+            "about it in a call with one text"
+        )
+    if calls and any(heard.class_names == () and heard.batch is not batch for heard in several):
+        raise TargetError(
+            f"{model.name} takes no picture without a text, and a callable would read its answer to one that nobody asked about; "
+            "ask target=targets.Text('a photo of a dog'), or give a dict of the model's keywords with the texts in it"
+        )
+
+
+def _texts(question: Target) -> list[Text]:
+    return [one for one in leaves(question) if isinstance(one, Text)]
+
+
+def _as_heard(question: Target, put: Any) -> list[Target]:
+    """Exchange the texts in a question for what they became; a text by itself may become several questions."""
+    if isinstance(question, Text):
+        return list(put[question])
+    if any(one.each_word for one in _texts(question)):
+        raise TargetError(
+            "each_word=True asks several questions, which cannot be part of one; ask about each word: word=..."
+        )
+    return [changed(question, lambda one: put[one][0] if isinstance(one, Text) else one)]
+
+
+def _embedded(model: Model, batch: Batch, question: Target) -> Target:
+    """Tell a question about another picture what the model makes of that picture."""
+    prepare = getattr(question, "prepared", None)
+    if prepare is None:
+        return question
+
+    def embed(picture: Any) -> Tensor:
+        if model.speaker is not None and model.speaker.generates:
+            raise TargetError(
+                f"{model.name} writes words and embeds no picture by itself; ask about likeness to the part of it that sees (its "
+                "vision tower), or take a model that embeds pictures"
+            )
+        given = picture
+        if len(batch.arguments) + len(batch.keywords) > 1:  # whatever else the model takes stays as it is
+            given = tuple(picture if one is batch.images else one for one in batch.arguments) or {
+                name: picture if one is batch.images else one for name, one in batch.keywords.items()
+            }
+        other = model.read(given)
+        if model.speaker is not None:  # it may take no picture without a text
+            other = next((heard.batch for heard in model.speaker.heard(model, other, [])), other)
+        with torch.no_grad(), model.opened(model.module):
+            return model.answer(called(model.module, other), other).embedding.detach()
+
+    made: Target = prepare(embed)
+    return made
+
+
+def _watching(model: Model, batch: Batch, questions: Sequence[Target]) -> Model:
+    """Have the layers watched that the questions read."""
+    names = {name for question in questions for one in leaves(question) for name in getattr(one, "watches", tuple)()}
+    return watched(model, batch, sorted(names)) if names else model
+
+
+def _both(one: _Opening, other: _Opening) -> _Opening:
+    @contextmanager
+    def entered(module: nn.Module) -> Iterator[None]:
+        with one(module), other(module):
+            yield
+
+    return entered

@@ -1,0 +1,278 @@
+"""The road: model + images -> layer -> capture -> score -> evidence -> method -> explanation."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeAlias, overload
+
+import torch
+from torch import nn
+
+from glowmap.capture import borrowed
+from glowmap.capture.call import called
+from glowmap.errors import LayerError, TargetError
+from glowmap.evidence.forward_pass import Run
+from glowmap.evidence.layer import Evidence
+from glowmap.evidence.maps import _Asked, _averaged, _maps, _score
+from glowmap.evidence.notes import Found, blind_notes, changed_notes, map_notes
+from glowmap.evidence.preparation import prepared
+from glowmap.evidence.session import ATTENTION, INPUT, Visit, visited
+from glowmap.explanation.explanation import Explanation, Explanations
+from glowmap.inputs import Batch
+from glowmap.layers import Choice, LayerName, Surveyed, find_layers, surveyed
+from glowmap.layers.select import asks_for_its_own
+from glowmap.methods import METHODS, Method
+from glowmap.methods._method import asks, differentiates, methods_asked, resumes, smoothing_asked
+from glowmap.models import Model, as_model
+from glowmap.outputs import Answer
+from glowmap.targets import Target, TargetLike, as_questions, marks_of, notes_of, of_places, ranks
+from glowmap.tree import wide
+
+
+def survey(model: nn.Module | Model, images: Any, *, depth: int = 2) -> list[Surveyed]:
+    """Run the model once and list the layers worth naming, at most ``depth`` names deep, in the order in which they ran."""
+    asked = as_model(model)
+    batch = asked.read(images)
+    with borrowed(asked.module), torch.no_grad():
+        heard = asked.speaker.heard(asked, batch, []) if asked.speaker is not None else ()
+        opened = heard[0].opened(asked.module) if heard else nullcontext()
+        with asked.opened(asked.module), opened, surveyed(asked.module, batch.images, depth=depth) as rows:
+            called(asked.module, heard[0].batch if heard else batch)
+    return rows
+
+
+MethodLike: TypeAlias = str | Method
+
+
+@overload
+def explain(
+    model: nn.Module | Model,
+    images: Any,
+    *,
+    target: TargetLike = None,
+    layer: LayerName | None = None,
+    method: MethodLike | None = None,
+    smooth: str | Sequence[str] = (),
+    seed: int = 0,
+) -> Explanation: ...
+
+
+@overload
+def explain(
+    model: nn.Module | Model,
+    images: Any,
+    *,
+    target: Any = None,
+    layer: Any = None,
+    method: Any = None,
+    smooth: Any = (),
+    seed: int = 0,
+) -> Any: ...
+
+
+def explain(
+    model: nn.Module | Model,
+    images: Any,
+    *,
+    target: Any = None,
+    layer: Any = None,
+    method: Any = None,
+    smooth: Any = (),
+    seed: int = 0,
+) -> Any:
+    """Show where a layer holds the evidence for a score, for one picture or a batch.
+
+    ``model`` is any module (then ``images`` are its input tensors: a tensor, a tuple of arguments, a dict of keywords) or what
+    ``glowmap.load`` returned (then also paths, PIL pictures, arrays, bytes, or a list of them). ``target`` is a class by index
+    or name, a question of :mod:`glowmap.targets` (pixels, an object under a point, a detection, a sentence, a unit, and what
+    negates and contrasts these), a callable from the raw output to one score per image, a tensor with a class index for each
+    image, or None for the model's own answer: the likeliest class, the one predicted at most pixels, the surest detection, or
+    the words that it says. ``layer`` is a dotted name or a module of the model, or None for the one that is found by evidence
+    (``glowmap.Explainer(model).find(images)`` says which and why). ``method`` is a name of ``METHODS``, or one of them with its
+    knobs set, ``METHODS["rise"].tuned(masks=2000)``; None is hires_cam for questions about a part of the places (pixels,
+    detections) and grad_cam for others. A list of targets, of methods or of layers gives :class:`Explanations`, question by
+    question, method by method and layer by layer, from one forward pass, but for texts that the model reads one by one.
+
+    ``smooth`` averages the maps of changed images ("flips", "scales", "noise", drawn from ``seed``), or takes the "principal"
+    component of the channels in the place of their sum; several are combined.
+
+    Raises an error of the tree in ``glowmap.errors`` for whatever cannot be explained.
+    """
+    return Explainer(model, layer=layer)(images, target=target, method=method, smooth=smooth, seed=seed)
+
+
+def compare(
+    model: nn.Module | Model,
+    images: Any,
+    target: Any = None,
+    *,
+    methods: Sequence[MethodLike] | None = None,
+    layers: LayerName | Sequence[LayerName] | None = None,
+) -> Explanations:
+    """Put one question by several methods at several layers, from one forward pass and as few backward passes as there can be.
+
+    ``methods`` are by default all that take no more than that (but for kpca_cam, whose cost is the cube of the cells). The
+    answer's ``panel()`` has a row a method and a column a layer. Raises as :func:`explain` does.
+    """
+    if isinstance(methods, str | Method):
+        methods = [methods]
+    if methods is None:
+        cheap = {"activations", "gradients"}
+        methods = [name for name, one in METHODS.items() if {*one.needs} <= cheap and name != "kpca_cam"]
+    return Explainer(model, layer=layers).all(images, target=target, method=list(methods))
+
+
+class Explainer:
+    """A model and its layers, bound once and asked many times."""
+
+    def __init__(self, model: nn.Module | Model, *, layer: LayerName | Sequence[LayerName] | None = None) -> None:
+        self.model = as_model(model)
+        self._one_layer = not isinstance(layer, list | tuple)
+        self._named = None if layer is None else find_layers(self.model.module, layer)
+        self._choice: Choice | None = None
+
+    @property
+    def layer(self) -> Choice | str | None:
+        """What is explained: the layers named, or the one that was found and why; None before the first images came."""
+        return self._choice if self._named is None else ", ".join(self._named)
+
+    def find(self, images: Any, *, target: Any = None) -> Choice:
+        """Find the layer worth looking at for such images, with the runners-up; known at once if it was found before.
+
+        Raises LayerError where no layer can be read as a grid with a gradient at its places.
+        """
+        batch = self.model.read(images)
+        with borrowed(self.model.module):
+            first = prepared(self.model, batch, as_questions(target))[0]
+            with self.visit(first.batch, first.model) as visit:
+                return visit.find(first.questions[0][1])
+
+    @contextmanager
+    def visit(self, batch: Batch, model: Model | None = None) -> Iterator[Visit]:
+        """Visit the (borrowed) model with some input; ``model`` is it with what a question needs of it."""
+        with visited(model or self.model, batch, self._named) as visit:
+            yield visit
+        self._choice = next(iter(visit.choices.values()), None)
+
+    def __call__(
+        self, images: Any, *, target: Any = None, method: Any = None, smooth: Any = (), seed: int = 0
+    ) -> Explanation | Explanations:
+        """Explain images, as :func:`explain` does."""
+        explanations = self.all(images, target=target, method=method, smooth=smooth, seed=seed)
+        several = isinstance(target, list | tuple) or isinstance(method, list | tuple) or not self._one_layer
+        return explanations if several or len(explanations) > 1 else explanations[0]
+
+    def all(
+        self, images: Any, *, target: Any = None, method: Any = None, smooth: Any = (), seed: int = 0
+    ) -> Explanations:
+        """Explain images, and give a sequence also for one question, one method and one layer."""
+        kinds = smoothing_asked(smooth)
+        chosen = None if method is None else _principal(methods_asked(method), kinds)
+        questions = as_questions(target)
+        with torch.inference_mode(False):  # whose tensors autograd may not save
+            batch = self.model.read(images)
+        found: list[tuple[int, Explanation]] = []
+        with borrowed(self.model.module) as was_training:
+            self._choice = None  # until there is one
+            for group in prepared(self.model, batch, questions):
+                with self.visit(group.batch, group.model) as visit:
+                    answered = partial(_answered, visit, group.questions, chosen, kinds, seed, was_training)
+                    try:
+                        found += answered()
+                    except (LayerError, TargetError):
+                        if not visit.remembered:
+                            raise
+                        # the layer remembered for such input may not serve this one: another branch ran, another head was asked
+                        found += answered(anew=True)
+        return Explanations(explanation for _, explanation in sorted(found, key=lambda one: one[0]))
+
+    def __repr__(self) -> str:
+        return f"<Explainer of {self.model.name} at {self.layer or 'a layer that it will find'}>"
+
+
+def _answered(
+    visit: Visit,
+    questions: Sequence[tuple[int, Target]],
+    chosen: list[Method] | None,
+    kinds: list[str],
+    seed: int,
+    was_training: bool,
+    *,
+    anew: bool = False,
+) -> list[tuple[int, Explanation]]:
+    """Answer questions from one forward pass, each with its number."""
+    planned = chosen or [METHODS["grad_cam"]]  # what is chosen later in its place needs no more
+    looking = not all(one.at_input or one.of_attention for one in planned)
+    layers = _layers_asked(visit, questions, blindly=not differentiates(planned), anew=anew) if looking else {}
+    together = {name: layer for own in layers.values() for name, layer in own.items()}
+    run = visit.run(
+        together, asks=bool(kinds) or asks(planned), resuming=resumes(planned), graph=differentiates(planned)
+    )
+    shared = visit.shared(run, was_training)  # before a target has its hands on the output
+    asked = [
+        _Asked(
+            number,
+            question,
+            _score(question, run.answer),
+            chosen or _principal(_default(question, run.answer), kinds),
+            layers.get(at, {}),
+        )
+        for at, (number, question) in enumerate(questions)
+    ]
+    run.notes += changed_notes(kinds, [one.question for one in asked], run)
+    maps = (
+        _averaged(visit, run, asked, kinds, seed)
+        if kinds
+        else [
+            _maps(one.methods, Evidence(run, one.question, one.scores, list(one.layers)), one.layers) for one in asked
+        ]
+    )
+    return [
+        (one.number, _explanation(visit, run, noted, one, " + ".join((one.methods[by].name, *kinds)), layer, shared))
+        for one, own in zip(asked, maps, strict=True)
+        for (by, layer), found in own.items()
+        for noted in [replace(found, notes=(*found.notes, *blind_notes(one.methods[by], one.question)))]
+    ]
+
+
+def _layers_asked(
+    visit: Visit, questions: Sequence[tuple[int, Target]], *, blindly: bool, anew: bool
+) -> dict[int, dict[str, nn.Module]]:
+    """Give each question its layers: those of the first that shares them, unless it needs its own."""
+    own = [asks_for_its_own(question) for _, question in questions]
+    found: dict[int, dict[str, nn.Module]] = {}
+    for at, (_, question) in enumerate(questions):
+        sharing = own.index(False) if not own[at] else at
+        found[at] = found.get(sharing) or visit.layers(question, blindly=blindly, anew=anew)
+    return found
+
+
+def _default(question: Target, answer: Answer) -> list[Method]:
+    """Choose a method where none is named: an element-wise one where the question is about a part of the places."""
+    return [METHODS["hires_cam" if of_places(question, answer) else "grad_cam"]]
+
+
+def _principal(methods: list[Method], kinds: list[str]) -> list[Method]:
+    return [replace(one, principal="principal" in kinds) for one in methods]
+
+
+def _explanation(
+    visit: Visit, run: Run, found: Found, asked: _Asked, method: str, layer: str, shared: dict[str, Any]
+) -> Explanation:
+    answer, question = run.answer, asked.question
+    wordings = tuple(question.wording(answer, image) for image in range(answer.batch))
+    own = (*visit.doubts(layer), *notes_of(question, answer), *map_notes(found, layer, wordings))
+    canvas = None if layer in (INPUT, ATTENTION) else answer.canvas
+    said = shared["prediction"]
+    return Explanation(
+        found.raw,
+        wide(asked.scores.detach()),
+        layer=layer,
+        method=method,
+        targets=wordings,
+        canvas=canvas or answer.input_size,
+        marks=tuple(marks_of(question, answer, image) for image in range(answer.batch)),
+        notes=tuple(dict.fromkeys((*run.notes, *own))),
+        **(shared | {"prediction": said if ranks(question) or answer.detects else None}),
+    )

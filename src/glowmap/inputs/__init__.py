@@ -1,0 +1,19 @@
+"""Inputs: pictures, volumes, signals and tensors become one batch; what cannot be explained is refused here."""
+
+from glowmap.inputs.batch import Batch as Batch
+from glowmap.inputs.batch import as_batch as as_batch
+from glowmap.inputs.loading import MAX_PIXELS as MAX_PIXELS
+from glowmap.inputs.loading import PictureLike as PictureLike
+from glowmap.inputs.loading import read_picture as read_picture
+from glowmap.inputs.loading import read_pictures as read_pictures
+from glowmap.inputs.loading import refuse_gigantic as refuse_gigantic
+from glowmap.inputs.masks import Mask as Mask
+from glowmap.inputs.masks import parts_seen as parts_seen
+from glowmap.inputs.masks import read_masks as read_masks
+from glowmap.inputs.patches import Among as Among
+from glowmap.inputs.pictures import Picture as Picture
+from glowmap.inputs.pictures import Shown as Shown
+from glowmap.inputs.pictures import Signal as Signal
+from glowmap.inputs.pictures import Volume as Volume
+from glowmap.inputs.pictures import pictures_of as pictures_of
+from glowmap.inputs.pictures import whole as whole

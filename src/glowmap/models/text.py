@@ -1,0 +1,217 @@
+"""Models that judge pictures by texts: how texts are put beside the pictures, and embedded once for many questions."""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from glowmap.errors import TargetError
+from glowmap.inputs import Batch
+from glowmap.models.model import Heard, Model
+from glowmap.targets import Category, Rather, Target, Text
+from glowmap.tree import mapped, tensors_in
+
+PROMPT = "a photo of a {}"  # Radford et al., ICML 2021, arXiv:2103.00020, section 3.1.4
+_ANY = "a photo"  # stands where a module takes no picture without a text, and nothing asks about the text
+# Texts as keywords of the module, a row of tokens a text; TargetError for a text that the model cannot take whole.
+Tokens: TypeAlias = Callable[[Sequence[str]], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Comparing:
+    """How texts are put to a model of two towers: all in one pass, each as a class whose logit is its likeness to the picture.
+
+    The model's class names become prompts ("a photo of a dog"), in a pass of their own for what is asked of classes alone; they
+    stand before other texts too, and a text that is one of them is that class. ``pictures`` and ``texts`` are the
+    keywords under which the module takes either, ``once`` keeps what it makes of the texts from one pass to the next,
+    ``exclusive`` says whether the likenesses were trained as a softmax over the texts (CLIP) or each by itself (SigLIP), and
+    ``alone`` whether the module takes pictures without texts.
+    """
+
+    tokens: Tokens
+    once: Callable[[nn.Module], AbstractContextManager[None]]
+    exclusive: bool
+    pictures: str = "pixel_values"
+    texts: str = "input_ids"
+    alone: bool = False
+
+    generates: ClassVar[bool] = False  # it judges
+
+    def heard(self, model: Model, batch: Batch, texts: Sequence[Text]) -> Sequence[Heard]:
+        """Put class names and texts beside the pictures, as :meth:`glowmap.models._family.Speaker.heard` says."""
+        if _given(model, batch, self.texts, texts):
+            return []
+        prompts = [PROMPT.format(name) for name in model.class_names or ()]
+        asked = {text: _sentences(model, text) for text in texts}
+        others = list(dict.fromkeys(one for own in asked.values() for one in own if one not in prompts))
+        # a class is likely among classes: what else is asked in the same call is no matter of theirs
+        self._refuse_alike(model, list(dict.fromkeys([*prompts, *others])))
+        groups: list[list[str]] = [[], others] if prompts and others else [others]
+        return [self._pass(model, batch, prompts, group, asked) for group in groups]
+
+    def _refuse_alike(self, model: Model, sentences: Sequence[str]) -> None:
+        """Refuse texts that are one to the model, as "a dog" and "A dog" are to many: a map of their difference is rounding."""
+        if len(sentences) < 2:
+            return
+        rows = [tuple(row.flatten().tolist()) for row in self.tokens(sentences)[self.texts]]
+        known = dict(zip(rows, sentences, strict=True))
+        for row, sentence in zip(rows, sentences, strict=True):
+            if known[row] != sentence:
+                raise TargetError(
+                    f"{sentence!r} and {known[row]!r} are the same tokens to {model.name}; ask about one of them"
+                )
+
+    def _pass(
+        self,
+        model: Model,
+        batch: Batch,
+        prompts: Sequence[str],
+        others: Sequence[str],
+        asked: Mapping[Text, Sequence[str]],
+    ) -> Heard:
+        """Put the prompts of classes and other sentences in one pass, for those of the texts that are made of them."""
+        put = [*prompts, *others] or [_ANY] * (not self.alone)
+        beside = _beside(batch, self.pictures, self.tokens(put)) if put else batch
+        classes = {sentence: Category(put.index(sentence)) for sentence in (*prompts, *others)}
+        targets = {text: (_likeness(text, classes),) for text, own in asked.items() if set(own) <= set(classes)}
+        names = (*(model.class_names or ()), *map(repr, others))
+        return Heard(beside, targets, names, self.once, {"exclusive": self.exclusive})
+
+
+@dataclass(frozen=True)
+class Matching:
+    """How texts are put to a model that reads a text with the picture: a pass each, whose score is the logit of a match.
+
+    ``match`` is the place of that logit among so many ``outputs``; the other, if there is one, speaks for no match.
+    """
+
+    tokens: Tokens
+    match: int
+    outputs: int
+    pictures: str = "pixel_values"
+    texts: str = "input_ids"
+
+    generates: ClassVar[bool] = False  # it judges
+
+    def heard(self, model: Model, batch: Batch, texts: Sequence[Text]) -> Sequence[Heard]:
+        """Put one text beside all pictures in each pass, as :meth:`glowmap.models._family.Speaker.heard` says."""
+        if _given(model, batch, self.texts, texts):
+            return []
+        if model.class_names is not None:
+            raise TargetError(
+                f"{model.name} reads each text together with the picture and has no classes; leave classes=... out and ask "
+                "about each by itself: target=[targets.Text(...), targets.Text(...)]"
+            )
+        if not texts:
+            return [Heard(self._beside(batch, _ANY), {}, ())]
+        return [self._one(model, batch, text) for text in texts]
+
+    def _one(self, model: Model, batch: Batch, text: Text) -> Heard:
+        sentence, *others = _sentences(model, text)
+        if others:
+            raise TargetError(
+                f"{model.name} reads each text in a pass of its own, so {text.text!r} cannot be set against "
+                f"{' and '.join(map(repr, others))}; ask about each by itself: target=[targets.Text(...), targets.Text(...)]"
+            )
+        names = tuple(repr(sentence) if at == self.match else f"not {sentence!r}" for at in range(self.outputs))
+        changes = {"exclusive": True}  # one output ranks texts, of two a softmax is the match
+        return Heard(self._beside(batch, sentence), {text: (Category(self.match),)}, names, changes=changes)
+
+    def _beside(self, batch: Batch, text: str) -> Batch:
+        """Give each picture a row of the same tokens."""
+        rows = {name: one.repeat(len(batch.images), 1) for name, one in self.tokens([text]).items()}
+        return _beside(batch, self.pictures, rows)
+
+
+@contextmanager
+def remembering(owner: Any, name: str) -> Iterator[None]:
+    """Let a function of an object compute once for each input, without a graph, and hand that back when it is called again.
+
+    In this thread alone, and only while the context lasts. For what turns texts into embeddings: they are the same in every
+    further pass. An input that is one row of an earlier one, however often, counts as the same: texts that happen to be as many
+    as the pictures are cut with them when one picture is asked about, and are classes all the same.
+    """
+    own, before, thread = getattr(owner, name), vars(owner).get(name), threading.get_ident()
+    known: list[tuple[Any, list[Tensor], Any]] = []
+
+    def remembered(*arguments: Any, **keywords: Any) -> Any:
+        if threading.get_ident() != thread:
+            return own(*arguments, **keywords)
+        given, apart = list(tensors_in([arguments, keywords])), mapped([arguments, keywords], _left_out)
+        for others, tensors, output in known:
+            if others == apart and len(tensors) == len(given) and _same_or_one_row(tensors, given):
+                return mapped(output, _itself)
+        tensors = [one.clone() for one in given]  # the model may write into what it is given
+        with torch.no_grad():
+            output = own(*arguments, **keywords)
+        known.append((apart, tensors, mapped(output, _itself)))
+        return output
+
+    setattr(owner, name, remembered)
+    try:
+        yield
+    finally:
+        delattr(owner, name) if before is None else setattr(owner, name, before)
+
+
+def _same_or_one_row(known: Sequence[Tensor], given: Sequence[Tensor]) -> bool:
+    if all(map(torch.equal, known, given)):
+        return True
+    if any(one.ndim == 0 or one.shape[1:] != own.shape[1:] for one, own in zip(given, known, strict=True)):
+        return False
+    rows = min((len(own) for own in known), default=0)
+    return any(all(bool((one == own[row]).all()) for one, own in zip(given, known, strict=True)) for row in range(rows))
+
+
+def _left_out(_: Tensor) -> Any:
+    return None
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor  # mapped copies the structure around it, into which a model may write
+
+
+def _given(model: Model, batch: Batch, keyword: str, texts: Sequence[Text]) -> bool:
+    """Tell whether the texts came with the pictures; then no others can be put, as their answers would not be told apart."""
+    if keyword not in batch.keywords and len(batch.arguments) < 2:
+        return False
+    if texts:
+        raise TargetError(
+            f"{model.name} was given texts of its own beside the pictures, which are its classes: ask about them by index "
+            f"(target=0), or give the pictures alone and ask target=targets.Text({texts[0].text!r})"
+        )
+    return True
+
+
+def _sentences(model: Model, text: Text) -> tuple[str, ...]:
+    """List the sentences of a text question, its own first. TargetError for what a model that writes nothing cannot be asked."""
+    for name, value in (("prompt", text.prompt), ("word", text.word), ("each_word", text.each_word or None)):
+        if value is not None:
+            raise TargetError(
+                f"{name}={value!r} is for models that write, and {model.name} judges a sentence as a whole; "
+                "ask targets.Text(sentence) alone"
+            )
+    if text.text is None:
+        raise TargetError(
+            f"{model.name} writes nothing of its own; say which sentence: targets.Text('a photo of a dog')"
+        )
+    return (text.text, *text.against)
+
+
+def _likeness(text: Text, classes: Mapping[str, Category]) -> Target:
+    assert text.text is not None
+    this = classes[text.text]
+    if not text.against:
+        return this
+    return Rather(this, [classes[other] for other in text.against])
+
+
+def _beside(batch: Batch, pictures: str, texts: Mapping[str, Tensor]) -> Batch:
+    """Give the module its pictures and texts by keyword: which of them stands first differs from model to model."""
+    own = {pictures: batch.images} if batch.arguments else {}
+    put = {name: tensor.to(batch.images.device) for name, tensor in texts.items()}
+    return Batch((), {**batch.keywords, **own, **put}, batch.images, batch.pictures)

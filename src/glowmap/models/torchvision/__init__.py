@@ -1,0 +1,3 @@
+"""Models of torchvision: classifiers, segmentation, detection and video."""
+
+from glowmap.models.torchvision import family as family

@@ -1,0 +1,134 @@
+"""How heat is drawn in figures of frames, slices and curves."""
+
+import re
+import unicodedata
+from bisect import bisect_right
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
+from math import ceil
+
+from PIL import Image, ImageDraw, ImageFont
+
+from glowmap.render.colormap import DIVERGING
+
+_FINER = 4  # drawn so much larger and reduced, letters keep their distances, which whole pixels would round away
+Colour = tuple[int, int, int]
+# letters that the font lacks and that taking off their accents does not help
+_SPELLED = str.maketrans(
+    {"×": "x", "–": "-", "—": "-", "−": "-", "‑": "-", "≤": "<=", "≥": ">=", "→": "->", "ß": "ss", "æ": "ae", "Æ": "AE"}
+    | {"ø": "o", "Ø": "O", "œ": "oe", "Œ": "OE", "ł": "l", "Ł": "L", "đ": "d", "ı": "i", "µ": "u", "\u00a0": " "}
+    | {"\n": " ", "\r": " ", "\t": " "}
+)
+
+
+@dataclass(frozen=True)
+class Lettering:
+    """One kind of text: its size in pixels, its colour, and whether it is struck twice to look bold."""
+
+    size: int
+    ink: Colour = (30, 32, 36)
+    bold: bool = False
+
+    def scaled(self, scale: int) -> "Lettering":
+        return replace(self, size=self.size * scale)
+
+    @property
+    def leading(self) -> int:
+        """Pixels from one line to the next."""
+        return round(self.size * 1.36)
+
+    def width(self, text: str) -> int:
+        return ceil(font(self.size * _FINER).getlength(printable(text)) / _FINER + self._strike)
+
+    def draw(self, image: Image.Image, left: int, top: int, text: str) -> None:
+        """Draw one line whose box starts at the place given and is one leading high."""
+        size = (self.width(text) + 1, self.leading)
+        stencil = Image.new("L", (size[0] * _FINER, size[1] * _FINER), 0)
+        pen = ImageDraw.Draw(stencil)
+        for shift in (0, self._strike * _FINER) if self.bold else (0,):
+            at = (shift, self.size * 1.02 * _FINER)
+            pen.text(at, printable(text), fill=255, font=font(self.size * _FINER), anchor="ls")
+        image.paste(self.ink, (left, top), stencil.resize(size, Image.Resampling.BOX))
+
+    def shorten(self, text: str, width: int) -> str:
+        """Cut the end of a text that is wider than ``width`` pixels and put an ellipsis there."""
+        if self.width(text) <= width:
+            return text
+        fitting = bisect_right(range(len(text)), width, key=lambda length: self.width(text[:length] + "…")) - 1
+        return text[: max(fitting, 0)].rstrip() + "…"
+
+    def wrap(self, text: str, width: int, most: int | None = None) -> list[str]:
+        """Break a text into lines of at most ``width`` pixels; what does not fit into ``most`` lines is shortened."""
+        lines = [""]
+        for word in text.split():
+            for number, piece in enumerate(self._pieces(word, width)):
+                glue = " " if lines[-1] and not number else ""
+                if not lines[-1] or self.width(lines[-1] + glue + piece) <= width:
+                    lines[-1] += glue + piece
+                else:
+                    lines.append(piece)
+        if most is not None and len(lines) > most:
+            lines[most - 1 :] = [self.shorten(lines[most - 1] + " " + lines[most] + "…", width)]
+        return lines
+
+    def _pieces(self, word: str, width: int) -> list[str]:
+        # a layer's dotted name or a file's path breaks after its signs, and anything else wherever it must
+        if self.width(word) <= width:
+            return [word]
+        pieces = re.findall(r"[^./_\-:,]*[./_\-:,]+|[^./_\-:,]+", word)
+        return [part for piece in pieces for part in ([piece] if self.width(piece) <= width else list(piece))]
+
+    @property
+    def _strike(self) -> float:
+        return self.size / 20 if self.bold else 0.0
+
+
+@cache
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Load the font that comes with Pillow at a size in pixels."""
+    return ImageFont.load_default(size=size)
+
+
+@lru_cache(maxsize=4096)  # names come without end where a server runs for months
+def printable(text: str) -> str:
+    """Spell a text with the letters that the font has; a sign it cannot spell stays, and shows as an empty box."""
+    return "".join(_spelled(letter) for letter in unicodedata.normalize("NFC", text).translate(_SPELLED))
+
+
+@cache
+def _spelled(letter: str) -> str:
+    if letter.isascii() or _drawn(letter) != _drawn("\uffff"):
+        return letter
+    plain = "".join(part for part in unicodedata.normalize("NFKD", letter) if not unicodedata.combining(part))
+    return plain if plain.isascii() else letter
+
+
+def _drawn(letter: str) -> tuple[tuple[int, int], bytes]:
+    mask = font(24).getmask(letter)
+    return mask.size, bytes(mask)
+
+
+HEADING = Lettering(13, ink=(52, 55, 61))
+HOTTEST = Lettering(13, bold=True)
+NUMBERS = Lettering(12, ink=(112, 116, 124))
+OPACITY = 0.65  # of the hottest place: what lies there must still be seen
+COLUMN = 280  # pixels, of a figure with tiles that take several columns
+COLUMNS_OF_WIDE = 4  # that frames, slices and curves take, so that a ranking stands beside them
+BETWEEN_COLUMNS = 20
+LEADER: Colour = (172, 176, 184)
+INK: Colour = (62, 66, 74)
+
+
+@dataclass(frozen=True)
+class Look:
+    """The colours of the heat, the opacity of the hottest place, the figure's width in pixels, and its lettering's scale."""
+
+    colormap: str = "glow"
+    opacity: float = OPACITY
+    width: int = COLUMNS_OF_WIDE * (COLUMN + BETWEEN_COLUMNS) - BETWEEN_COLUMNS
+    scale: int = 1
+
+    @property
+    def cold(self) -> float:
+        """The value that stands for no evidence."""
+        return 0.5 if self.colormap in DIVERGING else 0.0
