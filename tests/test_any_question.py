@@ -22,31 +22,31 @@ from glowmap.errors import GlowmapError
 from glowmap.methods import Method
 from glowmap.models import as_model
 from glowmap.targets import (
-    AllDetected,
+    AllDetections,
     At,
     Category,
-    Custom,
-    Detected,
+    Contrast,
     Detection,
     Direction,
     Each,
     Finer,
+    FunctionTarget,
     LogProbability,
     Not,
     Object,
+    OutputValue,
     Pixels,
     Point,
     Predicted,
     Probability,
     Prototype,
     Ranked,
-    Rather,
     Similar,
-    Spoken,
+    SimilarDetection,
     Text,
+    TokenLogProbability,
+    TokenSpan,
     Unit,
-    Value,
-    Words,
 )
 from transformers_of_ours import Transformer, made
 
@@ -310,7 +310,7 @@ def spoken(output, _):
 
 def as_spoken():
     tokens = ours.tokenizer()(SENTENCE, add_special_tokens=False)["input_ids"]
-    return Words((Spoken(SENTENCE, tuple(tokens), tuple(range(-len(tokens), 0))),))
+    return TokenLogProbability((TokenSpan(SENTENCE, tuple(tokens), tuple(range(-len(tokens), 0))),))
 
 
 VECTOR = torch.tensor([1.0, -2, 0.5, 3, 0.1, -0.7, 0.2, 1.5])
@@ -336,11 +336,11 @@ QUESTIONS = {
         segmenter, Predicted(), of_segments(lambda logits, labels, most: (logits[most] * (labels == most)).sum())
     ),
     "Ranked": Question(classifier, Ranked(1), lambda output, _: output.sort(1).values[:, -2]),
-    "Value": Question(transformer, Value(3), lambda output, _: output[:, 3]),
+    "OutputValue": Question(transformer, OutputValue(3), lambda output, _: output[:, 3]),
     "Probability": Question(classifier, Probability("dog"), lambda output, _: output.softmax(1)[:, 1]),
     "LogProbability": Question(transformer, LogProbability(1), lambda output, _: output.log_softmax(1)[:, 1]),
-    "Rather": Question(
-        classifier, Rather("cat", ["dog", "bus"]), lambda output, _: output[:, 0] - output[:, [1, 3]].mean(1)
+    "Contrast": Question(
+        classifier, Contrast("cat", ["dog", "bus"]), lambda output, _: output[:, 0] - output[:, [1, 3]].mean(1)
     ),
     "Finer": Question(
         transformer,
@@ -349,10 +349,10 @@ QUESTIONS = {
     ),
     "Not": Question(transformer, Not(2), lambda output, _: -output[:, 2]),
     "Each": Question(classifier, Each(["dog", Not(0)]), lambda output, _: torch.stack([output[0, 1], -output[1, 0]])),
-    "Custom": Question(transformer, Custom(second), lambda output, _: output[:, 1]),
-    "Custom of pixels": Question(
+    "FunctionTarget": Question(transformer, FunctionTarget(second), lambda output, _: output[:, 1]),
+    "FunctionTarget of pixels": Question(
         segmenter,
-        Custom(lambda output: output["out"][:, 1].sum((1, 2))),
+        FunctionTarget(lambda output: output["out"][:, 1].sum((1, 2))),
         lambda output, _: output["out"][:, 1].sum((1, 2)),
     ),
     "Pixels": Question(
@@ -361,19 +361,21 @@ QUESTIONS = {
     "At": Question(segmenter, Pixels(where=At(10, 9)), at(2, 2)),
     "Point": Question(segmenter, Pixels("bus", Point(10, 9)), lambda output, _: output["out"][:, 4, 2, 2]),
     "Object": Question(segmenter, Pixels(where=Object(0)), of_segments(largest)),
-    "Detection": Question(
-        boxes, Detection(1, (6.0, 4.0, 14.0, 12.0)), lambda output, _: torch.stack([one["scores"][0] for one in output])
+    "SimilarDetection": Question(
+        boxes,
+        SimilarDetection(1, (6.0, 4.0, 14.0, 12.0)),
+        lambda output, _: torch.stack([one["scores"][0] for one in output]),
     ),
-    "Detected": Question(detector, Detected(0), of_detections),
-    "AllDetected": Question(detector, AllDetected(0.38), all_detections),
+    "Detection": Question(detector, Detection(0), of_detections),
+    "AllDetections": Question(detector, AllDetections(0.38), all_detections),
     "Text": Question(clip, Text("a dog"), lambda output, _: output.logits_per_image[:, 0]),
     "Text rather": Question(
         clip,
-        Rather(Text("a dog"), Text("a cat")),
+        Contrast(Text("a dog"), Text("a cat")),
         lambda output, _: output.logits_per_image @ torch.tensor([1.0, -1.0]).double(),
     ),
     "Text written": Question(writer, Text(SENTENCE), spoken),
-    "Words": Question(told, as_spoken(), spoken),
+    "TokenLogProbability": Question(told, as_spoken(), spoken),
     "Similar": Question(backbone, Similar(OTHER), embedded),
     "Prototype": Question(backbone, Prototype(VECTOR), lambda output, _: cosine(output, VECTOR[None])),
     "Prototype of a transformer": Question(
@@ -431,7 +433,15 @@ REFUSED = [
 # Maps that are the same everywhere, and say so in a note: no masked picture scores more than the empty one.
 FLAT = {
     (name, "poly_cam")
-    for name in ("LogProbability", "Not", "Custom", "Detection", "Text written", "Words", "Unit of a layer")
+    for name in (
+        "LogProbability",
+        "Not",
+        "FunctionTarget",
+        "SimilarDetection",
+        "Text written",
+        "TokenLogProbability",
+        "Unit of a layer",
+    )
 }
 
 

@@ -20,7 +20,7 @@ import transformers as tr
 import glowmap
 import papers.attention
 from cases import Classifier, images
-from glowmap.capture.attention import Attending
+from glowmap.capture.attention import AttentionRecorder
 from glowmap.errors import MethodError, TargetError
 from papers.twins import TWINS
 from test_promises import assert_same, everything_of
@@ -408,7 +408,7 @@ def test_scaled_dot_product_attention_is_what_it_was(case, dtype):
         "grouped": {"enable_gqa": True},
     }.get(case, {})
     wanted = F.scaled_dot_product_attention(q, k, v, **options)
-    with Attending() as watcher:
+    with AttentionRecorder() as watcher:
         found = F.scaled_dot_product_attention(q, k, v, dropout_p=0.5, **options)
     assert found.dtype == dtype
     close = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}[dtype]
@@ -434,7 +434,7 @@ def test_multi_head_attention_is_what_it_was(options, batch_first, masked):
     if masked:
         options = options | {"key_padding_mask": torch.arange(7).expand(2, 7) > torch.tensor([[4], [6]])}
     wanted = layer(query, key, key, **options)
-    with Attending() as watcher:
+    with AttentionRecorder() as watcher:
         found = layer(query, key, key, **options)
     torch.testing.assert_close(found[0], wanted[0])
     assert (found[1] is None) == (wanted[1] is None)
@@ -446,7 +446,7 @@ def test_multi_head_attention_is_what_it_was(options, batch_first, masked):
 def test_multi_head_attention_without_a_batch():
     layer, tokens = made(nn.MultiheadAttention, 8, 2), torch.randn(5, 8).double()
     wanted = layer(tokens, tokens, tokens)
-    with Attending():
+    with AttentionRecorder():
         found = layer(tokens, tokens, tokens)
     torch.testing.assert_close(found, wanted)
 

@@ -15,16 +15,16 @@ from glowmap.errors import TargetError
 from glowmap.targets import (
     At,
     Category,
+    Contrast,
     Each,
     Finer,
     LogProbability,
     Not,
+    OutputValue,
     Pixels,
     Predicted,
     Probability,
     Ranked,
-    Rather,
-    Value,
     as_class,
     top,
 )
@@ -73,7 +73,7 @@ def finer(logits, c, rivals=3, weight=1.0):
 
 
 SCORES = [
-    (Value(2), lambda y: y[:, 2]),
+    (OutputValue(2), lambda y: y[:, 2]),
     (Probability("dog"), lambda y: softmax(y)[:, 1]),
     (LogProbability("dog"), lambda y: softmax(y)[:, 1].log()),
     (Probability("dog", independent=True), lambda y: 1 / (1 + (-y[:, 1]).exp())),
@@ -82,14 +82,14 @@ SCORES = [
     (Ranked(0), lambda y: y.sort(1).values[:, 3]),
     (Ranked(3), lambda y: y.sort(1).values[:, 0]),
     (LogProbability(Ranked(1)), lambda y: softmax(y).sort(1).values[:, 2].log()),
-    (Rather("car", "bus"), lambda y: y[:, 2] - y[:, 3]),
-    (Rather("car", ["bus", 0]), lambda y: y[:, 2] - (y[:, 3] + y[:, 0]) / 2),
-    (Rather(LogProbability("car"), LogProbability("bus")), lambda y: softmax(y)[:, 2].log() - softmax(y)[:, 3].log()),
+    (Contrast("car", "bus"), lambda y: y[:, 2] - y[:, 3]),
+    (Contrast("car", ["bus", 0]), lambda y: y[:, 2] - (y[:, 3] + y[:, 0]) / 2),
+    (Contrast(LogProbability("car"), LogProbability("bus")), lambda y: softmax(y)[:, 2].log() - softmax(y)[:, 3].log()),
     (Finer("car"), lambda y: finer(y, 2)),
     (Finer("car", rivals=2, weight=0.6), lambda y: finer(y, 2, 2, 0.6)),
     (Finer("car", rivals=9), lambda y: finer(y, 2, 3)),
     (Not("car"), lambda y: -y[:, 2]),
-    (Not(Rather("car", "bus")), lambda y: y[:, 3] - y[:, 2]),
+    (Not(Contrast("car", "bus")), lambda y: y[:, 3] - y[:, 2]),
     (Not(lambda y: y[:, 0] * y[:, 1]), lambda y: -(y[:, 0] * y[:, 1])),
     (Not(), lambda y: -y.amax(1)),
 ]
@@ -143,17 +143,17 @@ def test_rivals_and_weights_are_fixed_when_images_are_changed(classifier):
 @pytest.mark.parametrize(
     ("target", "wording"),
     [
-        (Value(), "output 0"),
+        (OutputValue(), "output 0"),
         (Probability("dog"), "probability of dog"),
         (LogProbability("dog", independent=True), "log-probability of dog"),
-        (Rather("car", "bus"), "car rather than bus"),
-        (Rather(2, [3, "cat", "dog"]), "car rather than bus, cat or dog"),
+        (Contrast("car", "bus"), "car rather than bus"),
+        (Contrast(2, [3, "cat", "dog"]), "car rather than bus, cat or dog"),
         (Finer("car"), "car rather than dog, bus or cat"),
         (Not("car"), "not car"),
         (Not(Not("car")), "car"),
-        (Not(Rather("car", "bus")), "not (car rather than bus)"),
-        (Rather(Probability("car"), Probability("bus")), "probability of car rather than probability of bus"),
-        (Each([Not("car"), Rather("car", "bus")]), ("not car", "car rather than bus")),
+        (Not(Contrast("car", "bus")), "not (car rather than bus)"),
+        (Contrast(Probability("car"), Probability("bus")), "probability of car rather than probability of bus"),
+        (Each([Not("car"), Contrast("car", "bus")]), ("not car", "car rather than bus")),
     ],
 )
 def test_the_wording(classifier, target, wording):
@@ -219,11 +219,11 @@ def test_negations_and_contrasts_turn_round(seed, pair, question):
     plain, twice = (explain(model, batch, one) for one in (question(a), Not(Not(question(a)))))
     assert torch.equal(plain.raw, twice.raw)
     assert torch.equal(plain.scores, twice.scores)
-    forth, back = (explain(model, batch, Rather(*one)) for one in ((a, b), (b, a)))
+    forth, back = (explain(model, batch, Contrast(*one)) for one in ((a, b), (b, a)))
     torch.testing.assert_close(forth.raw, -back.raw)
     torch.testing.assert_close(forth.scores, -back.scores)
-    both = explain(model, batch, Each([Rather(a, b), question(b)]))
-    for image, one in enumerate((Rather(a, b), question(b))):
+    both = explain(model, batch, Each([Contrast(a, b), question(b)]))
+    for image, one in enumerate((Contrast(a, b), question(b))):
         alone = explain(model, batch[image : image + 1], one)
         torch.testing.assert_close(both.raw[image : image + 1], alone.raw, rtol=1e-4, atol=1e-7)
 
@@ -246,17 +246,17 @@ COLOURS = {"classes": ["blue", "green", "red"], "layer": "layer"}
 @pytest.mark.parametrize(
     ("target", "score", "wording"),
     [
-        (Rather("red", "green"), 9 * 2.0, "red rather than green"),  # at the 9 red pixels, where green is 0
-        (Rather("blue", ["red", "green"]), 6 * 5.0, "blue rather than red or green"),
+        (Contrast("red", "green"), 9 * 2.0, "red rather than green"),  # at the 9 red pixels, where green is 0
+        (Contrast("blue", ["red", "green"]), 6 * 5.0, "blue rather than red or green"),
         (Not("green"), -9 * 3.0, "not green"),
         (Ranked(0), 9 * 3.0, "green"),  # 9 pixels of green and of red; the first of equals
         (Ranked(2), 6 * 5.0, "blue"),
         (Probability("red"), 9 * math.exp(2) / (math.exp(2) + 2), "probability of red"),
         (LogProbability("red"), 9 * (2 - math.log(math.exp(2) + 2)), "log-probability of red"),
-        (Value(1), 9 * 3.0, "output 1"),  # over all pixels
+        (OutputValue(1), 9 * 3.0, "output 1"),  # over all pixels
         (Finer("red"), 9 * 2.0, "red rather than its rivals"),
         (Finer("blue", rivals=1, weight=0.5), 6 * 5.0, "blue rather than its rivals"),
-        (Pixels(Rather("red", "green"), torch.ones(4, 6)), 9 * 2.0 - 9 * 3.0, "red rather than green (mask)"),
+        (Pixels(Contrast("red", "green"), torch.ones(4, 6)), 9 * 2.0 - 9 * 3.0, "red rather than green (mask)"),
         (Pixels(Finer("red", rivals=2), torch.eye(6)[:4]), None, "red rather than its rivals (mask)"),
         (Not(Pixels("red", torch.ones(4, 6))), -9 * 2.0, "not red (mask)"),
     ],
@@ -273,7 +273,7 @@ def test_what_a_dense_model_is_asked(three_colours, target, score, wording):
 
 
 @pytest.mark.parametrize(
-    "target", [Rather(1, 2), Finer(1, rivals=2), Probability(1), Ranked(1), Not(Predicted()), Value(0), None]
+    "target", [Contrast(1, 2), Finer(1, rivals=2), Probability(1), Ranked(1), Not(Predicted()), OutputValue(0), None]
 )
 def test_a_dense_question_asked_again_is_asked_at_the_same_pixels(target):
     torch.manual_seed(3)
@@ -298,8 +298,8 @@ def test_finer_keeps_each_pixels_rivals_when_it_is_asked_again():
         for target in (Finer(1, rivals=2), Pixels(Finer(None), torch.ones(16, 20))):
             score = target.score(answer)
             for image in range(2):
-                copies = model.answer({"out": answer.raw["out"][image].expand(3, -1, -1, -1)}, batch, 3)
-                again = settled(target, answer, image).score(copies)
+                repeat_image = model.answer({"out": answer.raw["out"][image].expand(3, -1, -1, -1)}, batch, 3)
+                again = settled(target, answer, image).score(repeat_image)
                 torch.testing.assert_close(again, score[image].expand(3))
                 more = model.answer({"out": answer.raw["out"][image].expand(1, -1, -1, -1) * 2}, batch, 1)
                 torch.testing.assert_close(settled(target, answer, image).score(more), 2 * score[image : image + 1])
@@ -329,7 +329,7 @@ def test_one_output_with_two_names_speaks_for_the_second_and_against_the_first()
     torch.testing.assert_close(against.raw, -for_it.raw)
     torch.testing.assert_close(explain(model, batch, Probability("malignant"), **names).scores, z.sigmoid())
     torch.testing.assert_close(explain(model, batch, Probability(0), **names).scores, 1 - z.sigmoid())
-    torch.testing.assert_close(explain(model, batch, Value(0), **names).scores, z)
+    torch.testing.assert_close(explain(model, batch, OutputValue(0), **names).scores, z)
     own = explain(model, batch, None, **names)
     assert own.targets == tuple("malignant" if one > 0 else "benign" for one in z)
     torch.testing.assert_close(own.scores, z.abs())
@@ -371,7 +371,7 @@ def test_a_dense_model_with_one_output_and_two_names():
     assert own.targets == ("polyp",)
     assert own.prediction.labels.tolist() == [[[0, 1], [1, 0]]]
     assert own.prediction.names == ("background", "polyp")
-    found = explain(OneOutput(), picture, Pixels(Value(0), torch.ones(2, 2)), layer="layer")
+    found = explain(OneOutput(), picture, Pixels(OutputValue(0), torch.ones(2, 2)), layer="layer")
     assert found.scores.tolist() == [0.0]
     with pytest.raises(TargetError, match="no pixel is predicted as anything; give a mask"):
         explain(OneOutput(), -picture.abs(), None, layer="layer")
@@ -419,27 +419,27 @@ def test_an_unsaturated_probability_says_nothing(classifier):
     ("target", "message"),
     [
         (
-            Rather("car", "car"),
+            Contrast("car", "car"),
             "'car' was asked for rather than itself in images 0, 1, which is nothing; give two classes",
         ),
-        (Rather("car", ["bus", 2]), "'car' was asked for rather than itself"),
-        (Rather("car", []), r"rather than no other; give at least one"),
-        (Rather("car", "buss"), "no class 'buss' in Classifier; near names: bus"),
-        (Rather("car", Not("bus")), "Not is no question about a class"),
+        (Contrast("car", ["bus", 2]), "'car' was asked for rather than itself"),
+        (Contrast("car", []), r"rather than no other; give at least one"),
+        (Contrast("car", "buss"), "no class 'buss' in Classifier; near names: bus"),
+        (Contrast("car", Not("bus")), "Not is no question about a class"),
         (Ranked(4), "there is no class of rank 4: Classifier has 4 classes; give a rank from 0, the likeliest, to 3"),
         (Ranked(-1), "no class of rank -1"),
-        (Probability(Value(0)), "a probability is that of a class, and Value is none"),
-        (Probability(Rather(0, 1)), "a probability is that of a class, and Rather is none"),
+        (Probability(OutputValue(0)), "a probability is that of a class, and OutputValue is none"),
+        (Probability(Contrast(0, 1)), "a probability is that of a class, and Contrast is none"),
         (LogProbability(Probability(0)), "a probability is that of a class, and Probability is none"),
-        (Value(4), "no output 4: Classifier has 4, from 0 to 3"),
-        (Value(-1), "no output -1"),
+        (OutputValue(4), "no output 4: Classifier has 4, from 0 to 3"),
+        (OutputValue(-1), "no output -1"),
         (Finer("car", rivals=0), "the nearest rivals are one or more, not 0"),
-        (Finer(Rather("car", "bus")), "a class has rivals, and Rather is none"),
+        (Finer(Contrast("car", "bus")), "a class has rivals, and Contrast is none"),
         (Not([1, 2]), "targets.Not takes one question; negate each by itself"),
         (Not(1.5), "not float"),
-        (Pixels(Rather("car", "bus")), "gives one answer per image"),
+        (Pixels(Contrast("car", "bus")), "gives one answer per image"),
         (At(3, 4), "gives one answer per image"),
-        (Each([Rather("car", "car"), 0]), "'car' was asked for rather than itself, which"),
+        (Each([Contrast("car", "car"), 0]), "'car' was asked for rather than itself, which"),
     ],
 )
 def test_what_cannot_be_asked_of_a_classifier(classifier, target, message):
@@ -456,7 +456,7 @@ def test_what_cannot_be_asked_elsewhere(three_colours):
     ):
         explain(ColourSegmenter(), three_colours, Ranked(3), **COLOURS)
     with pytest.raises(TargetError, match=r"no pixel is predicted as 'red'; ask for a class that is there"):
-        explain(ColourSegmenter(), three_colours[..., 3:], Rather("red", "blue"), **COLOURS)
+        explain(ColourSegmenter(), three_colours[..., 3:], Contrast("red", "blue"), **COLOURS)
     for count in (0, -1, True):
         with pytest.raises(TargetError, match="the likeliest classes are one or more"):
             top(count)

@@ -11,9 +11,21 @@ import torch
 import glowmap
 from glowmap import targets
 from glowmap.cli.output import IN_OPTIONS, in_options
-from glowmap.cli.targets import Asked
+from glowmap.cli.targets import TargetOptions
 from glowmap.errors import GlowmapError, InputError
-from glowmap.targets import AllDetected, At, Detected, Finer, Not, Pixels, Predicted, Rather, Text, Value, top
+from glowmap.targets import (
+    AllDetections,
+    At,
+    Contrast,
+    Detection,
+    Finer,
+    Not,
+    OutputValue,
+    Pixels,
+    Predicted,
+    Text,
+    top,
+)
 
 
 class Colours:
@@ -43,33 +55,33 @@ HERE = At(120.0, 80.0)
 
 # every two options that are a question, and which
 QUESTIONS = {
-    ("target", "against"): [Rather("red", ["green"])],
+    ("target", "against"): [Contrast("red", ["green"])],
     ("target", "finer"): [Finer("red")],
     ("target", "not"): [Not("red")],
     ("target", "at"): [Pixels("red", HERE)],
-    ("target", "box"): [Detected(0, category="red")],
-    ("target", "above"): [AllDetected(0.25, category="red")],
-    ("against", "not"): [Not(Rather(Predicted(), ["green"]))],
-    ("against", "top"): [Rather(one, ["green"]) for one in top(2)],
-    ("against", "at"): [Pixels(Rather(Predicted(), ["green"]), HERE)],
-    ("against", "box"): [Detected(0, category=Rather(Predicted(), ["green"]))],
+    ("target", "box"): [Detection(0, category="red")],
+    ("target", "above"): [AllDetections(0.25, category="red")],
+    ("against", "not"): [Not(Contrast(Predicted(), ["green"]))],
+    ("against", "top"): [Contrast(one, ["green"]) for one in top(2)],
+    ("against", "at"): [Pixels(Contrast(Predicted(), ["green"]), HERE)],
+    ("against", "box"): [Detection(0, category=Contrast(Predicted(), ["green"]))],
     ("against", "text"): [Text("a dog", against=("green",))],
     ("finer", "not"): [Not(Finer())],
     ("finer", "top"): [Finer(one) for one in top(2)],
     ("finer", "at"): [Pixels(Finer(), HERE)],
-    ("finer", "box"): [Detected(0, category=Finer())],
+    ("finer", "box"): [Detection(0, category=Finer())],
     ("not", "top"): [Not(one) for one in top(2)],
     ("not", "at"): [Not(Pixels(None, HERE))],
-    ("not", "box"): [Not(Detected(0))],
-    ("not", "above"): [Not(AllDetected(0.25))],
-    ("not", "of"): [Not(Detected(0, of="left"))],
+    ("not", "box"): [Not(Detection(0))],
+    ("not", "above"): [Not(AllDetections(0.25))],
+    ("not", "of"): [Not(Detection(0, of="left"))],
     ("not", "text"): [Not(Text("a dog"))],
     ("not", "prompt"): [Not(Text(None, "what is it?"))],
     ("not", "word"): [Not(Text("a dog", word="dog"))],
-    ("not", "value"): [Not(Value(0))],
-    ("box", "above"): [Detected(0), AllDetected(0.25)],
-    ("box", "of"): [Detected(0, of="left")],
-    ("above", "of"): [AllDetected(0.25, of="left"), Detected(0, of="left")],
+    ("not", "value"): [Not(OutputValue(0))],
+    ("box", "above"): [Detection(0), AllDetections(0.25)],
+    ("box", "of"): [Detection(0, of="left")],
+    ("above", "of"): [AllDetections(0.25, of="left"), Detection(0, of="left")],
     ("text", "prompt"): [Text("a dog", "what is it?")],
     ("text", "word"): [Text("a dog", word="dog")],
     ("text", "words"): [Text("a dog", each_word=True)],
@@ -87,15 +99,15 @@ def together(one, other):
 def test_every_two_options_are_a_question_or_an_error_that_names_both(pair, street):
     one, other = ({**USES, "like": {"like": [street]}}[name] for name in pair)
     if pair == ("not", "like"):
-        (asked,) = Asked(**together(one, other)).questions(Colours())
+        (asked,) = TargetOptions(**together(one, other)).questions(Colours())
         assert isinstance(asked, Not)
         assert isinstance(asked.target, targets.Similar)
         assert asked.target.name == "street.png"
     elif pair in QUESTIONS:
-        assert Asked(**together(one, other)).questions(Colours()) == QUESTIONS[pair]
+        assert TargetOptions(**together(one, other)).questions(Colours()) == QUESTIONS[pair]
     else:
         with pytest.raises(InputError) as refused:
-            Asked(**together(one, other))
+            TargetOptions(**together(one, other))
         for name, use in zip(pair, (one, other), strict=True):
             # by its own name, or by that of what it needs beside it
             assert any(f"--{option.rstrip('_')}" in str(refused.value) for option in (name, *use))
@@ -105,7 +117,7 @@ def test_every_two_options_are_a_question_or_an_error_that_names_both(pair, stre
 def test_no_option_is_left_out_of_the_table():
     from dataclasses import fields
 
-    assert {*USES, "like"} == {one.name.rstrip("_") for one in fields(Asked)}
+    assert {*USES, "like"} == {one.name.rstrip("_") for one in fields(TargetOptions)}
 
 
 @pytest.mark.parametrize(
@@ -138,12 +150,12 @@ def test_no_option_is_left_out_of_the_table():
     ],
 )
 def test_the_file_is_named_after_the_question(options, name):
-    assert Asked(**options).name == name
+    assert TargetOptions(**options).name == name
 
 
 def test_a_number_is_a_place_among_the_words_unless_it_is_one_of_them():
     def word(text, asked):
-        (question,) = Asked(text=text, word=asked).questions(Colours())
+        (question,) = TargetOptions(text=text, word=asked).questions(Colours())
         return question.word
 
     assert word(["a dog"], "1") == 1
@@ -152,22 +164,22 @@ def test_a_number_is_a_place_among_the_words_unless_it_is_one_of_them():
 
 
 def test_every_class_is_asked_about_at_every_place():
-    asked = Asked(target=["red", "7"], at=["120,80", "3,4"]).questions(Colours())
+    asked = TargetOptions(target=["red", "7"], at=["120,80", "3,4"]).questions(Colours())
     assert asked == [Pixels(one, place) for one in ("red", "7") for place in (HERE, At(3.0, 4.0))]
-    asked = Asked(target=["red", "0"], box=["2", "all"]).questions(Colours())
+    asked = TargetOptions(target=["red", "0"], box=["2", "all"]).questions(Colours())
     assert asked == [
-        one for name in ("red", 0) for one in (Detected(2, category=name), AllDetected(0.5, category=name))
+        one for name in ("red", 0) for one in (Detection(2, category=name), AllDetections(0.5, category=name))
     ]
 
 
 def test_the_answer_to_a_prompt_rather_than_another():
-    (asked,) = Asked(text=["red"], prompt="which colour?", against=["blue"]).questions(Colours())
+    (asked,) = TargetOptions(text=["red"], prompt="which colour?", against=["blue"]).questions(Colours())
     assert asked == Text("red", "which colour?", against=("blue",))
 
 
 def test_words_of_what_the_model_says_by_itself():
-    assert Asked(words=True).questions(Colours()) == [Text(each_word=True)]
-    assert Asked(word="dog").questions(Colours()) == [Text(word="dog")]
+    assert TargetOptions(words=True).questions(Colours()) == [Text(each_word=True)]
+    assert TargetOptions(word="dog").questions(Colours()) == [Text(word="dog")]
 
 
 # what the library says in Python, and what a person is told of it on the command line
@@ -182,8 +194,8 @@ SAID = {
     "(layer='norm#1' is the first)": "(--layer 'norm#1' is the first)",
     "ask for a class that is there (car 9%), or give a mask: targets.Pixels(class, mask)": "ask for a class that is there (car "
     "9%), or about what is predicted at a pixel: --at X,Y",
-    "ask about one: targets.Detected(number)": "ask about one: --box NUMBER",
-    "ask above a lower one: AllDetected(above=...)": "ask above a lower one: --above SCORE",
+    "ask about one: targets.Detection(number)": "ask about one: --box NUMBER",
+    "ask above a lower one: AllDetections(above=...)": "ask above a lower one: --above SCORE",
     "give a rank from 0, the likeliest, to 6": "ask for fewer: --top NUMBER",
     "or pass target=a callable": "or pass target=a callable (in Python)",
     "there is no file glowmap.png; check the path": "there is no file glowmap.png; check the path",
@@ -232,7 +244,7 @@ def test_every_such_phrase_is_one_that_the_library_says():
 )
 def test_what_is_no_question_is_told_before_a_model_is_loaded(options, message):
     with pytest.raises(GlowmapError, match=message):
-        Asked(**options)
+        TargetOptions(**options)
 
 
 OWN = """
@@ -312,7 +324,7 @@ def test_objects_and_classes_where_they_are_pointed_at(folder, run):
     assert [bool(one.raw[..., 15:].any()) for one in found] == [True, False]
     assert "blue (object at 45, 20): hires_cam at features (20 x 30), score" in out
     _, found = asked(run, "own.py:halves", *options[:2], "--target", "green", "--against", "red", "-l", "features")
-    same(found, wanted("own.py:halves", [Pixels(Rather("green", ["red"]), At(45, 20))], layer="features"))
+    same(found, wanted("own.py:halves", [Pixels(Contrast("green", ["red"]), At(45, 20))], layer="features"))
     _, found = asked(run, "own.py:halves", *options[:2], "--against", "red", "-l", "features")
     assert found[0].targets == ("blue rather than red (object at 45, 20)",)
     _, found = asked(run, "own.py:halves", "--top", "2", "--not", "-l", "features")
@@ -322,7 +334,7 @@ def test_objects_and_classes_where_they_are_pointed_at(folder, run):
 def test_detections_are_listed_and_asked_about(folder, run):
     pytest.importorskip("torchvision")
     out, found = asked(run, "own.py:detector", "--box", "1", "--box", "8")
-    same(found, wanted("own.py:detector", [Detected(1), Detected(8)]))
+    same(found, wanted("own.py:detector", [Detection(1), Detection(8)]))
     boxes = found[0].prediction.boxes[0]
     assert len(boxes) == 12
     lines = out.splitlines()
@@ -333,13 +345,13 @@ def test_detections_are_listed_and_asked_about(folder, run):
         assert line.split() == [str(number), box.name, f"{box.score:.2f}", *corners]
     assert lines[12].startswith(f"{boxes[1].name} {boxes[1].score:.2f} (box 1): ")
     _, found = asked(run, "own.py:detector", "--box", "0", "--target", "blue", "--target", "0")
-    same(found, wanted("own.py:detector", [Detected(0, category="blue"), Detected(0, category=0)]))
+    same(found, wanted("own.py:detector", [Detection(0, category="blue"), Detection(0, category=0)]))
     _, found = asked(run, "own.py:detector", "--box", "2", "--of", "left")
-    same(found, wanted("own.py:detector", [Detected(2, of="left")]))
+    same(found, wanted("own.py:detector", [Detection(2, of="left")]))
     _, found = asked(run, "own.py:detector", "--box", "all", "--above", "0.001", "--not")
-    same(found, wanted("own.py:detector", [Not(AllDetected(0.001))]))
+    same(found, wanted("own.py:detector", [Not(AllDetections(0.001))]))
     _, found = asked(run, "own.py:detector")
-    same(found, wanted("own.py:detector", [Detected(0)]))
+    same(found, wanted("own.py:detector", [Detection(0)]))
 
 
 def test_the_layer_of_a_detection_is_told(folder, run):
@@ -351,7 +363,7 @@ def test_the_layer_of_a_detection_is_told(folder, run):
 def test_numbers_that_are_no_classes(folder, run):
     (Path("names.txt")).write_text("age\nheight\n")
     out, found = asked(run, "own.py:ages", "--value", "1")
-    same(found, wanted("own.py:ages", [Value(1)]))
+    same(found, wanted("own.py:ages", [OutputValue(1)]))
     assert "output 1: grad_cam at " in out
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 import glowmap
 from glowmap.errors import LayerError, TargetError
-from glowmap.targets import AllDetected, Category, Detected, Detection, Each
+from glowmap.targets import AllDetections, Category, Detection, Each, SimilarDetection
 
 torchvision = pytest.importorskip("torchvision")
 from torchvision.models.detection import FCOS, FasterRCNN, KeypointRCNN, MaskRCNN, RetinaNet  # noqa: E402
@@ -159,7 +159,7 @@ def test_the_score_of_a_detection_is_the_logit_of_its_class(name):
     module, batch = made(name), images()
     raw, candidates = read(module, batch)
     found = candidates.found[0][3]
-    explanation = glowmap.explain(module, batch, target=Detected(3))
+    explanation = glowmap.explain(module, batch, target=Detection(3))
     assert float(explanation.scores) == pytest.approx(
         float(candidates.logits[0][found.candidate, found.category]), rel=1e-4
     )
@@ -196,7 +196,7 @@ def test_the_objectness_of_a_proposal_is_that_of_the_anchor_that_it_came_from():
     for number in range(6):
         proposal = candidates.found[0][number].candidate
         wanted = origin_by_hand(module, batch, proposal)
-        explanation = glowmap.explain(module, batch, target=Detected(number, of="objectness"), method="input_gradient")
+        explanation = glowmap.explain(module, batch, target=Detection(number, of="objectness"), method="input_gradient")
         assert float(explanation.scores) == pytest.approx(wanted, rel=1e-4)
         seen.add(round(wanted, 3))
     assert len(seen) > 2
@@ -209,7 +209,7 @@ def test_the_objectness_of_fcos_is_its_centerness():
     _, candidates = read(module, batch)
     hook.remove()
     at = candidates.found[0][2].candidate
-    explanation = glowmap.explain(module, batch, target=Detected(2, of="objectness"))
+    explanation = glowmap.explain(module, batch, target=Detection(2, of="objectness"))
     assert float(explanation.scores) == pytest.approx(float(kept[0][0, at, 0]), rel=1e-4)
 
 
@@ -260,7 +260,7 @@ def test_the_layer_found_is_the_level_that_the_detection_came_from(name):
     _, candidates = read(module, batch)
     assert len(levels) >= 2
     for level, number in levels.items():
-        explanation = glowmap.explain(module, batch, target=Detected(number), method="hires_cam")
+        explanation = glowmap.explain(module, batch, target=Detection(number), method="hires_cam")
         assert explanation.layer == f"backbone.fpn.layer_blocks.{level}"
         found = candidates.found[0][number]
 
@@ -282,7 +282,7 @@ def test_a_level_is_looked_for_once(name):
     for wanted in (3, 2):  # one pass more where it is looked for
         for level, number in levels.items():
             runs.clear()
-            found = glowmap.explain(module, batch, target=Detected(number))
+            found = glowmap.explain(module, batch, target=Detection(number))
             assert found.layer == f"backbone.fpn.layer_blocks.{level}"
             assert len(runs) == wanted
 
@@ -292,7 +292,7 @@ def test_the_layer_found_for_an_ssd_is_the_feature_map_of_the_box():
     levels = first_of_each_level("SSD", module, batch)
     assert len(levels) == 2
     for level, number in levels.items():
-        layer = glowmap.Explainer(module).find(batch, target=Detected(number)).name
+        layer = glowmap.Explainer(module).find(batch, target=Detection(number)).name
         assert layer.startswith(("backbone.features", "backbone.extra")[level])
 
 
@@ -311,7 +311,7 @@ def test_the_sides_of_a_box_are_explained_by_their_gradient(name, of):
     found = candidates.found[0][number]
     left, top, right, bottom = raw[0]["boxes"][number].tolist()
     sides = {"left": left, "top": top, "right": right, "bottom": bottom, "width": right - left, "height": bottom - top}
-    explanation = glowmap.explain(module, batch, target=Detected(number, of=of), method="hires_cam")
+    explanation = glowmap.explain(module, batch, target=Detection(number, of=of), method="hires_cam")
     assert float(explanation.scores) == pytest.approx(sides[of], abs=2e-3)
     assert explanation.targets[0].startswith(f"{of} of class {found.category} ")
     assert not any("beyond the picture's edge" in note for note in explanation.notes)
@@ -334,7 +334,7 @@ def test_a_side_that_is_cut_off_keeps_its_gradient_and_says_so(name):
         if abs(float(own) - shown) > 1
     ]
     number, side, own = beyond[0]
-    found = glowmap.explain(module, batch, target=Detected(number, of=side))
+    found = glowmap.explain(module, batch, target=Detection(number, of=side))
     assert float(found.scores) == pytest.approx(own, rel=1e-3)
     assert any("reaches beyond the picture's edge" in note for note in found.notes)
     assert found.raw.abs().max() > 0
@@ -352,10 +352,10 @@ def test_another_class_is_asked_of_the_same_candidate(name):
     car, bus, names = 1, 2, ("none", "car", "bus", "cat", "dog")
     model = glowmap.load(module, classes=names)
     asked = [
-        Detected(1, category="car"),
-        Detected(1, category=glowmap.targets.Rather("car", "bus")),
-        Detected(1, category=glowmap.targets.Probability("bus")),
-        glowmap.targets.Not(Detected(1)),
+        Detection(1, category="car"),
+        Detection(1, category=glowmap.targets.Contrast("car", "bus")),
+        Detection(1, category=glowmap.targets.Probability("bus")),
+        glowmap.targets.Not(Detection(1)),
     ]
     likely = logits.sigmoid() if candidates.sigmoid else logits.softmax(0)
     assert candidates.sigmoid == (name in ("RetinaNet", "FCOS"))
@@ -378,7 +378,7 @@ def test_all_detections_are_summed():
     every = sum(float(candidates.logits[0][one.candidate, one.category]) for one in candidates.found[0][:8])
     own = [one for one in candidates.found[0][:8] if one.category == category]
     of_one = sum(float(candidates.logits[0][one.candidate, category]) for one in own)
-    asked = [AllDetected(above), AllDetected(above, category=category), AllDetected(above, of="width")]
+    asked = [AllDetections(above), AllDetections(above, category=category), AllDetections(above, of="width")]
     summed, one, widths = glowmap.explain(module, batch, target=asked, method="hires_cam")
     assert float(summed.scores) == pytest.approx(every, rel=1e-4)
     assert float(one.scores) == pytest.approx(of_one, rel=1e-4)
@@ -398,12 +398,12 @@ def test_a_settled_question_gives_the_unchanged_image_the_same_score(name):
         for image in range(2):
             alone = model.answer(module(batch[image : image + 1]), model.read(batch[image : image + 1]))
             for number in range(0, 20, 4):
-                for question in (Detected(number), Detected(number, of="left"), Detected(number, category=2)):
+                for question in (Detection(number), Detection(number, of="left"), Detection(number, category=2)):
                     fixed = glowmap.targets.settled(question, answer, image)
                     wanted = float(question.score(answer)[image])
                     assert float(fixed.score(alone)) == pytest.approx(wanted, rel=1e-4, abs=1e-3)
                     assert fixed.wording(alone, 0) == question.wording(answer, image)
-            every = AllDetected(0.0)
+            every = AllDetections(0.0)
             together = glowmap.targets.settled(every, answer, image).score(alone)
             assert float(together) == pytest.approx(float(every.score(answer)[image]), rel=1e-4)
 
@@ -411,14 +411,16 @@ def test_a_settled_question_gives_the_unchanged_image_the_same_score(name):
 def candidates_answer(boxes, logits, found=()):
     """Make up the answer of a detector whose candidates have no fixed places."""
     candidates = glowmap.targets.Candidates([boxes], [logits], [list(found)])
-    return glowmap.targets.Answer(None, 1, lambda _: None, input_size=(60, 90), read_candidates=lambda _: candidates)
+    return glowmap.targets.ModelOutput(
+        None, 1, lambda _: None, input_size=(60, 90), read_candidates=lambda _: candidates
+    )
 
 
 def test_a_candidate_without_a_fixed_place_is_followed_by_its_box():
     boxes = torch.tensor([[0.0, 0, 10, 10], [20.0, 20, 40, 40], [22.0, 20, 42, 40]])
     logits = torch.tensor([[0.0, 1.0], [0.0, 5.0], [0.0, 9.0]])
     found = glowmap.targets.Found(1, 1, 0.9, (20.0, 20.0, 40.0, 40.0))
-    fixed = Detected(0).settled(candidates_answer(boxes, logits, [found]), 0)
+    fixed = Detection(0).settled(candidates_answer(boxes, logits, [found]), 0)
     moved = candidates_answer(boxes.flip(0), logits.flip(0))
     assert float(fixed.score(moved)) == 5.0  # and not 9, the surest, nor the one at number 1
     twice = candidates_answer(boxes[[1, 1, 0]], torch.tensor([[0.0, 2.0], [0.0, 3.0], [0.0, 7.0]]))
@@ -432,7 +434,7 @@ def test_occlusion_asks_the_same_anchor_in_every_changed_image():
     _, candidates = read(module, batch)
     found = candidates.found[0][2]
     method = glowmap.METHODS["occlusion"].tuned(window=32, stride=32)
-    explanation = glowmap.explain(module, batch, target=Detected(2), method=method)
+    explanation = glowmap.explain(module, batch, target=Detection(2), method=method)
     whole = float(candidates.logits[0][found.candidate, found.category])
     for row in range(0, 64, 32):
         for column in range(0, 96, 32):
@@ -446,7 +448,7 @@ def test_ablation_runs_on_from_the_level_alone():
     module, batch = made("RetinaNet"), images(rows=64, columns=96)
     _, candidates = read(module, batch)
     found = candidates.found[0][0]
-    explanation = glowmap.explain(module, batch, target=Detected(0), method="ablation_cam")
+    explanation = glowmap.explain(module, batch, target=Detection(0), method="ablation_cam")
     layer = module.get_submodule(explanation.layer)
     kept = []
     hook = layer.register_forward_hook(lambda _m, _a, out: kept.append(out.detach()))
@@ -474,16 +476,16 @@ def test_ablation_runs_on_from_the_level_alone():
     "method", ["integrated_grad_cam", "smooth_grad_cam_pp", "layer_cam", "score_cam", "input_gradient"]
 )
 def test_methods_of_every_kind_explain_a_detection(name, method):
-    found = glowmap.explain(made(name), images(rows=64, columns=96), target=Detected(1), method=method)
+    found = glowmap.explain(made(name), images(rows=64, columns=96), target=Detection(1), method=method)
     assert found.raw.isfinite().all()
     assert found.raw.std() > 1e-4 * found.raw.abs().max() > 0
 
 
 def test_boxes_are_smoothed_by_noise_and_not_by_moving_the_picture():
     module, batch = made("RetinaNet"), images()
-    assert glowmap.explain(module, batch, target=Detected(0), smooth="noise").raw.abs().max() > 0
+    assert glowmap.explain(module, batch, target=Detection(0), smooth="noise").raw.abs().max() > 0
     with pytest.raises(TargetError, match="moves what a detector looks for to other places"):
-        glowmap.explain(module, batch, target=Detected(0), smooth="flips")
+        glowmap.explain(module, batch, target=Detection(0), smooth="flips")
 
 
 # --- batches
@@ -492,10 +494,10 @@ def test_boxes_are_smoothed_by_noise_and_not_by_moving_the_picture():
 def test_a_batch_gives_what_its_images_give_one_by_one():
     module = made("RetinaNet")
     batch = images(2, rows=64, columns=96)
-    together = glowmap.explain(module, batch, target=Detected(0), layer="backbone.fpn.layer_blocks.0")
+    together = glowmap.explain(module, batch, target=Detection(0), layer="backbone.fpn.layer_blocks.0")
     for image in range(2):
         alone = glowmap.explain(
-            module, batch[image : image + 1], target=Detected(0), layer="backbone.fpn.layer_blocks.0"
+            module, batch[image : image + 1], target=Detection(0), layer="backbone.fpn.layer_blocks.0"
         )
         assert together.targets[image] == alone.targets[0]
         torch.testing.assert_close(together.scores[image], alone.scores[0])
@@ -504,7 +506,7 @@ def test_a_batch_gives_what_its_images_give_one_by_one():
 
 def test_methods_that_run_on_from_a_layer_give_a_batch_what_they_give_its_images():
     module, batch = made("RetinaNet"), images(2, rows=64, columns=96)
-    asked = {"target": Detected(0), "layer": "backbone.fpn.layer_blocks.0", "method": "ablation_cam"}
+    asked = {"target": Detection(0), "layer": "backbone.fpn.layer_blocks.0", "method": "ablation_cam"}
     together = glowmap.explain(module, batch, **asked)
     for image in range(2):
         alone = glowmap.explain(module, batch[image : image + 1], **asked)
@@ -517,12 +519,12 @@ def test_detections_from_different_layers_are_explained_one_by_one():
     one = images(rows=64, columns=96)
     levels = first_of_each_level("RetinaNet", module, one)
     (fine, other), batch = sorted(levels)[:2], torch.cat([one, one])
-    apart = Each([Detected(levels[fine]), Detected(levels[other])])
+    apart = Each([Detection(levels[fine]), Detection(levels[other])])
     with pytest.raises(
         LayerError, match="come from different layers.*in image 1 .*explain the images one by one, or name"
     ):
         glowmap.explain(module, batch, target=apart)
-    alike = glowmap.explain(module, batch, target=Each([Detected(levels[fine])] * 2))
+    alike = glowmap.explain(module, batch, target=Each([Detection(levels[fine])] * 2))
     assert alike.layer == f"backbone.fpn.layer_blocks.{fine}"
     torch.testing.assert_close(alike.raw[0], alike.raw[1], rtol=1e-3, atol=1e-5)
     named = glowmap.explain(module, batch, target=apart, layer=f"backbone.fpn.layer_blocks.{fine}")
@@ -534,7 +536,7 @@ def test_several_detections_are_each_explained_at_their_own_layer():
     module = made("RetinaNet", detections_per_img=400)
     batch = images(rows=64, columns=96)
     levels = first_of_each_level("RetinaNet", module, batch)
-    asked = [Detected(number) for number in levels.values()]
+    asked = [Detection(number) for number in levels.values()]
     found = glowmap.explain(module, batch, target=asked)
     assert [one.layer for one in found] == [f"backbone.fpn.layer_blocks.{level}" for level in levels]
 
@@ -570,7 +572,7 @@ def test_the_map_lies_on_the_picture_and_not_on_the_padded_canvas(rows, columns)
     shrunk, canvas = resized.image_sizes[0], resized.tensors.shape[-2:]
     if rows != columns:
         assert tuple(canvas) != tuple(shrunk)  # it is padded, or there would be nothing to see here
-    for target in (Detected(0), Category(1), lambda output: output[0]["scores"].sum()[None]):
+    for target in (Detection(0), Category(1), lambda output: output[0]["scores"].sum()[None]):
         found = glowmap.explain(module, batch, target=target, layer="backbone", method="hires_cam")
         assert found.canvas == tuple(round(a * b / c) for a, b, c in zip(canvas, (rows, columns), shrunk, strict=True))
         heat = found.heatmap[0]
@@ -589,9 +591,9 @@ def test_the_map_lies_on_the_picture_and_not_on_the_padded_canvas(rows, columns)
 def test_the_detector_is_given_back_as_it_was(name):
     module, batch = made(name).train(), images()
     before = {key: value.clone() for key, value in module.state_dict().items()}
-    glowmap.explain(module, batch, target=Detected(0))
+    glowmap.explain(module, batch, target=Detection(0))
     with pytest.raises(TargetError):
-        glowmap.explain(module, batch, target=Detected(1000))
+        glowmap.explain(module, batch, target=Detection(1000))
     assert all(part.training for part in module.modules())
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
@@ -644,17 +646,17 @@ class Wrapped(nn.Module):
 
 def test_derived_and_wrapped_detectors_are_read():
     module, batch = made("RetinaNet"), images()
-    wanted = glowmap.explain(module, batch, target=Detected(2))
+    wanted = glowmap.explain(module, batch, target=Detection(2))
     derived = Derived(
         module.backbone, CLASSES, anchor_generator=module.anchor_generator, head=module.head, score_thresh=0.0,
         detections_per_img=40, topk_candidates=60, **SMALL,
     ).eval()  # fmt: skip
-    assert float(glowmap.explain(derived, batch, target=Detected(2)).scores) == pytest.approx(float(wanted.scores))
-    wrapped = glowmap.explain(Wrapped(module).eval(), batch, target=Detected(2))
+    assert float(glowmap.explain(derived, batch, target=Detection(2)).scores) == pytest.approx(float(wanted.scores))
+    wrapped = glowmap.explain(Wrapped(module).eval(), batch, target=Detection(2))
     assert wrapped.layer == f"detector.{wanted.layer}"
     torch.testing.assert_close(wrapped.raw, wanted.raw, rtol=1e-3, atol=1e-5)
     with pytest.raises(TargetError, match=r"gets images of 40 x 40, and not of 50 x 90 .*explain the detector itself"):
-        glowmap.explain(Wrapped(module, (40, 40)).eval(), batch, target=Detected(2))
+        glowmap.explain(Wrapped(module, (40, 40)).eval(), batch, target=Detection(2))
 
 
 def test_a_detector_with_a_suppression_of_its_own_says_so():
@@ -668,7 +670,7 @@ def test_a_detector_with_a_suppression_of_its_own_says_so():
     with pytest.raises(
         TargetError, match="which candidate became class . 0.* cannot be told, as the suppression of Soft"
     ):
-        glowmap.explain(module, images(), target=Detected(0))
+        glowmap.explain(module, images(), target=Detection(0))
     own = glowmap.explain(module, images(), target=lambda output: output[0]["scores"].sum()[None])
     assert own.raw.abs().max() > 0
 
@@ -680,19 +682,19 @@ def test_a_detector_with_a_suppression_of_its_own_says_so():
     ("question", "message"),
     [
         (
-            lambda: Detected(40),
+            lambda: Detection(40),
             r"there is no detection 40: RetinaNet found 40, 0: class . 0\.\d\d at \d+, .*; 4: .*; \.\.\.; give",
         ),
-        (lambda: Detected(-1), "a detection has a number, 0 for the surest, and not -1"),
-        (lambda: Detected(0, of="lefft"), "nothing 'lefft' can be asked of a detection; near names: left"),
-        (lambda: Detected(0, of="left", category=1), "a category is for of='class'"),
-        (lambda: Detected(0, of="objectness"), "RetinaNet has no score of there being an object at all"),
-        (lambda: Detected(0, category=9), "no class 9"),
+        (lambda: Detection(-1), "a detection has a number, 0 for the surest, and not -1"),
+        (lambda: Detection(0, of="lefft"), "nothing 'lefft' can be asked of a detection; near names: left"),
+        (lambda: Detection(0, of="left", category=1), "a category is for of='class'"),
+        (lambda: Detection(0, of="objectness"), "RetinaNet has no score of there being an object at all"),
+        (lambda: Detection(0, category=9), "no class 9"),
         (
-            lambda: AllDetected(1.0),
+            lambda: AllDetections(1.0),
             r"found nothing with a score of at least 1: the highest is 0\.\d+; ask above a lower one",
         ),
-        (lambda: AllDetected(2), "above a score from 0 to 1, not 2"),
+        (lambda: AllDetections(2), "above a score from 0 to 1, not 2"),
     ],
 )
 def test_bad_questions_say_what_to_ask(question, message):
@@ -716,12 +718,12 @@ def test_a_class_is_asked_of_its_likeliest_candidate():
 
 def test_what_is_no_detector_says_so():
     with pytest.raises(TargetError, match="Sequential is no detector that glowmap can read"):
-        glowmap.explain(nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten()), torch.ones(1, 3, 4, 4), target=Detected(0))
+        glowmap.explain(nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten()), torch.ones(1, 3, 4, 4), target=Detection(0))
 
 
 def test_without_a_question_it_is_the_surest_detection():
     module, batch = made("FasterRCNN"), images()
-    silent, asked = glowmap.explain(module, batch), glowmap.explain(module, batch, target=Detected(0))
+    silent, asked = glowmap.explain(module, batch), glowmap.explain(module, batch, target=Detection(0))
     assert silent.targets == asked.targets
     torch.testing.assert_close(silent.raw, asked.raw)
 
@@ -745,6 +747,6 @@ def test_d_rise_without_a_detection_says_so():
         "this question is about none" in note for note in glowmap.explain(module, batch, target=1, method=method).notes
     )
     boxes = read(module, batch)[0][0]
-    for target in (Detected(0), Detection(int(boxes["labels"][0]), boxes["boxes"][0].tolist())):
+    for target in (Detection(0), SimilarDetection(int(boxes["labels"][0]), boxes["boxes"][0].tolist())):
         found = glowmap.explain(module, batch, target=target, method=method)
         assert not any("this question is about none" in note for note in found.notes)

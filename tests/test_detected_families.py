@@ -329,7 +329,7 @@ def test_a_query_is_followed_by_its_mask(name, of):
     with torch.no_grad():
         output, answer = asked(module, pixels)
         for number, one in enumerate(answer.candidates.found[0]):
-            target = glowmap.targets.Detected(number, of=of)
+            target = glowmap.targets.Detection(number, of=of)
             follow = target.settled(answer, 0)
             assert torch.equal(follow.score(answer), target.score(answer))
             assert follow.wording(answer, 0) == target.wording(answer, 0)
@@ -355,7 +355,7 @@ def test_a_query_is_followed_by_its_mask(name, of):
 def test_boxes_are_not_followed_through_flips():
     module, pixels = mask2former(), images(1, 64, 64)
     with pytest.raises(TargetError, match="moves what a detector looks for to other places"):
-        glowmap.explain(module, pixels, target=glowmap.targets.Detected(0), smooth="flips")
+        glowmap.explain(module, pixels, target=glowmap.targets.Detection(0), smooth="flips")
 
 
 def test_a_query_of_detr_for_segmentation_has_its_own_box_and_a_mask():
@@ -373,7 +373,7 @@ def test_a_query_of_detr_for_segmentation_has_its_own_box_and_a_mask():
     assert one.box == pytest.approx(box, abs=1e-3)
     assert torch.equal(answer.candidates.masks[0], output.pred_masks[0])
     mask = output.pred_masks[0, one.candidate]
-    target = glowmap.targets.Detected(0, of="mask")
+    target = glowmap.targets.Detection(0, of="mask")
     mask[:] = torch.linspace(-2, 3, mask.numel()).reshape(mask.shape)
     torch.testing.assert_close(target.score(asked_again(module, output, pixels))[0], mask[mask > 0].sum())
     output.pred_masks[:] = -1
@@ -530,7 +530,7 @@ def test_a_callable_may_read_what_no_detections_can_be_read_from():
     explained = glowmap.explain(module, pixels, target=likeliest, layer="model.9")
     torch.testing.assert_close(explained.scores, likeliest(module(pixels)).detach())
     with pytest.raises(TargetError, match="no raw class scores are found in this detector's output"):
-        glowmap.explain(module, pixels, target=glowmap.targets.Detected(0), layer="model.9")
+        glowmap.explain(module, pixels, target=glowmap.targets.Detection(0), layer="model.9")
 
 
 def test_ultralytics_rt_detr_finds_each_query_once():
@@ -634,7 +634,7 @@ def test_a_yolo_of_one_s_own_is_explained():
     module, pixels = OwnYolo(), images(1, 64, 96)
     model = glowmap.load(module).changed(read_candidates=yolo_boxes(objectness=True))
     one = model.answer(module(pixels), model.read(pixels)).candidates.found[0][0]
-    explained = glowmap.explain(model, pixels, target=glowmap.targets.Detected(0))
+    explained = glowmap.explain(model, pixels, target=glowmap.targets.Detection(0))
 
     def score(output):
         return torch.logit(output[0][0, one.candidate, 5 + one.category])
@@ -644,7 +644,7 @@ def test_a_yolo_of_one_s_own_is_explained():
     assert 4 <= (explained.raw != 0).sum() <= 9
     same_map(explained.raw, (slope * activations).sum(1))
     assert explained.scores[0] == pytest.approx(score(module(pixels)).item(), abs=1e-4)
-    thing = glowmap.explain(model, pixels, target=glowmap.targets.Detected(0, of="objectness"))
+    thing = glowmap.explain(model, pixels, target=glowmap.targets.Detection(0, of="objectness"))
     assert thing.scores[0] == pytest.approx(torch.logit(module(pixels)[0][0, one.candidate, 4]).item(), abs=1e-4)
 
 
@@ -717,7 +717,7 @@ def test_a_query_s_map_is_its_gradient_times_the_activations_of_the_layer_found(
     _, answer = asked(module, pixels)
     maps = []
     for number in (0, 1):
-        target = glowmap.targets.Detected(number)
+        target = glowmap.targets.Detection(number)
         explainer = glowmap.Explainer(module)
         explained, one = explainer(pixels, target=target), answer.candidates.found[0][number]
         choice = explainer.layer
@@ -733,7 +733,7 @@ def test_a_query_s_map_is_its_gradient_times_the_activations_of_the_layer_found(
         same_map(explained.raw[0], product)
         maps.append(explained.raw[0])
     assert (maps[0] - maps[1]).abs().max() > 0.01 * maps[0].abs().max()
-    sides = [glowmap.targets.Detected(0, of=of) for of in ("left", "height")]
+    sides = [glowmap.targets.Detection(0, of=of) for of in ("left", "height")]
     for side in glowmap.explain(module, pixels, target=sides, layer=choice.name):
         assert side.raw.abs().max() > 0
 
@@ -745,14 +745,14 @@ def test_a_query_s_class_and_its_mask_have_maps_of_their_own(name):
     one = answer.candidates.found[0][0]
     logits = output.masks_queries_logits[0, one.candidate]
     of_class, of_mask = (
-        glowmap.explain(module, pixels, target=glowmap.targets.Detected(0, of=of)) for of in ("class", "mask")
+        glowmap.explain(module, pixels, target=glowmap.targets.Detection(0, of=of)) for of in ("class", "mask")
     )
     assert of_class.scores[0] == pytest.approx(
         output.class_queries_logits[0, one.candidate, one.category].item(), abs=1e-4
     )
     assert of_mask.scores[0] == pytest.approx(logits[logits > 0].sum().item(), rel=1e-4)
     assert min(of_class.raw.abs().max(), of_mask.raw.abs().max()) > 0
-    choice = glowmap.Explainer(module).find(pixels, target=glowmap.targets.Detected(0, of="mask"))
+    choice = glowmap.Explainer(module).find(pixels, target=glowmap.targets.Detection(0, of="mask"))
 
     def score(output):
         own = output.masks_queries_logits[0, one.candidate]
@@ -762,7 +762,7 @@ def test_a_query_s_class_and_its_mask_have_maps_of_their_own(name):
     product = on_grid(slope * activations, choice.grid, max(choice.layout.before, 0)).sum(0)
     same_map(of_mask.raw[0], product)
     with pytest.raises(TargetError, match=r"the box of .* is drawn around its mask, so no evidence leads to its sides"):
-        glowmap.explain(module, pixels, target=glowmap.targets.Detected(0, of="left"))
+        glowmap.explain(module, pixels, target=glowmap.targets.Detection(0, of="left"))
 
 
 @pytest.mark.parametrize("name", ["yolov8n", "yolo26n"])
@@ -777,7 +777,7 @@ def test_a_yolo_s_detection_is_explained_at_the_level_that_it_came_from(name):
     assert len(levels) >= 2
     for level, (number, one) in levels.items():
         explainer = glowmap.Explainer(module)
-        explained = explainer(pixels, target=glowmap.targets.Detected(number))
+        explained = explainer(pixels, target=glowmap.targets.Detection(number))
         choice = explainer.layer
         came_from = f"model.{module.model[-1].f[level]}"
         assert explained.layer == choice.name
@@ -791,6 +791,6 @@ def test_a_yolo_s_detection_is_explained_at_the_level_that_it_came_from(name):
         slope, activations = by_hand(module, explained.layer, pixels, score)
         product = (slope * activations).sum(1)
         same_map(explained.raw, product)
-        sides = [glowmap.targets.Detected(number, of=of) for of in ("left", "bottom")]
+        sides = [glowmap.targets.Detection(number, of=of) for of in ("left", "bottom")]
         for side in glowmap.explain(module, pixels, target=sides, layer=explained.layer):
             assert side.raw.abs().max() > 0

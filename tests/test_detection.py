@@ -7,7 +7,7 @@ from torch import nn
 
 import glowmap
 from glowmap.errors import TargetError
-from glowmap.targets import Detection
+from glowmap.targets import SimilarDetection
 
 BOX = (6.0, 4.0, 14.0, 12.0)
 
@@ -29,7 +29,12 @@ def test_the_score_is_overlap_times_score_of_the_likest_of_the_class():
     found = glowmap.explain(
         Bright(),
         torch.full((2, 3, 16, 20), 0.5) * torch.tensor([1.0, 0.5]).reshape(2, 1, 1, 1),
-        target=[Detection(1, BOX), Detection(1, (6.0, 4.0, 14.0, 20.0)), Detection(2, BOX), Detection(3, BOX)],
+        target=[
+            SimilarDetection(1, BOX),
+            SimilarDetection(1, (6.0, 4.0, 14.0, 20.0)),
+            SimilarDetection(2, BOX),
+            SimilarDetection(3, BOX),
+        ],
         method=glowmap.METHODS["occlusion"].tuned(window=8, stride=8),
     )
     wanted = [
@@ -47,13 +52,13 @@ def test_d_rise_puts_the_heat_where_the_detection_looks():
     inside = np.zeros((16, 20))
     inside[4:12, 6:14] = 1
     method = glowmap.METHODS["d_rise"].tuned(masks=400, cells=5)
-    found = glowmap.explain(Bright(), torch.ones(1, 3, 16, 20), target=Detection(1, BOX), method=method)
+    found = glowmap.explain(Bright(), torch.ones(1, 3, 16, 20), target=SimilarDetection(1, BOX), method=method)
     heat = found.raw[0] - found.raw.min()
     assert float(heat[4:12, 6:14].mean()) > 2 * float(heat[inside == 0].mean())
     row, column = divmod(int(found.raw[0].argmax()), 20)
     assert inside[row, column]
     elsewhere = glowmap.explain(
-        Bright(), torch.ones(1, 3, 16, 20), target=Detection(2, (0.0, 0.0, 3.0, 3.0)), method=method
+        Bright(), torch.ones(1, 3, 16, 20), target=SimilarDetection(2, (0.0, 0.0, 3.0, 3.0)), method=method
     )
     row, column = divmod(int(elsewhere.raw[0].argmax()), 20)
     assert max(row, column) <= 4
@@ -68,7 +73,7 @@ def test_a_torchvision_detector_answers_so():
     batch = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         said = model(batch)[0]
-    target = Detection(int(said["labels"][0]), said["boxes"][0].tolist())
+    target = SimilarDetection(int(said["labels"][0]), said["boxes"][0].tolist())
     method = glowmap.METHODS["occlusion"].tuned(window=32, stride=32)
     found = glowmap.explain(model, batch, target=target, method=method)
     assert float(found.scores) == pytest.approx(float(said["scores"][0]), rel=1e-4)
@@ -77,9 +82,9 @@ def test_a_torchvision_detector_answers_so():
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        (Detection(1, (6.0, 4.0, 6.0, 12.0)), "is not left, top, right, bottom with some area"),
-        (Detection(1, (6.0, 4.0)), "is not left, top, right, bottom"),
-        (Detection("car", BOX), "no class 'car' in Bright"),
+        (SimilarDetection(1, (6.0, 4.0, 6.0, 12.0)), "is not left, top, right, bottom with some area"),
+        (SimilarDetection(1, (6.0, 4.0)), "is not left, top, right, bottom"),
+        (SimilarDetection("car", BOX), "no class 'car' in Bright"),
     ],
 )
 def test_bad_boxes_and_names(target, message):
@@ -90,4 +95,4 @@ def test_bad_boxes_and_names(target, message):
 def test_a_model_that_is_no_detector():
     model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten())
     with pytest.raises(TargetError, match="Sequential does not answer with boxes, labels and scores"):
-        glowmap.explain(model, torch.ones(1, 3, 4, 4), target=Detection(1, BOX), method="occlusion")
+        glowmap.explain(model, torch.ones(1, 3, 4, 4), target=SimilarDetection(1, BOX), method="occlusion")

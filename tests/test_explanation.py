@@ -500,8 +500,8 @@ class TestLayout:
     def test_synonyms_are_left_off_and_other_commas_kept(self, model, drawn):
         questions = [
             glowmap.targets.Not("lynx"),
-            glowmap.targets.Rather("lynx", "dog"),
-            glowmap.targets.Rather("dog", "lynx"),
+            glowmap.targets.Contrast("lynx", "dog"),
+            glowmap.targets.Contrast("dog", "lynx"),
         ]
         glowmap.explain(model, self.picture, target=questions, layer="features.3").panel()
         assert drawn[0][0][0][2:] == ["not lynx", "lynx rather than dog", "dog rather than lynx"]

@@ -13,7 +13,7 @@ import torch
 import glowmap
 from glowmap import errors
 from glowmap.errors import GlowmapError, MethodError
-from glowmap.registry import Shelf, near_names
+from glowmap.registry import Registry, near_names
 
 SOURCE = Path(glowmap.__file__).parent
 
@@ -80,15 +80,15 @@ def test_an_unknown_method_gets_the_near_names():
 
 
 def test_a_shelf_takes_a_name_once_and_keeps_the_order():
-    shelf = Shelf("thing", MethodError)
-    shelf.put("b", 1)
-    shelf.put("a", 2)
+    shelf = Registry("thing", MethodError)
+    shelf.register("b", 1)
+    shelf.register("a", 2)
     assert list(shelf) == ["b", "a"]
     assert dict(shelf.items()) == {"b": 1, "a": 2}
     assert (len(shelf), "a" in shelf, "c" in shelf) == (2, True, False)
     assert repr(shelf) == "<things: b, a>"
     with pytest.raises(ValueError, match="there is a thing 'a' on the shelf already"):
-        shelf.put("a", 3)
+        shelf.register("a", 3)
 
 
 @pytest.mark.parametrize(

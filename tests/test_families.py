@@ -553,7 +553,7 @@ def test_detectors_and_video_models_by_name(street):
     batch = detector.read(street)
     with torch.no_grad():
         output = detector.module(batch.images)
-    with pytest.raises(TargetError, match=r"answers with detections, .* target=glowmap.targets.Detection"):
+    with pytest.raises(TargetError, match=r"answers with detections, .* target=glowmap.targets.SimilarDetection"):
         detector.read_logits(output)
     rcnn = glowmap.load("fasterrcnn_mobilenet_v3_large_320_fpn", weights="random")
     assert not any("the map covers the padded canvas" in note for note in rcnn.notes)  # which is cut off

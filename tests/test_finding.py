@@ -125,10 +125,10 @@ def test_tokens_in_another_order_are_not_taken_for_a_grid():
     def shuffled(tokens):
         return torch.cat([tokens[:, :1], tokens[:, 1:][:, order]], 1)
 
-    def exchanged(tokens):  # column by column
+    def patch_activation(tokens):  # column by column
         return torch.cat([tokens[:, :1], tokens[:, 1:].unflatten(1, (6, 8)).transpose(1, 2).flatten(1, 2)], 1)
 
-    for scramble in (shuffled, exchanged):
+    for scramble in (shuffled, patch_activation):
         choice = found(Transformer(scramble=(2, scramble), width=24))
         assert choice.name == "blocks.1"
         assert choice.layout == Layout("tokens", (6, 8), 1)

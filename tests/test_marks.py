@@ -16,7 +16,7 @@ from glowmap.inputs import whole
 from glowmap.outputs import Box, Candidates, Found, Prediction
 from glowmap.render import LabelledBox, label_colour, outlined, paint_boxes
 from glowmap.render.outlines import DARK, LIGHT
-from glowmap.targets import At, Detected, Each, Mark, Not, Object, Pixels, Point, Rather
+from glowmap.targets import At, Contrast, Detection, Each, Mark, Not, Object, Pixels, Point
 
 GROUNDS = [(255, 255, 255), (128, 128, 128), (0, 0, 0), (255, 220, 120), (120, 20, 60)]
 
@@ -197,7 +197,7 @@ class TestAsked:
         mask = np.zeros((16, 20))
         mask[:3] = 1
         against, rather, custom = segmented(
-            Not(Point(3, 5)), Pixels(Rather("red", "blue"), mask), lambda out: out[:, 0].sum((1, 2))
+            Not(Point(3, 5)), Pixels(Contrast("red", "blue"), mask), lambda out: out[:, 0].sum((1, 2))
         )
         assert against.marks[0][0].point == (3.5 / 20, 5.5 / 16)
         assert torch.equal(rather.marks[0][0].region, torch.from_numpy(mask > 0))
@@ -293,7 +293,7 @@ def detector():
 @pytest.fixture(scope="module")
 def detected(detector):
     picture = np.random.default_rng(0).integers(0, 256, (16, 20, 3)).astype(np.uint8)
-    return glowmap.explain(detector, picture, target=[Detected(0), Detected(1)], layer="layer")
+    return glowmap.explain(detector, picture, target=[Detection(0), Detection(1)], layer="layer")
 
 
 class TestDetections:
@@ -397,14 +397,14 @@ class TestRanking:
 
     def test_a_number_has_no_ranking_beside_it(self):
         number, category = glowmap.explain(
-            Classifier().eval(), images(1), target=[glowmap.targets.Value(1), 1], layer="features.3"
+            Classifier().eval(), images(1), target=[glowmap.targets.OutputValue(1), 1], layer="features.3"
         )
         assert number.prediction is None
         assert category.prediction.probabilities.shape == (1, 4)
 
     def test_a_question_of_several_parts_ranks_where_one_of_them_does(self):
-        assert not glowmap.targets.ranks(Not(glowmap.targets.Value(1)))
+        assert not glowmap.targets.ranks(Not(glowmap.targets.OutputValue(1)))
         assert not glowmap.targets.ranks(Not(glowmap.targets.Unit(3)))
         assert glowmap.targets.ranks(Not(1))
-        assert glowmap.targets.ranks(Each([glowmap.targets.Value(1), 2]))
-        assert not glowmap.targets.ranks(Pixels(glowmap.targets.Value(0), Point(1, 1)))
+        assert glowmap.targets.ranks(Each([glowmap.targets.OutputValue(1), 2]))
+        assert not glowmap.targets.ranks(Pixels(glowmap.targets.OutputValue(0), Point(1, 1)))

@@ -9,7 +9,7 @@ import glowmap
 from glowmap.demo.report import HELD_OUT
 from glowmap.demo.world.mark import MARKED, mark_mask, marked
 from glowmap.demo.world.scenes import street
-from glowmap.targets import At, Not, Pixels, Rather
+from glowmap.targets import At, Contrast, Not, Pixels
 
 NEEDS = {name: {*method.needs} for name, method in glowmap.METHODS.items()}
 # One pass back, and about the class that is asked for; those that look at the layer alone know no class, and Grad-CAM++, which
@@ -130,12 +130,12 @@ def test_a_car_rather_than_a_bus_is_asked_about_at_the_car(demo):
     """What both classes have in common falls away, and the heat stays on the car; the border leaves the street out."""
     for scene, masks, points in two_cars_apart(2):
         for asked in (
-            Rather("car", "bus"),
-            Pixels(Rather("car", "bus"), At(*points[0])),
+            Contrast("car", "bus"),
+            Pixels(Contrast("car", "bus"), At(*points[0])),
             Pixels("car", At(*points[0]), border=3),
         ):
             found = glowmap.explain(demo, scene.picture, target=asked, layer="backbone.layer4")
-            cars = scene.mask("car") if isinstance(asked, Rather) else masks[0]
+            cars = scene.mask("car") if isinstance(asked, Contrast) else masks[0]
             assert found.share(cars)[0] > 0.6
 
 

@@ -11,23 +11,23 @@ from cases import Classifier, Segmenter, images
 from glowmap.errors import TargetError
 from glowmap.targets import (
     Category,
-    Detected,
+    Contrast,
     Detection,
     Each,
     Finer,
     LogProbability,
     Not,
     Object,
+    OutputValue,
     Pixels,
     Predicted,
     Probability,
     Prototype,
     Ranked,
-    Rather,
     Similar,
+    SimilarDetection,
     Text,
     Unit,
-    Value,
 )
 
 NAMES = ["a", "b", "c", "d"]
@@ -57,7 +57,9 @@ def halves():
     return glowmap.load(Halves().eval(), mean=0.5, classes=NAMES), torch.cat([picture, -picture])
 
 
-@pytest.mark.parametrize("question", [Probability("a"), LogProbability("a"), Value(0), Rather("a", "b"), Finer("a")])
+@pytest.mark.parametrize(
+    "question", [Probability("a"), LogProbability("a"), OutputValue(0), Contrast("a", "b"), Finer("a")]
+)
 def test_only_a_class_has_nearest_rivals(question):
     with pytest.raises(TargetError, match="a class has rivals, and .* is none"):
         glowmap.explain(classifier(), images(), target=Finer(question), layer="features.4")
@@ -65,7 +67,7 @@ def test_only_a_class_has_nearest_rivals(question):
 
 def test_a_finer_class_may_stand_in_a_contrast_that_is_asked_again():
     found = glowmap.explain(
-        classifier(), images(), target=Rather(Finer("a"), "a"), layer="features.4", method="ablation_cam"
+        classifier(), images(), target=Contrast(Finer("a"), "a"), layer="features.4", method="ablation_cam"
     )
     assert found.raw.isfinite().all()
 
@@ -73,7 +75,7 @@ def test_a_finer_class_may_stand_in_a_contrast_that_is_asked_again():
 @pytest.mark.parametrize("method", ["occlusion", "ablation_cam"])
 @pytest.mark.parametrize(
     "questions",
-    [["b", "c"], [Pixels("b", Object(0)), Pixels("c", Object(0))], [Not("b"), Rather("c", "a")]],
+    [["b", "c"], [Pixels("b", Object(0)), Pixels("c", Object(0))], [Not("b"), Contrast("c", "a")]],
     ids=["classes", "objects", "nested"],
 )
 def test_an_image_is_asked_again_about_its_own_question_alone(questions, method):
@@ -109,7 +111,7 @@ def test_notes_speak_of_the_places_that_are_asked_about():
     with torch.no_grad():
         wanted = (model.module(batch[:1]).softmax(1)[0, 3] * mask).sum() / mask.sum()
     assert f"is {float(wanted):.5f}" in note
-    against = glowmap.explain(model, batch[:1], target=Rather(Probability("a"), Probability("d")), layer="layer")
+    against = glowmap.explain(model, batch[:1], target=Contrast(Probability("a"), Probability("d")), layer="layer")
     assert any("probability of d" in note for note in against.notes)
 
 
@@ -125,12 +127,12 @@ def test_the_probability_of_a_class_is_the_detectors_own():
     with torch.no_grad():
         said = module(batch)[0]
     label, score = int(said["labels"][0]), float(said["scores"][0])
-    question = Detected(0, category=Probability(label))
+    question = Detection(0, category=Probability(label))
     assert float(glowmap.explain(module, batch, target=question).scores) == pytest.approx(score, rel=1e-4)
 
 
 @pytest.mark.parametrize(
-    "make", [lambda q: Finer(q), lambda q: Rather(q, Ranked(2)), lambda q: Not(Rather(q, Ranked(2)))]
+    "make", [lambda q: Finer(q), lambda q: Contrast(q, Ranked(2)), lambda q: Not(Contrast(q, Ranked(2)))]
 )
 def test_a_detectors_own_answer_is_the_class_of_its_surest_box(make):
     module, batch = detector(detections_per_img=20), images(1, 64, 96)
@@ -138,7 +140,7 @@ def test_a_detectors_own_answer_is_the_class_of_its_surest_box(make):
         label = int(module(batch)[0]["labels"][0])
     found = glowmap.explain(module, batch, target=make(Predicted()))
     named = make(Category(label))
-    named = Not(Detected(0, category=named.target)) if isinstance(named, Not) else Detected(0, category=named)
+    named = Not(Detection(0, category=named.target)) if isinstance(named, Not) else Detection(0, category=named)
     wanted = glowmap.explain(module, batch, target=named)
     assert found.scores.tolist() == wanted.scores.tolist()
     torch.testing.assert_close(found.raw, wanted.raw)
@@ -155,14 +157,14 @@ def test_a_detectors_own_answer_is_the_class_of_its_surest_box(make):
 )
 def test_odd_detections_are_refused(category, box, message):
     with pytest.raises(TargetError, match=message):
-        glowmap.explain(detector(), images(1, 64, 96), target=Detection(category, box), method="occlusion")
+        glowmap.explain(detector(), images(1, 64, 96), target=SimilarDetection(category, box), method="occlusion")
 
 
 def test_each_image_has_a_detection_of_its_own():
     module, batch = detector(detections_per_img=20), images(2, 64, 96)
     with torch.no_grad():
         said = list(module(batch))
-    questions = [Detection(int(one["labels"][0]), one["boxes"][0].tolist()) for one in said]
+    questions = [SimilarDetection(int(one["labels"][0]), one["boxes"][0].tolist()) for one in said]
     method = glowmap.METHODS["occlusion"].tuned(window=48, stride=48)
     found = glowmap.explain(module, batch, target=Each(questions), method=method)
     assert found.scores.tolist() == pytest.approx([float(one["scores"][0]) for one in said], rel=1e-4)
@@ -184,7 +186,7 @@ def test_a_layer_called_embedding_is_not_the_embedding():
 
 def test_a_segmenter_takes_nested_questions_as_a_classifier_does():
     segmenter, mask = Segmenter().eval(), torch.ones(16, 20)
-    one = glowmap.explain(segmenter, images(), target=Not(Pixels(Rather(1, [2, 3]), mask)), layer="encoder.2")
+    one = glowmap.explain(segmenter, images(), target=Not(Pixels(Contrast(1, [2, 3]), mask)), layer="encoder.2")
     with torch.no_grad():
         logits = segmenter(images())["out"]
     wanted = -(logits[:, 1] - (logits[:, 2] + logits[:, 3]) / 2).sum((1, 2))
@@ -194,7 +196,7 @@ def test_a_segmenter_takes_nested_questions_as_a_classifier_does():
 def test_too_few_names_for_a_detector_are_refused():
     model = glowmap.load(detector(detections_per_img=20), classes=["nothing", "car"])
     with pytest.raises(TargetError, match=r"there are 2 class names for the 5 classes of RetinaNet"):
-        glowmap.explain(model, images(1, 64, 96), target=Detected(0))
+        glowmap.explain(model, images(1, 64, 96), target=Detection(0))
 
 
 def test_texts_that_are_one_to_the_model_are_refused():

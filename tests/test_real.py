@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import glowmap
-from glowmap.targets import At, Category, Rather
+from glowmap.targets import At, Category, Contrast
 
 REAL = Path(os.environ.get("GLOWMAP_REAL", Path(__file__).parents[2] / "shared" / "real"))
 pytestmark = [
@@ -108,7 +108,7 @@ DENSE = {"dog": (0.73, 0.02), "cat": (0.20, 0.58)}
 CLASSIFIED = {
     "bull mastiff": (Category("bull mastiff"), 0.00),
     "tiger cat": (Category("tiger cat"), 0.13),
-    "tiger cat rather than bull mastiff": (Rather("tiger cat", "bull mastiff"), 0.20),
+    "tiger cat rather than bull mastiff": (Contrast("tiger cat", "bull mastiff"), 0.20),
 }
 
 

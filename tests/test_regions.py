@@ -13,7 +13,7 @@ from cases import Classifier, ColourSegmenter, OneOutput, images
 from glowmap.errors import TargetError
 from glowmap.inputs import Picture
 from glowmap.models.preprocessing import Preset, ResizedAndNormalised, cut
-from glowmap.targets import At, Each, Finer, Not, Object, Pixels, Point, Predicted, Probability, Rather, Value
+from glowmap.targets import At, Contrast, Each, Finer, Not, Object, OutputValue, Pixels, Point, Predicted, Probability
 
 NAMES = ["blue", "green", "red"]
 
@@ -72,7 +72,7 @@ def test_without_a_class_it_is_the_one_predicted_there():
     found = explain(STREET, At(0, 0))  # all the rest is one region of blue
     assert found.targets == ("blue (object at 0, 0)",)
     assert found.scores.tolist() == [40 - 10.0]
-    rather = explain(STREET, Pixels(Rather(Predicted(), "blue"), At(7, 2)))
+    rather = explain(STREET, Pixels(Contrast(Predicted(), "blue"), At(7, 2)))
     assert rather.targets == ("red rather than blue (object at 7, 2)",)
     assert rather.scores.tolist() == [60.0]
 
@@ -100,7 +100,7 @@ def test_one_place_alone():
         (Pixels("red", Object()), 8.0, "red (largest object)"),
         (Pixels("red", Object(1)), 60.0, "red (object 1 by size)"),
         (Object(0), 30.0, "blue (largest object)"),  # of the class predicted at most pixels
-        (Pixels(Rather("red", "green"), Object(1)), 60.0, "red rather than green (object 1 by size)"),
+        (Pixels(Contrast("red", "green"), Object(1)), 60.0, "red rather than green (object 1 by size)"),
         (Not(Pixels("red", Object(1))), -60.0, "not red (object 1 by size)"),
         (Not(At(2, 1)), -8.0, "not red (object at 2, 1)"),
     ],
@@ -265,7 +265,7 @@ def test_predicted_pixels_have_a_border_too():
     found = explain(STREET, Pixels("green", border=1))
     assert found.scores.tolist() == [3.0]
     assert found.targets == ("green, set off from its border",)
-    both = explain(STREET, Pixels(Rather("green", "red"), border=1), method="hires_cam")
+    both = explain(STREET, Pixels(Contrast("green", "red"), border=1), method="hires_cam")
     inside = torch.zeros(5, 8, dtype=torch.bool)
     for row, column in ((2, 4), (3, 4), (3, 5)):
         inside[row, column] = True
@@ -294,9 +294,9 @@ def test_predicted_pixels_have_a_border_too():
         (Pixels("green", Object(-1)), "no object -1 of 'green'"),
         (Pixels("red", torch.zeros(5, 8)), "the mask is empty; mark at least one pixel"),
         (Pixels(None, torch.zeros(5, 8)), "the mask is empty; mark at least one pixel"),
-        (Pixels(Value(2), At(1, 1)), "a number that is no class has no objects; give a mask, or targets.Point"),
+        (Pixels(OutputValue(2), At(1, 1)), "a number that is no class has no objects; give a mask, or targets.Point"),
         (Pixels(Not("red"), At(1, 1)), "Not is no question about a class"),
-        (Pixels(Rather("red", Predicted()), At(1, 1)), "'red' was asked for rather than itself"),
+        (Pixels(Contrast("red", Predicted()), At(1, 1)), "'red' was asked for rather than itself"),
         (Pixels("rad", At(1, 1)), "no class 'rad' in ColourSegmenter; near names: red"),
     ],
 )

@@ -19,7 +19,7 @@ import transformers as tr
 
 import glowmap
 from glowmap.errors import GlowmapError, InputError, ModelError, TargetError
-from glowmap.targets import Each, Not, Probability, Rather, Similar, Text, top
+from glowmap.targets import Contrast, Each, Not, Probability, Similar, Text, top
 from texts_of_ours import (
     CAR,
     CAT,
@@ -236,7 +236,7 @@ def test_against_other_sentences_is_the_likeness_less_the_mean_of_theirs():
     sugar, spelled, one = glowmap.explain(
         model,
         images,
-        target=[Text(DOG, against=[CAT, CAR]), Rather(Text(DOG), [Text(CAT), Text(CAR)]), Text(DOG, against=CAT)],
+        target=[Text(DOG, against=[CAT, CAR]), Contrast(Text(DOG), [Text(CAT), Text(CAR)]), Text(DOG, against=CAT)],
     )
     torch.testing.assert_close(sugar.scores, dog - (cat + car) / 2, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(one.scores, dog - cat, rtol=1e-4, atol=1e-4)
@@ -475,7 +475,7 @@ def test_a_question_about_classes_does_not_hang_on_the_texts_beside_it(name):
         assert torch.equal(one.scores, other.scores)
         assert torch.equal(one.raw, other.raw)
     torch.testing.assert_close(alone[3].scores, wanted.softmax(1)[:, 1])
-    mixed = glowmap.explain(model, images, target=[Rather(Text(likeliest), "cat"), Probability(Text(likeliest))])
+    mixed = glowmap.explain(model, images, target=[Contrast(Text(likeliest), "cat"), Probability(Text(likeliest))])
     text = logits(model, images, [likeliest])
     torch.testing.assert_close(mixed[0].scores, (text - wanted)[:, 1], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(mixed[1].scores, torch.cat([wanted, text], 1).softmax(1)[:, 2], rtol=1e-3, atol=1e-5)
@@ -484,7 +484,7 @@ def test_a_question_about_classes_does_not_hang_on_the_texts_beside_it(name):
 def test_a_text_that_is_the_prompt_of_a_class_is_that_class():
     model = loaded("clip", classes=["dog", "cat"])
     images = pictures(model.module)
-    questions = [Probability("cat"), Probability(Text(CAT)), Text(CAT), Rather(Text(CAR), Text(CAT))]
+    questions = [Probability("cat"), Probability(Text(CAT)), Text(CAT), Contrast(Text(CAR), Text(CAT))]
     name, text, likeness, other = glowmap.explain(model, images, target=questions)
     wanted = logits(model, images, [DOG, CAT, CAR])
     for one in (name, text):
@@ -492,7 +492,7 @@ def test_a_text_that_is_the_prompt_of_a_class_is_that_class():
     torch.testing.assert_close(likeness.scores, wanted[:, 1])
     torch.testing.assert_close(other.scores, wanted[:, 2] - wanted[:, 1], rtol=1e-4, atol=1e-4)
     with pytest.raises(TargetError, match="rather than itself"):
-        glowmap.explain(model, images, target=Rather(Text(CAT), "cat"))
+        glowmap.explain(model, images, target=Contrast(Text(CAT), "cat"))
 
 
 def test_a_tokenizer_that_pads_on_the_left_reads_a_text_the_same_beside_a_longer_one():
@@ -629,7 +629,7 @@ def test_a_matcher_answers_each_text_in_a_pass_of_its_own():
     assert [texts for at, texts in enumerate(read) if texts not in read[:at]] == [
         [f"[BOS] {sentence} [EOS]"] for sentence in (DOG, CAT)
     ]
-    for together in (Text(DOG, against=CAT), Rather(Text(DOG), Text(CAT))):
+    for together in (Text(DOG, against=CAT), Contrast(Text(DOG), Text(CAT))):
         with pytest.raises(TargetError, match="reads each text in a pass of its own, so .* ask .* each by itself"):
             glowmap.explain(model, images, target=together)
     with pytest.raises(TargetError, match="reads each text together with the picture and has no classes"):

@@ -7,8 +7,8 @@ import glowmap
 import writers_of_ours as ours
 from glowmap.errors import GlowmapError, TargetError
 from glowmap.models.transformers.words import spelled
-from glowmap.outputs import Answer
-from glowmap.targets import Each, Predicted, Probability, Spoken, Text, Words
+from glowmap.outputs import ModelOutput
+from glowmap.targets import Each, Predicted, Probability, Text, TokenLogProbability, TokenSpan
 
 SENTENCE = "a dog on the sofa"
 ASKED = "what colour is the car ?"
@@ -477,12 +477,12 @@ def test_the_end_of_a_sentence_is_not_scored_and_is_no_word():
 
 
 def read(logits):
-    return Answer(None, 1, lambda raw: raw, read_words=lambda _: logits)
+    return ModelOutput(None, 1, lambda raw: raw, read_words=lambda _: logits)
 
 
 def test_log_probabilities_are_taken_in_float32():
     logits = torch.tensor([[[0.0, 12.0, 12.0], [3.0, 1.0, 0.0]]], dtype=torch.bfloat16)
-    score = Words((Spoken("a b", (1, 0), (-2, -1)),)).score(read(logits))
+    score = TokenLogProbability((TokenSpan("a b", (1, 0), (-2, -1)),)).score(read(logits))
     expected = torch.log_softmax(logits[0].double(), -1)
     assert score.dtype == torch.float32
     assert float(score) == pytest.approx(float(expected[0, 1] + expected[1, 0]), abs=1e-5)
@@ -490,11 +490,11 @@ def test_log_probabilities_are_taken_in_float32():
 
 def test_a_token_beyond_the_vocabulary_names_the_remedy():
     with pytest.raises(TargetError, match="the tokenizer or processor that belongs to this model"):
-        Words((Spoken("a", (3,), (-1,)),)).score(read(torch.zeros(1, 1, 3)))
+        TokenLogProbability((TokenSpan("a", (3,), (-1,)),)).score(read(torch.zeros(1, 1, 3)))
 
 
 def test_a_picture_without_words_of_its_own_is_refused():
-    words = Words((Spoken("a", (1,), (-1,)), Spoken("b", (0,), (-1,))))
+    words = TokenLogProbability((TokenSpan("a", (1,), (-1,)), TokenSpan("b", (0,), (-1,))))
     with pytest.raises(TargetError, match="2 images have words of their own, and 1 are asked about"):
         words.score(read(torch.zeros(1, 1, 3)))
 

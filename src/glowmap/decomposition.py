@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glowmap.capture import borrowed
+from glowmap import tree
+from glowmap.capture import borrow
 from glowmap.errors import MethodError, ModelError, TargetError
-from glowmap.evidence.forward_pass import Run
+from glowmap.evidence.forward_pass import ForwardPass
 from glowmap.evidence.preparation import prepared
-from glowmap.evidence.session import Visit, visited
+from glowmap.evidence.session import Session, visited
 from glowmap.explanation.explanation import Explanation, Explanations
 from glowmap.explanation.maps import CONCEPTS
 from glowmap.inputs import Batch
@@ -19,7 +20,6 @@ from glowmap.layers import LayerName, find_layers
 from glowmap.models import Model, as_model
 from glowmap.shapes import Maps
 from glowmap.targets import as_questions
-from glowmap.tree import wide
 
 
 def concepts(
@@ -43,12 +43,12 @@ def concepts(
     named = None if layer is None else find_layers(asked.module, layer)
     batch = asked.read(images)
     found = []
-    with borrowed(asked.module) as was_training, _visited(asked, batch, named) as visit:
+    with borrow(asked.module) as was_training, _visited(asked, batch, named) as visit:
         layers = visit.layers(blindly=True)
         run = visit.run(layers, asks=True, resuming=True)
         shared = visit.shared(run, was_training)
         for name in layers:
-            activations = wide(run.maps(name, run.recording[name].output.detach()))
+            activations = tree.full_precision(run.maps(name, run.recording[name].output.detach()))
             most = min(activations.shape[1], activations[0, 0].numel() * (len(activations) if together else 1))
             if count > most:
                 raise MethodError(
@@ -81,14 +81,14 @@ def concepts(
 
 
 @contextmanager
-def _visited(model: Model, batch: Batch, named: dict[str, nn.Module] | None) -> Iterator[Visit]:
+def _visited(model: Model, batch: Batch, named: dict[str, nn.Module] | None) -> Iterator[Session]:
     """Visit the (borrowed) model with what it must be given beside pictures, its class names among it."""
     first = prepared(model, batch, as_questions(None))[0]
     with visited(first.model, first.batch, named) as visit:
         yield visit
 
 
-def _seen_in(run: Run, layer: str, image: int, filled: Tensor) -> Tensor | None:
+def _seen_in(run: ForwardPass, layer: str, image: int, filled: Tensor) -> Tensor | None:
     """Read what the rest of the model makes of a layer that is filled with each concept's vector."""
     try:
         with torch.no_grad():
@@ -99,7 +99,7 @@ def _seen_in(run: Run, layer: str, image: int, filled: Tensor) -> Tensor | None:
     return logits.softmax(1) if logits.shape[1] > 1 else logits.sigmoid()
 
 
-def _told(run: Run, number: int, probabilities: Tensor | None) -> tuple[str, float]:
+def _told(run: ForwardPass, number: int, probabilities: Tensor | None) -> tuple[str, float]:
     if probabilities is None:
         return f"concept {number + 1}", 0.0
     best = probabilities[number].topk(min(2, probabilities.shape[1]))

@@ -9,15 +9,16 @@ from typing import Any, TypeAlias, overload
 import torch
 from torch import nn
 
-from glowmap.capture import borrowed
+from glowmap import tree
+from glowmap.capture import borrow
 from glowmap.capture.call import called
 from glowmap.errors import LayerError, TargetError
-from glowmap.evidence.forward_pass import Run
+from glowmap.evidence.forward_pass import ForwardPass
 from glowmap.evidence.layer import Evidence
-from glowmap.evidence.maps import _Asked, _averaged, _maps, _score
-from glowmap.evidence.notes import Found, blind_notes, changed_notes, map_notes
+from glowmap.evidence.maps import Job, _averaged, _maps, _score
+from glowmap.evidence.notes import MethodMap, blind_notes, changed_notes, map_notes
 from glowmap.evidence.preparation import prepared
-from glowmap.evidence.session import ATTENTION, INPUT, Visit, visited
+from glowmap.evidence.session import ATTENTION, INPUT, Session, visited
 from glowmap.explanation.explanation import Explanation, Explanations
 from glowmap.inputs import Batch
 from glowmap.layers import Choice, LayerName, Surveyed, find_layers, surveyed
@@ -25,16 +26,15 @@ from glowmap.layers.select import asks_for_its_own
 from glowmap.methods import METHODS, Method
 from glowmap.methods._method import asks, differentiates, methods_asked, resumes, smoothing_asked
 from glowmap.models import Model, as_model
-from glowmap.outputs import Answer
+from glowmap.outputs import ModelOutput
 from glowmap.targets import Target, TargetLike, as_questions, marks_of, notes_of, of_places, ranks
-from glowmap.tree import wide
 
 
 def survey(model: nn.Module | Model, images: Any, *, depth: int = 2) -> list[Surveyed]:
     """Run the model once and list the layers worth naming, at most ``depth`` names deep, in the order in which they ran."""
     asked = as_model(model)
     batch = asked.read(images)
-    with borrowed(asked.module), torch.no_grad():
+    with borrow(asked.module), torch.no_grad():
         heard = asked.speaker.heard(asked, batch, []) if asked.speaker is not None else ()
         opened = heard[0].opened(asked.module) if heard else nullcontext()
         with asked.opened(asked.module), opened, surveyed(asked.module, batch.images, depth=depth) as rows:
@@ -143,13 +143,13 @@ class Explainer:
         Raises LayerError where no layer can be read as a grid with a gradient at its places.
         """
         batch = self.model.read(images)
-        with borrowed(self.model.module):
+        with borrow(self.model.module):
             first = prepared(self.model, batch, as_questions(target))[0]
             with self.visit(first.batch, first.model) as visit:
                 return visit.find(first.questions[0][1])
 
     @contextmanager
-    def visit(self, batch: Batch, model: Model | None = None) -> Iterator[Visit]:
+    def visit(self, batch: Batch, model: Model | None = None) -> Iterator[Session]:
         """Visit the (borrowed) model with some input; ``model`` is it with what a question needs of it."""
         with visited(model or self.model, batch, self._named) as visit:
             yield visit
@@ -173,7 +173,7 @@ class Explainer:
         with torch.inference_mode(False):  # whose tensors autograd may not save
             batch = self.model.read(images)
         found: list[tuple[int, Explanation]] = []
-        with borrowed(self.model.module) as was_training:
+        with borrow(self.model.module) as was_training:
             self._choice = None  # until there is one
             for group in prepared(self.model, batch, questions):
                 with self.visit(group.batch, group.model) as visit:
@@ -192,7 +192,7 @@ class Explainer:
 
 
 def _answered(
-    visit: Visit,
+    visit: Session,
     questions: Sequence[tuple[int, Target]],
     chosen: list[Method] | None,
     kinds: list[str],
@@ -211,7 +211,7 @@ def _answered(
     )
     shared = visit.shared(run, was_training)  # before a target has its hands on the output
     asked = [
-        _Asked(
+        Job(
             number,
             question,
             _score(question, run.answer),
@@ -237,7 +237,7 @@ def _answered(
 
 
 def _layers_asked(
-    visit: Visit, questions: Sequence[tuple[int, Target]], *, blindly: bool, anew: bool
+    visit: Session, questions: Sequence[tuple[int, Target]], *, blindly: bool, anew: bool
 ) -> dict[int, dict[str, nn.Module]]:
     """Give each question its layers: those of the first that shares them, unless it needs its own."""
     own = [asks_for_its_own(question) for _, question in questions]
@@ -248,7 +248,7 @@ def _layers_asked(
     return found
 
 
-def _default(question: Target, answer: Answer) -> list[Method]:
+def _default(question: Target, answer: ModelOutput) -> list[Method]:
     """Choose a method where none is named: an element-wise one where the question is about a part of the places."""
     return [METHODS["hires_cam" if of_places(question, answer) else "grad_cam"]]
 
@@ -258,7 +258,7 @@ def _principal(methods: list[Method], kinds: list[str]) -> list[Method]:
 
 
 def _explanation(
-    visit: Visit, run: Run, found: Found, asked: _Asked, method: str, layer: str, shared: dict[str, Any]
+    visit: Session, run: ForwardPass, found: MethodMap, asked: Job, method: str, layer: str, shared: dict[str, Any]
 ) -> Explanation:
     answer, question = run.answer, asked.question
     wordings = tuple(question.wording(answer, image) for image in range(answer.batch))
@@ -267,7 +267,7 @@ def _explanation(
     said = shared["prediction"]
     return Explanation(
         found.raw,
-        wide(asked.scores.detach()),
+        tree.full_precision(asked.scores.detach()),
         layer=layer,
         method=method,
         targets=wordings,

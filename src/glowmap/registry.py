@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 Member = TypeVar("Member")
 
 
-class Shelf(Generic[Member]):
+class Registry(Generic[Member]):
     """Members by name, in the order in which they were put; an unknown name raises ``error`` with the near ones."""
 
     def __init__(self, noun: str, error: type[Exception]) -> None:
@@ -18,7 +18,7 @@ class Shelf(Generic[Member]):
         self._error = error
         self._members: dict[str, Member] = {}
 
-    def put(self, name: str, member: Member) -> None:
+    def register(self, name: str, member: Member) -> None:
         """Add a member; a name is taken once (else a ValueError at import, where it belongs)."""
         if name in self._members:
             raise ValueError(f"there is a {self._noun} {name!r} on the shelf already")

@@ -1,5 +1,6 @@
 """Tensors in any structure: tuples, lists, mappings and dataclasses, however nested."""
 
+import builtins
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -9,47 +10,47 @@ import torch
 from torch import Tensor
 
 
-def tensors_in(output: Any) -> Iterator[Tensor]:
+def leaves(output: Any) -> Iterator[Tensor]:
     """Walk through tensors in tuples, lists, mappings and dataclasses, however nested."""
     if isinstance(output, Tensor):
         yield output
     else:
         for part in _parts(output).values():
-            yield from tensors_in(part)
+            yield from leaves(part)
 
 
-def wide(values: Tensor) -> Tensor:
+def full_precision(values: Tensor) -> Tensor:
     """Leave half precision, in which sums over channels and pixels overflow and cancel, and whole numbers; double stays."""
     return values if values.dtype == torch.float64 else values.float()
 
 
-def replaced(output: Any, old: Tensor, new: Tensor) -> Any:
+def replace(output: Any, old: Tensor, new: Tensor) -> Any:
     """Copy an output with one tensor exchanged."""
-    return mapped(output, lambda tensor: new if tensor is old else tensor)
+    return map(output, lambda tensor: new if tensor is old else tensor)
 
 
-def replaced_each(output: Any, old: Sequence[Tensor], new: Sequence[Tensor]) -> Any:
+def replace_each(output: Any, old: Sequence[Tensor], new: Sequence[Tensor]) -> Any:
     """Copy an output with several tensors exchanged."""
     others = {id(one): other for one, other in zip(old, new, strict=True)}
-    return mapped(output, lambda tensor: others.get(id(tensor), tensor))
+    return map(output, lambda tensor: others.get(id(tensor), tensor))
 
 
-def mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+def map(value: Any, function: Callable[[Tensor], Tensor]) -> Any:  # noqa: A001 (it is read as tree.map)
     """Apply a function to every tensor in tuples, lists, mappings and dataclasses; anything else stays as it is."""
     if isinstance(value, Tensor):
         return function(value)
-    parts = {key: mapped(part, function) for key, part in _parts(value).items()}
+    parts = {key: map(part, function) for key, part in _parts(value).items()}
     # an empty list or dict is copied as well: the model may fill it
     return _with_parts(value, parts) if parts or isinstance(value, list | dict) else value
 
 
-def joined(several: Sequence[Any], rows: int, count: int) -> Any:
+def concatenate(several: Sequence[Any], rows: int, count: int) -> Any:
     """Join outputs of one structure to one: tensors of so many rows one after another, of which ``count`` stay."""
     together: dict[int, Tensor] = {}
-    for first, *others in zip(*map(tensors_in, several), strict=True):
+    for first, *others in zip(*builtins.map(leaves, several), strict=True):
         has_rows = first.ndim > 0 and len(first) == rows
         together[id(first)] = torch.cat([first, *others])[:count] if has_rows else first
-    return mapped(several[0], lambda tensor: together[id(tensor)])
+    return map(several[0], lambda tensor: together[id(tensor)])
 
 
 def _parts(value: Any) -> dict[Any, Any]:

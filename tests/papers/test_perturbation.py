@@ -435,7 +435,7 @@ class Rewriting(Skipping):
         return self.head(torch.tanh(self.layer(maps) + maps).mean((2, 3)))
 
 
-def exchanged(model, image, change):
+def patch_activation(model, image, change):
     """The score of a whole pass in which the layer's last output is changed."""
     outputs = []
     handle = model.layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
@@ -462,11 +462,11 @@ def test_resumed_or_not_the_map_is_that_of_whole_passes(name, kind, proven):
     found = explained(model, batch, name, layer="layer", target=2)
     assert proven != any("running on from layer 'layer' alone" in note for note in found.notes)
     for image, raw, score in zip(batch, found.raw, found.scores, strict=True):
-        A, _ = exchanged(model, image[None], np.zeros((6, 4, 5)))
+        A, _ = patch_activation(model, image[None], np.zeros((6, 4, 5)))
         A = A[0].numpy()
 
         def ask(maps, image=image):
-            return exchanged(model, image[None], maps)[1]
+            return patch_activation(model, image[None], maps)[1]
 
         wanted = TWINS[name](A, ask) * (float(score) if name == "ablation_cam" else 1.0)
         assert np.ptp(wanted) > 1e-4

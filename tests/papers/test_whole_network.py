@@ -9,7 +9,7 @@ from torch import nn
 import glowmap
 import glowmap.evidence.layer
 import papers.whole_network  # noqa: F401 - registers the twins
-from glowmap.capture import Biases
+from glowmap.capture import BiasGradients
 from glowmap.errors import MethodError, ModelError
 from papers.twins import TWINS
 
@@ -324,7 +324,7 @@ class Everything(nn.Module):
 def terms_of(model, images):
     model.requires_grad_(False)
     images = images.clone().requires_grad_()
-    with Biases() as biases:
+    with BiasGradients() as biases:
         scores = model(images.clone())[:, TARGET]
     (gradient,) = torch.autograd.grad(scores.sum(), images)
     return [images.detach() * gradient, *biases.terms(len(images))], scores

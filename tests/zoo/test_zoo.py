@@ -18,7 +18,7 @@ def question(module, inputs):
         return 0 if model.read_candidates is not None and not model.dense_first else None
     left, top, right, bottom = answer[0]["boxes"].T
     largest = ((right - left) * (bottom - top)).argmax()
-    return glowmap.targets.Detection(int(answer[0]["labels"][largest]), answer[0]["boxes"][largest].tolist())
+    return glowmap.targets.SimilarDetection(int(answer[0]["labels"][largest]), answer[0]["boxes"][largest].tolist())
 
 
 @pytest.mark.parametrize("specimen", SPECIMENS, ids=lambda one: f"{one.library}: {one.name}")

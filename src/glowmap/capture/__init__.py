@@ -1,19 +1,19 @@
 """Run a model on loan: record what its layers compute, differentiate by it, and run the model on from it."""
 
+from glowmap.capture.activations import Activation as Activation
 from glowmap.capture.activations import Recording as Recording
-from glowmap.capture.activations import Seen as Seen
 from glowmap.capture.activations import record as record
-from glowmap.capture.biases import Biases as Biases
-from glowmap.capture.biases import shortfalls as shortfalls
-from glowmap.capture.borrowing import borrowed as borrowed
-from glowmap.capture.guided import Guiding as Guiding
-from glowmap.capture.intermediates import Keep as Keep
-from glowmap.capture.intermediates import Opened as Opened
+from glowmap.capture.biases import BiasGradients as BiasGradients
+from glowmap.capture.biases import completeness_gap as completeness_gap
+from glowmap.capture.borrowing import borrow as borrow
+from glowmap.capture.guided import GuidedReLU as GuidedReLU
+from glowmap.capture.intermediates import KeepOutput as KeepOutput
+from glowmap.capture.intermediates import WithIntermediates as WithIntermediates
 from glowmap.capture.intermediates import opened as opened
-from glowmap.capture.resume import Trunk as Trunk
-from glowmap.capture.resume import copies as copies
-from glowmap.capture.resume import exchanged as exchanged
+from glowmap.capture.resume import Prefix as Prefix
 from glowmap.capture.resume import forward_of as forward_of
-from glowmap.capture.resume import remember as remember
+from glowmap.capture.resume import patch_activation as patch_activation
+from glowmap.capture.resume import record_prefix as record_prefix
+from glowmap.capture.resume import repeat_image as repeat_image
 from glowmap.capture.resume import resumed as resumed
 from glowmap.capture.resume import same_output as same_output

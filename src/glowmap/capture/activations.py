@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from glowmap import tree
 from glowmap.errors import LayerError, ModelError, TargetError, told
 from glowmap.shapes import Scores, crossed
-from glowmap.tree import replaced_each, tensors_in
 
 # of METHODS, those that work where gradients do not
 WITHOUT_GRADIENTS = "a method that needs no gradients: eigen_cam, score_cam, occlusion, rise"
 
 
 @dataclass
-class Seen:
+class Activation:
     """What one layer left behind: its output, in the graph that leads on from there, and how often it ran."""
 
     output: Tensor
@@ -46,10 +46,10 @@ class Recording:
         self.names = names
         self.within: nn.Module | None = None  # the model, to find out what cuts its graph
         self._graph = graph
-        self._seen: dict[str, list[Seen]] = {}  # more than one where it is not settled which is meant
+        self._seen: dict[str, list[Activation]] = {}  # more than one where it is not settled which is meant
         self._calls: dict[str, int] = {}
 
-    def __getitem__(self, name: str) -> Seen:
+    def __getitem__(self, name: str) -> Activation:
         if name not in self._seen:
             raise LayerError(self._why_missing(name))
         seen, *others = self._seen[name]
@@ -88,13 +88,13 @@ class Recording:
             replace(seen, part=part, returned=_shapes(maps), run=calls, calls=calls)
             for part, (seen, _) in enumerate(begun)
         ]
-        return replaced_each(output, maps, [passed_on for _, passed_on in begun])
+        return tree.replace_each(output, maps, [passed_on for _, passed_on in begun])
 
     def forget(self, name: str) -> None:
         """Forget the run that was kept last: a hook of somebody else's has changed what came of it."""
         self._calls[name] -= 1
 
-    def _begun(self, maps: Tensor, name: str) -> tuple[Seen, Tensor]:
+    def _begun(self, maps: Tensor, name: str) -> tuple[Activation, Tensor]:
         """Begin the graph at a layer's maps."""
         if maps.is_quantized:
             raise LayerError(
@@ -112,7 +112,7 @@ class Recording:
             # A view of its own: the same tensor may also reach the score past the layer, over a skip connection.
             kept = maps.view_as(maps) if maps.requires_grad else maps.detach().requires_grad_()
             passed_on = kept.clone()
-        return Seen(kept, kept._version, in_no_grad, goes_on=passed_on.grad_fn), passed_on
+        return Activation(kept, kept._version, in_no_grad, goes_on=passed_on.grad_fn), passed_on
 
     def settle(self, answers: Iterable[Tensor]) -> None:
         """Of the several maps that a layer returned, keep the one on which these answers depend, where it is one alone."""
@@ -237,7 +237,7 @@ def hook_output(
     def last(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         if threading.get_ident() != owner or not given:
             return None
-        before, now = list(tensors_in(given.pop())), list(tensors_in(output))
+        before, now = list(tree.leaves(given.pop())), list(tree.leaves(output))
         if len(before) == len(now) and all(one is other for one, other in zip(before, now, strict=True)):
             return None
         forget()
@@ -252,19 +252,19 @@ def maps_in(output: Any, name: str) -> list[Tensor]:
 
     LayerError where there is none.
     """
-    maps = [one for one in tensors_in(output) if one.ndim >= 3 and (one.is_floating_point() or one.is_quantized)]
+    maps = [one for one in tree.leaves(output) if one.ndim >= 3 and (one.is_floating_point() or one.is_quantized)]
     if not maps:
         raise LayerError(
-            f"the output of layer {name!r} ({', '.join(_shapes(tensors_in(output))) or type(output).__name__}) has no spatial "
+            f"the output of layer {name!r} ({', '.join(_shapes(tree.leaves(output))) or type(output).__name__}) has no spatial "
             "axes; name a layer before pooling and flattening"
         )
     return list({id(one): one for one in maps}.values())
 
 
-def _copied(maps: Tensor) -> Seen:
+def _copied(maps: Tensor) -> Activation:
     with torch.inference_mode(False):  # whose tensors do not tell when they are written to
         copied = maps.dequantize() if maps.is_quantized else maps.detach().clone()
-    return Seen(copied, copied._version)
+    return Activation(copied, copied._version)
 
 
 def _nodes_behind(answers: Iterable[Tensor]) -> set[Any]:

@@ -41,7 +41,7 @@ _MULTI_HEAD = FunctionType(
 
 
 @dataclass(eq=False)
-class Attended:
+class AttentionCall:
     """One attention as it was computed: (rows x) heads x tokens x channels, and the weights heads x queries x keys."""
 
     weights: Tensor
@@ -61,21 +61,21 @@ class Tokens:
 
 
 @dataclass(eq=False)
-class Linked:
+class AttentionEdge:
     """One attention, with the numbers of the sequences that ask and are asked, and of the attentions that it is made of."""
 
-    seen: Attended
+    seen: AttentionCall
     of: int
     over: int
     after: frozenset[int]
 
 
-class Attending(TorchFunctionMode):
+class AttentionRecorder(TorchFunctionMode):
     """Keep every attention that runs inside, in order."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[Attended] = []
+        self.found: list[AttentionCall] = []
         self.around: dict[int, list[tuple[nn.Module, Any]]] = defaultdict(list)
         self._scores: Any = WeakTensorKeyDictionary()  # what queries and keys a tensor of scores comes from
         self._weights: Any = WeakTensorKeyDictionary()  # the same for what a softmax made of them
@@ -179,7 +179,7 @@ class Attending(TorchFunctionMode):
         if not weights.requires_grad:  # the same for every picture; the score has a gradient by it all the same
             weights = weights.detach().requires_grad_()
         outputs = product(weights)
-        self.found.append(Attended(weights, origin[0], origin[1], values, outputs))
+        self.found.append(AttentionCall(weights, origin[0], origin[1], values, outputs))
         return outputs
 
 
@@ -195,7 +195,7 @@ def _softmax(scores: Tensor, mask: Tensor | None, *, causal: bool) -> Tensor:
 
 
 @contextmanager
-def enclosing(model: nn.Module, watcher: Attending) -> Iterator[None]:
+def enclosing(model: nn.Module, watcher: AttentionRecorder) -> Iterator[None]:
     """Note, while the model is run inside, which modules ran around exactly one attention, innermost first, and their outputs."""
     begun: list[int] = []
     owner = threading.get_ident()
@@ -218,7 +218,7 @@ def enclosing(model: nn.Module, watcher: Attending) -> Iterator[None]:
         yield
 
 
-def linked(found: Sequence[Attended], images: Tensor) -> tuple[list[Linked], list[Tokens]]:
+def linked(found: Sequence[AttentionCall], images: Tensor) -> tuple[list[AttentionEdge], list[Tokens]]:
     """Tell which sequences of tokens the attentions lead between, by what they are computed from.
 
     Left out is what neither knows the picture (``images``, the leaf of the graph) nor is part of what does: a tower for text.
@@ -235,7 +235,7 @@ def linked(found: Sequence[Attended], images: Tensor) -> tuple[list[Linked], lis
         if seeing[number] or number in kept:
             kept |= {number, *asking[number][0], *asked[number][0]}
     places = {number: place for place, number in enumerate(sorted(kept))}
-    links: list[Linked] = []
+    links: list[AttentionEdge] = []
     sequences: list[Tokens] = []
 
     def sequence(count: int, made_of: frozenset[int]) -> int:
@@ -255,7 +255,7 @@ def linked(found: Sequence[Attended], images: Tensor) -> tuple[list[Linked], lis
         over = of if itself else sequence(one.weights.shape[-1], asked[number][0])
         if of == first:
             sequences[of].of_image = itself and seeing[number]
-        links.append(Linked(one, of, over, frozenset(places[one] for one in ups | asked[number][0])))
+        links.append(AttentionEdge(one, of, over, frozenset(places[one] for one in ups | asked[number][0])))
     return links, sequences
 
 

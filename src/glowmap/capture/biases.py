@@ -26,7 +26,7 @@ _BATCH_NORM = inspect.signature(F.batch_norm)
 _SHORT = 0.01  # of the score, from which on a note says what the terms lack
 
 
-class Biases(TorchFunctionMode):
+class BiasGradients(TorchFunctionMode):
     """Keep what every operation that runs inside adds to its input, times the gradient by its output.
 
     Added are the biases of convolutions and linear layers, and constants; of batch norms ``beta - mean gamma / sqrt(var +
@@ -76,7 +76,7 @@ class _Watched(torch.autograd.Function):
         return gradient, None
 
 
-def shortfalls(terms: Sequence[Tensor], scores: Scores, precision: torch.dtype) -> list[str]:
+def completeness_gap(terms: Sequence[Tensor], scores: Scores, precision: torch.dtype) -> list[str]:
     """Compare the terms' sum with the score, image by image: they are equal where the network is piecewise linear."""
     sums = torch.stack([term.flatten(1).sum(1) for term in terms]).sum(0)
     # each term is known to the rounding of the model's own precision

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from glowmap.capture.eager import plainly
-from glowmap.capture.rng import random_states_kept
+from glowmap.capture.eager import eager_mode
+from glowmap.capture.rng import keep_random_states
 from glowmap.errors import ModelError
 
 # Hooks belong to a module, not to a thread: two threads that explain one model take turns.
@@ -18,7 +18,7 @@ _TURNS: "weakref.WeakKeyDictionary[nn.Module, threading.RLock]" = weakref.WeakKe
 
 
 @contextmanager
-def borrowed(model: nn.Module) -> Iterator[bool]:
+def borrow(model: nn.Module) -> Iterator[bool]:
     """Lend the model in eval mode, frozen, run plainly, with gradients on, and give back modes, flags, buffers, random states.
 
     Yields whether any part of it was in training mode.
@@ -28,13 +28,13 @@ def borrowed(model: nn.Module) -> Iterator[bool]:
         training = [(module, module.training) for module in model.modules()]
         trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         devices = {parameter.device.index for parameter, _ in trainable if parameter.is_cuda}
-        with random_states_kept(sorted(devices)):
+        with keep_random_states(sorted(devices)):
             try:
                 # Flag by flag: Module.eval() may be overridden (to merge adapters, even to start training).
                 _set_flags(
                     [(module, False) for module, _ in training], [(parameter, False) for parameter, _ in trainable]
                 )
-                with plainly(model), _buffers_kept(model), torch.inference_mode(False), torch.enable_grad():
+                with eager_mode(model), _buffers_kept(model), torch.inference_mode(False), torch.enable_grad():
                     yield any(was for _, was in training)
             finally:
                 _set_flags(training, trainable)

@@ -4,10 +4,10 @@ from typing import Any
 
 from torch import nn
 
+from glowmap import tree
 from glowmap.errors import GlowmapError, ModelError, told
 from glowmap.inputs import Batch
 from glowmap.shapes import crossed
-from glowmap.tree import mapped, tensors_in
 
 
 def called(module: nn.Module, batch: Batch, *, took: int | None = None) -> Any:
@@ -26,6 +26,6 @@ def called(module: nn.Module, batch: Batch, *, took: int | None = None) -> Any:
         ) from error
     # inference tensors do not tell when they are written to, and a model on several devices answers on its last
     device = batch.images.device
-    if any(tensor.is_inference() or tensor.device != device for tensor in tensors_in(output)):
-        return mapped(output, lambda tensor: (tensor.clone() if tensor.is_inference() else tensor).to(device))
+    if any(tensor.is_inference() or tensor.device != device for tensor in tree.leaves(output)):
+        return tree.map(output, lambda tensor: (tensor.clone() if tensor.is_inference() else tensor).to(device))
     return output

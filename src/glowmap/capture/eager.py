@@ -22,7 +22,7 @@ _GENERATORS = ("_checkpoint_without_reentrant_generator", "_checkpoint_without_r
 
 
 @contextmanager
-def plainly(model: nn.Module) -> Iterator[None]:
+def eager_mode(model: nn.Module) -> Iterator[None]:
     """Run models plainly in this thread, and this one on one device where DataParallel would take several."""
     owner = threading.get_ident()
     with _LOCK:

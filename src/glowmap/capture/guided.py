@@ -15,7 +15,7 @@ _OTHER_ACTIVATIONS = {
 }
 
 
-class Guiding(TorchFunctionMode):
+class GuidedReLU(TorchFunctionMode):
     """Let only the positive part of the gradient back through every ReLU that runs inside.
 
     A ReLU that is written as ``clamp`` or ``maximum`` is not recognised as one.

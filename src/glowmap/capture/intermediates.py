@@ -9,11 +9,11 @@ from typing import Any, TypeAlias
 from torch import nn
 
 # what to keep of a part's run: (arguments, keywords, output) -> anything made of tensors
-Keep: TypeAlias = Callable[[tuple[Any, ...], dict[str, Any], Any], Any]
+KeepOutput: TypeAlias = Callable[[tuple[Any, ...], dict[str, Any], Any], Any]
 
 
 @dataclass
-class Opened:
+class WithIntermediates:
     """A model's own output, and what was kept inside: by name, a list with an entry for each run of the part."""
 
     output: Any
@@ -21,8 +21,8 @@ class Opened:
 
 
 @contextmanager
-def opened(model: nn.Module, parts: Mapping[str, tuple[nn.Module, Keep]]) -> Iterator[None]:
-    """Let the model answer with an :class:`Opened`, for as long as the context lasts, in this thread alone."""
+def opened(model: nn.Module, parts: Mapping[str, tuple[nn.Module, KeepOutput]]) -> Iterator[None]:
+    """Let the model answer with an :class:`WithIntermediates`, for as long as the context lasts, in this thread alone."""
     owner = threading.get_ident()
     kept: dict[str, list[Any]] = {}
 
@@ -34,10 +34,10 @@ def opened(model: nn.Module, parts: Mapping[str, tuple[nn.Module, Keep]]) -> Ite
     def end(_module: nn.Module, _arguments: Any, output: Any) -> Any:
         if threading.get_ident() != owner:
             return None
-        inside = output.inside if isinstance(output, Opened) else {}
-        return Opened(output.output if isinstance(output, Opened) else output, {**inside, **kept})
+        inside = output.inside if isinstance(output, WithIntermediates) else {}
+        return WithIntermediates(output.output if isinstance(output, WithIntermediates) else output, {**inside, **kept})
 
-    def keeping(name: str, keep: Keep) -> Callable[..., None]:
+    def keeping(name: str, keep: KeepOutput) -> Callable[..., None]:
         def hook(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
             if threading.get_ident() == owner and name in kept:
                 kept[name].append(keep(arguments, keywords, output))

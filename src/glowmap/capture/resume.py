@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glowmap.capture.activations import Seen, hook_output, maps_in
-from glowmap.capture.intermediates import Opened
+from glowmap import tree
+from glowmap.capture.activations import Activation, hook_output, maps_in
+from glowmap.capture.intermediates import WithIntermediates
 from glowmap.errors import LayerError
-from glowmap.tree import mapped, replaced, tensors_in
 
 # An output of a batch may differ by rounding from that of its images; more than this share of its range is another output.
 _SAME = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 
 @dataclass
-class Trunk:
+class Prefix:
     """The outputs of the modules that finished before the layer did, outermost modules alone, in the order of their calls."""
 
     layer: nn.Module | None
@@ -35,12 +35,12 @@ class Trunk:
 
 
 @contextmanager
-def remember(model: nn.Module, layer: nn.Module | None, *, outputs: bool = True) -> Iterator[Trunk]:
+def record_prefix(model: nn.Module, layer: nn.Module | None, *, outputs: bool = True) -> Iterator[Prefix]:
     """Remember, in the forward pass that is run inside, what is computed before the layer, and how large it gets.
 
     Without a layer, or with ``outputs`` off, only the sizes are remembered, which takes no memory.
     """
-    trunk, owner = Trunk(layer), threading.get_ident()
+    trunk, owner = Prefix(layer), threading.get_ident()
     begun: list[int] = []  # how many outputs were known when each module that is still running began
 
     def begin(_module: nn.Module, _inputs: Any) -> None:
@@ -51,15 +51,15 @@ def remember(model: nn.Module, layer: nn.Module | None, *, outputs: bool = True)
         if threading.get_ident() != owner:
             return
         before = begun.pop()
-        size = sum(tensor.nbytes for tensor in tensors_in(output))
+        size = sum(tensor.nbytes for tensor in tree.leaves(output))
         trunk.widest = max(trunk.widest, size)
         if trunk.runs or module is layer:
             trunk.widest_after = max(trunk.widest_after, size)
         if outputs and layer is not None and trunk.runs == 0:
             # what ran inside this module need not be known: the module itself will hand its output back
-            trunk.finished[before:] = [] if module is layer else [(module, mapped(output, Tensor.detach))]
+            trunk.finished[before:] = [] if module is layer else [(module, tree.map(output, Tensor.detach))]
         if module is layer:
-            trunk.output, trunk.runs = mapped(output, Tensor.detach), trunk.runs + 1
+            trunk.output, trunk.runs = tree.map(output, Tensor.detach), trunk.runs + 1
 
     with ExitStack() as hooked:
         for module in model.modules():
@@ -70,7 +70,7 @@ def remember(model: nn.Module, layer: nn.Module | None, *, outputs: bool = True)
 
 
 @contextmanager
-def resumed(trunk: Trunk, seen: Seen, image: int, batch: int, maps: Tensor) -> Iterator[None]:
+def resumed(trunk: Prefix, seen: Activation, image: int, batch: int, maps: Tensor) -> Iterator[None]:
     """Let the model, when it is run inside on ``len(maps)`` copies of one image's input, begin at the layer with these maps.
 
     ``seen`` says which of the layer's maps are meant, ``batch`` how many images the trunk was remembered for; ``maps`` are laid
@@ -79,16 +79,16 @@ def resumed(trunk: Trunk, seen: Seen, image: int, batch: int, maps: Tensor) -> I
     """
     assert trunk.layer is not None
     count = len(maps)
-    known = [(module, copies(output, image, batch, count)) for module, output in trunk.finished]
-    begun = _exchanged(copies(trunk.output, image, batch, count), seen, maps)
-    with handed_back([*known, (trunk.layer, begun)]) as waiting:
+    known = [(module, repeat_image(output, image, batch, count)) for module, output in trunk.finished]
+    begun = _exchanged(repeat_image(trunk.output, image, batch, count), seen, maps)
+    with replay_outputs([*known, (trunk.layer, begun)]) as waiting:
         yield
     if any(waiting):
         raise LayerError("the model did not run as before; name a module whose forward it calls")
 
 
 @contextmanager
-def handed_back(outputs: Sequence[tuple[nn.Module, Any]]) -> Iterator[Collection["deque[Any]"]]:
+def replay_outputs(outputs: Sequence[tuple[nn.Module, Any]]) -> Iterator[Collection["deque[Any]"]]:
     """Let modules hand back these outputs, one a call and in this order, while the model is run inside.
 
     Yields what still waits to be handed back, module by module.
@@ -103,7 +103,7 @@ def handed_back(outputs: Sequence[tuple[nn.Module, Any]]) -> Iterator[Collection
 
 
 @contextmanager
-def exchanged(trunk: Trunk, seen: Seen, _image: int, _batch: int, maps: Tensor) -> Iterator[None]:
+def patch_activation(trunk: Prefix, seen: Activation, _image: int, _batch: int, maps: Tensor) -> Iterator[None]:
     """Let the whole model run inside, but for the layer's output, which becomes these maps at the run that was seen.
 
     Raises LayerError where the layer runs another number of times than before.
@@ -131,7 +131,7 @@ def exchanged(trunk: Trunk, seen: Seen, _image: int, _batch: int, maps: Tensor) 
         )
 
 
-def copies(value: Any, image: int, batch: int, count: int) -> Any:
+def repeat_image(value: Any, image: int, batch: int, count: int) -> Any:
     """Repeat what belongs to one image of a batch, in any structure of tensors, without taking memory for it."""
 
     def repeat(tensor: Tensor) -> Tensor:
@@ -139,16 +139,16 @@ def copies(value: Any, image: int, batch: int, count: int) -> Any:
             return tensor  # the same for all images: a table of positions, a mask
         return tensor[image : image + 1].expand(count, *tensor.shape[1:])
 
-    if isinstance(value, Opened):
-        return Opened(copies(value.output, image, batch, count), mapped(value.inside, repeat))
+    if isinstance(value, WithIntermediates):
+        return WithIntermediates(repeat_image(value.output, image, batch, count), tree.map(value.inside, repeat))
     if isinstance(value, list) and len(value) == batch and all(isinstance(one, Mapping) for one in value):
         return [value[image]] * count  # an entry an image, as detectors answer
-    return mapped(value, repeat)
+    return tree.map(value, repeat)
 
 
 def same_output(one: Any, other: Any) -> bool:
     """Tell whether two outputs are the same but for rounding."""
-    pairs = list(zip(tensors_in(one), tensors_in(other), strict=False))
+    pairs = list(zip(tree.leaves(one), tree.leaves(other), strict=False))
     return bool(pairs) and all(_same(*pair) for pair in pairs)
 
 
@@ -186,9 +186,9 @@ def forward_of(module: nn.Module, function: Callable[..., Any]) -> Iterator[None
             module.forward = own
 
 
-def _exchanged(output: Any, seen: Seen, maps: Tensor) -> Any:
+def _exchanged(output: Any, seen: Activation, maps: Tensor) -> Any:
     """Put other maps in the place of those that were seen, in the numbers that the layer puts out."""
     old = maps_in(output, "the layer")[seen.part]
     if old.is_quantized:
         maps = torch.quantize_per_tensor(maps.float(), old.q_scale(), old.q_zero_point(), old.dtype)
-    return replaced(output, old, maps)
+    return tree.replace(output, old, maps)

@@ -21,7 +21,7 @@ _STATES: dict[int | None, Tensor] = {}  # as the first of them found them; None 
 
 
 @contextmanager
-def random_states_kept(devices: Sequence[int]) -> Iterator[None]:
+def keep_random_states(devices: Sequence[int]) -> Iterator[None]:
     """Give the random states of the CPU and of these CUDA devices back as they were.
 
     Where several threads overlap, the last to end gives back what the first found, as none of them can tell its own draws.

@@ -28,7 +28,7 @@ from glowmap.cli.output import (
     tell_survey,
 )
 from glowmap.cli.parsing import colours, methods_asked, rows_and_columns
-from glowmap.cli.targets import Asked
+from glowmap.cli.targets import TargetOptions
 from glowmap.errors import GlowmapError, OutputError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def explain(
 
     Where nothing is asked: the likeliest class, the largest of a segmentation, the surest detection, or the model's own words.
     """
-    asked = Asked.among(locals())  # whose fields are the options of the question, by the same names
+    asked = TargetOptions.among(locals())  # whose fields are the options of the question, by the same names
     out = _free(out or Path(f"{picture.stem}-{asked.name}.png"), picture)
     from glowmap.explainer import Explainer
     from glowmap.inputs import read_picture

@@ -56,7 +56,7 @@ _LONGEST_NAME = 150  # bytes of all of them, of the 255 that a file's name may h
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class TargetOptions:
     """The options of a question, by their names on the command line (``not_`` is ``--not``).
 
     Raises InputError for two that are no question together, with both names and what to do, and for what cannot be read.
@@ -105,7 +105,7 @@ class Asked:
             self._detected(0, None)
 
     @classmethod
-    def among(cls, options: Mapping[str, Any]) -> "Asked":
+    def among(cls, options: Mapping[str, Any]) -> "TargetOptions":
         """Take the options of a question from all that were given."""
         return cls(**{one.name: options[one.name] for one in fields(cls)})
 
@@ -163,9 +163,9 @@ class Asked:
     def _of_classes(self, model: "Model") -> list[Any]:
         """Ask about classes: in the whole picture, at each place that was pointed at, or in each box."""
         if self.value is not None:
-            from glowmap.targets import Value
+            from glowmap.targets import OutputValue
 
-            return [Value(self.value)]
+            return [OutputValue(self.value)]
         classes = self._classes(model)
         if self.box:
             return [self._detected(number, one) for one, number in product(classes, self._boxes)]
@@ -176,12 +176,12 @@ class Asked:
         return [Pixels(one, At(x, y)) for one, (x, y) in product(classes, self._points)]
 
     def _detected(self, number: int | None, category: Any) -> Any:
-        from glowmap.targets import AllDetected, Detected
+        from glowmap.targets import AllDetections, Detection
 
         of = self.of or "class"
         if number is not None:
-            return Detected(number, of=of, category=category)
-        return AllDetected(0.5 if self.above is None else self.above, of=of, category=category)
+            return Detection(number, of=of, category=category)
+        return AllDetections(0.5 if self.above is None else self.above, of=of, category=category)
 
     def _classes(self, model: "Model") -> list[Any]:
         """List the classes that are asked about, each set against its rivals; None for the model's own answer."""
@@ -197,10 +197,10 @@ class Asked:
             return [Finer(one) for one in named]
         if not self.against:
             return named
-        from glowmap.targets import Predicted, Rather
+        from glowmap.targets import Contrast, Predicted
 
         rivals = [class_asked(name, model) for name in self.against]
-        return [Rather(Predicted() if one is None else one, rivals) for one in named]
+        return [Contrast(Predicted() if one is None else one, rivals) for one in named]
 
     def _sentences_named(self) -> list[str]:
         asked = [] if self.prompt is None else [self.prompt[:_LONGEST]]

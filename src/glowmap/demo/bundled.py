@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from glowmap.demo.networks import classifier, segmenter
 from glowmap.demo.world.scenes import CLASSES, COLUMNS, EMPTY, ROWS
 from glowmap.errors import ModelError
-from glowmap.registry import Shelf
+from glowmap.registry import Registry
 
 __all__ = ["ANSWERS", "BUNDLED", "COLUMNS", "MEAN", "ROWS", "STD", "Bundled", "as_input"]
 WEIGHTS = Path(__file__).parent / "weights"
@@ -55,7 +55,7 @@ class Bundled:
         path.chmod(0o644)  # others may read it, as they may any other file of the package
 
 
-BUNDLED: Shelf[Bundled] = Shelf("demo model", ModelError)
+BUNDLED: Registry[Bundled] = Registry("demo model", ModelError)
 
 
 for _model in (
@@ -63,7 +63,7 @@ for _model in (
     Bundled("demo/honest", classifier, ANSWERS),
     Bundled("demo/shortcut", classifier, ANSWERS),
 ):
-    BUNDLED.put(_model.name, _model)
+    BUNDLED.register(_model.name, _model)
 
 
 def as_input(picture: Image.Image) -> Tensor:

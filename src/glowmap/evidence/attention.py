@@ -10,28 +10,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from glowmap import tree
 from glowmap.capture import same_output
-from glowmap.capture.attention import Attending, Linked, Tokens, linked
-from glowmap.capture.resume import handed_back
+from glowmap.capture.attention import AttentionEdge, AttentionRecorder, Tokens, linked
+from glowmap.capture.resume import replay_outputs
 from glowmap.errors import MethodError, TargetError
 from glowmap.layers import Grid, Layout
 from glowmap.layers.align import carries, gradients, offset, proven, stands
 from glowmap.layers.layout import token_layouts
 from glowmap.methods import Attention, Block
 from glowmap.shapes import Scores, crossed
-from glowmap.tree import replaced, tensors_in
 
 _TRIES = 4  # readings of a sequence that are put to the proof
 _ALIGNED = 0.7  # how well tokens must depend on their own part of the picture: of six cells few can rank high
 
 
 @dataclass(frozen=True, eq=False)
-class Attended:
+class AttentionGradients:
     """The attention of one run, and the tensors that lie on the way to its scores."""
 
     attention: Attention
-    links: Sequence[Linked]
-    watcher: Attending
+    links: Sequence[AttentionEdge]
+    watcher: AttentionRecorder
     scores: Scores
     images: Tensor  # the leaf of the graph
 
@@ -55,8 +55,8 @@ class Attended:
         last, output, tokens = blocks[-1].module, blocks[-1].output, blocks[-1].tokens
         earlier = [(one.module, one.output) for one in blocks[:-1]]
         for one in blocks:
-            pooling = Attending()
-            with pooling, handed_back([*earlier, (last, replaced(output, tokens, one.tokens.clone()))]):
+            pooling = AttentionRecorder()
+            with pooling, replay_outputs([*earlier, (last, tree.replace(output, tokens, one.tokens.clone()))]):
                 scores = ask()
             # a text tower's attentions may run after it
             again = [
@@ -81,7 +81,7 @@ class Attended:
         ]
 
     @property
-    def _pooled(self) -> Linked | None:
+    def _pooled(self) -> AttentionEdge | None:
         """The one attention over the patches through which all is read, whose own queries do not look at themselves."""
         patched = self.attention.patched
         read = [link for link, slope in zip(self.links, self.output_gradients, strict=True) if slope.any()]
@@ -101,7 +101,7 @@ class Attended:
             fitting = [
                 _Around(module, output, tensor, seen.weights)
                 for module, output in around
-                for tensor in list(tensors_in(output))[:1]
+                for tensor in list(tree.leaves(output))[:1]
                 if tensor.ndim == 3 and tuple(tensor.shape[:2]) in (shape, shape[::-1])
             ]
             found += fitting[-1:]
@@ -128,7 +128,9 @@ class _Around:
     weights: Tensor
 
 
-def attended(model: str, watcher: Attending, images: Tensor, scores: Scores, grids: Sequence[Grid]) -> Attended:
+def attended(
+    model: str, watcher: AttentionRecorder, images: Tensor, scores: Scores, grids: Sequence[Grid]
+) -> AttentionGradients:
     """Make out the attention that was watched in a run on images (the leaf of its graph).
 
     ``grids`` are those that convolutions made. Raises MethodError where there is none, or none that goes from patch to patch.
@@ -147,10 +149,10 @@ def attended(model: str, watcher: Attending, images: Tensor, scores: Scores, gri
     patched, layout = _patches(model, links, sequences, images, grids)
     places = slice(layout.before, layout.before + torch.Size(layout.grid).numel())
     attention = Attention(model, [_block(link, batch) for link in links], patched, places, layout.grid)
-    return Attended(attention, links, watcher, scores, images)
+    return AttentionGradients(attention, links, watcher, scores, images)
 
 
-def _block(link: Linked, batch: int) -> Block:
+def _block(link: AttentionEdge, batch: int) -> Block:
     seen = link.seen
     queries, keys = (None if one is None else _by_head(one, batch) for one in (seen.queries, seen.keys))
     weights, values = _by_head(seen.weights, batch), _by_head(seen.values, batch)
@@ -163,7 +165,7 @@ def _by_head(tensor: Tensor, batch: int) -> Tensor:
     return shaped if shaped.dtype == torch.float64 else shaped.float()
 
 
-def _refuse_windows(model: str, links: Sequence[Linked], batch: int) -> None:
+def _refuse_windows(model: str, links: Sequence[AttentionEdge], batch: int) -> None:
     for link in links:
         shape = link.seen.weights.shape
         if len(shape) not in (3, 4) or shape[0] % batch or (len(shape) == 4 and shape[0] != batch):
@@ -174,7 +176,7 @@ def _refuse_windows(model: str, links: Sequence[Linked], batch: int) -> None:
 
 
 def _patches(
-    model: str, links: Sequence[Linked], sequences: Sequence[Tokens], images: Tensor, grids: Sequence[Grid]
+    model: str, links: Sequence[AttentionEdge], sequences: Sequence[Tokens], images: Tensor, grids: Sequence[Grid]
 ) -> tuple[int, Layout]:
     """Find the sequence of the picture's patches, and where in it they are."""
     firsts = {link.of: link for link in reversed(links) if link.of == link.over and sequences[link.of].of_image}

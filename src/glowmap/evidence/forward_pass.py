@@ -9,26 +9,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glowmap.capture import Recording, Seen, Trunk, copies, exchanged, resumed, same_output
+from glowmap import tree
+from glowmap.capture import Activation, Prefix, Recording, patch_activation, repeat_image, resumed, same_output
 from glowmap.capture.call import called
 from glowmap.errors import GlowmapError, LayerError, ModelError, TargetError
 from glowmap.inputs import Batch
 from glowmap.layers import Grid, Layout, is_made, read_layout, witness
-from glowmap.outputs import Answer
+from glowmap.outputs import ModelOutput
 from glowmap.shapes import Maps
-from glowmap.tree import joined, mapped, tensors_in
 
 
 @dataclass
-class Run:
+class ForwardPass:
     """One forward pass: the model and its input, what was recorded at which layers, and how to read what came out."""
 
     module: nn.Module
     batch: Batch
     layers: dict[str, nn.Module]
     recording: Recording
-    read: Callable[[Any, int], Answer]  # (raw output, how many images) -> how to read it
-    trunks: dict[str, Trunk] = field(default_factory=dict)
+    read: Callable[[Any, int], ModelOutput]  # (raw output, how many images) -> how to read it
+    trunks: dict[str, Prefix] = field(default_factory=dict)
     output: Any = None
     overwrites: bool = False  # the model writes into its input
     autocast: tuple[bool, torch.dtype] = (False, torch.bfloat16)  # as the caller had it
@@ -46,14 +46,14 @@ class Run:
         self.recording.within = self.module
 
     @cached_property
-    def answer(self) -> Answer:
+    def answer(self) -> ModelOutput:
         """How to read what the model said of the batch."""
         self.recorded()
         return self.read(self.output, len(self.batch.images))
 
-    def recorded(self) -> dict[str, Seen]:
+    def recorded(self) -> dict[str, Activation]:
         """List what was recorded; which of several maps of a layer is meant, the model's output tells."""
-        self.recording.settle(tensors_in(self.output))
+        self.recording.settle(tree.leaves(self.output))
         return {name: self.recording[name] for name in self.recording.names}
 
     def note(self, text: str) -> None:
@@ -125,7 +125,7 @@ class Run:
         filled = images[torch.arange(-(-count // took) * took) % count]
         answers = [self.called(self._inputs(image, took, some)) for some in torch.split(filled, took)]
         self._takes_so_many = True
-        return joined(answers, took, count)
+        return tree.concatenate(answers, took, count)
 
     def on_maps(self, layer: str, image: int, maps: Maps) -> Any:
         """Run the model on from a layer whose output became these maps."""
@@ -145,14 +145,20 @@ class Run:
     def _inputs(self, image: int, count: int, images: Tensor | None = None) -> Batch:
         """Repeat one image's input, or put others in its place; what else the model takes is cut to this image's part of it."""
         batch = len(self.batch.images)
-        repeated = copies(self.batch.images, image, batch, count) if images is None else images
+        repeated = repeat_image(self.batch.images, image, batch, count) if images is None else images
 
         def given(tensor: Tensor) -> Tensor:
             cut = self._cuts.get(image, True)
-            own = repeated if tensor is self.batch.images else copies(tensor, image, batch, count) if cut else tensor
+            own = (
+                repeated
+                if tensor is self.batch.images
+                else repeat_image(tensor, image, batch, count)
+                if cut
+                else tensor
+            )
             return own.clone() if self.overwrites else own  # what shares memory cannot be written to
 
-        arguments, keywords = mapped([self.batch.arguments, self.batch.keywords], given)
+        arguments, keywords = tree.map([self.batch.arguments, self.batch.keywords], given)
         return Batch(arguments, keywords, repeated, ())
 
     def _check(self, image: int) -> None:
@@ -171,7 +177,7 @@ class Run:
     def _answers_copies(self, image: int) -> bool:
         # as it is first: texts may be as many as the images, and cut with them the answer would be of another text
         ways = (False, True) if self._readable else (True, False)
-        repeated = copies(self.batch.images, image, len(self.batch.images), self._several)
+        repeated = repeat_image(self.batch.images, image, len(self.batch.images), self._several)
         # one that takes any number of images, before one that is called on as many as there are at a time
         for cut, take in [(cut, take) for take in (self._any_number, self._on_images) for cut in ways]:
             self._cuts[image] = cut
@@ -195,7 +201,7 @@ class Run:
 
     def _as_before(self, image: int, answer: Any) -> bool:
         if not self._readable:
-            return same_output(answer, copies(self.output, image, len(self.batch.images), self._several))
+            return same_output(answer, repeat_image(self.output, image, len(self.batch.images), self._several))
         one = self.answer.logits[image : image + 1].detach()
         with suppress(TargetError):
             return same_output(self.read(answer, self._several).logits, one.expand(self._several, *one.shape[1:]))
@@ -214,12 +220,12 @@ class Run:
             "question about changed maps, which is slow"
         )
         self._check(image)
-        return exchanged
+        return patch_activation
 
     @property
     def _ambiguous(self) -> bool:
         """Whether the model is given something beside the images that is as long as they are many."""
-        given, count = tensors_in([self.batch.arguments, self.batch.keywords]), len(self.batch.images)
+        given, count = tree.leaves([self.batch.arguments, self.batch.keywords]), len(self.batch.images)
         return count > 1 and any(one.ndim and len(one) == count for one in given if one is not self.batch.images)
 
     def _proof(self, layer: str, image: int) -> bool:

@@ -11,25 +11,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glowmap.capture import Biases, Guiding, copies, record, same_output, shortfalls
+from glowmap import tree
+from glowmap.capture import BiasGradients, GuidedReLU, completeness_gap, record, repeat_image, same_output
 from glowmap.capture.activations import WITHOUT_GRADIENTS
-from glowmap.capture.attention import Attending, enclosing
+from glowmap.capture.attention import AttentionRecorder, enclosing
 from glowmap.capture.call import called
 from glowmap.errors import MethodError, ModelError, TargetError, told
-from glowmap.evidence.attention import Attended, attended
-from glowmap.evidence.forward_pass import Run
+from glowmap.evidence.attention import AttentionGradients, attended
+from glowmap.evidence.forward_pass import ForwardPass
 from glowmap.evidence.memory import chunk_size
 from glowmap.methods import ASKING, Attention, Make
 from glowmap.progress import tracked
 from glowmap.shapes import Maps, PixelSets, Scores
 from glowmap.targets import Each, Target, by_callable, checked, of_places, settled
-from glowmap.tree import mapped, wide
 
 
 class Evidence:
     """What the methods ask for about one question, for each of the recorded layers."""
 
-    def __init__(self, run: Run, question: Target, scores: Scores, layers: Sequence[str] | None = None) -> None:
+    def __init__(self, run: ForwardPass, question: Target, scores: Scores, layers: Sequence[str] | None = None) -> None:
         self._run, self._question, self._scores = run, question, scores
         self._layers = list(run.layers) if layers is None else list(layers)  # that this question is about
         self._gradients: dict[str, Tensor] | None = None
@@ -67,10 +67,10 @@ class Evidence:
         return [self.activations(name) for name in reversed(self._run.recording.in_order()) if name in self._layers]
 
     def scores(self, _layer: str) -> Scores:
-        return wide(self._scores.detach())
+        return tree.full_precision(self._scores.detach())
 
     def images(self, _layer: str) -> Tensor:
-        return wide(self._run.batch.images)
+        return tree.full_precision(self._run.batch.images)
 
     def gradients(self, layer: str) -> Maps:
         if self._gradients is None:  # of all layers at once, and kept: the graph may be asked again
@@ -103,14 +103,14 @@ class Evidence:
         for weight, bias in _linear_heads(self._run.module):
             if weight.shape != (answer.outputs.shape[1], pooled.shape[1]) or answer.outputs.ndim != 2:
                 continue
-            logits = F.linear(pooled, wide(weight), None if bias is None else wide(bias))
+            logits = F.linear(pooled, tree.full_precision(weight), None if bias is None else tree.full_precision(bias))
             if same_output(logits.to(answer.outputs.dtype), answer.outputs.detach()):
                 (slope,) = torch.autograd.grad(self._scores.sum(), answer.outputs, retain_graph=True, allow_unused=True)
                 if slope is None:
                     raise MethodError(
                         "cam needs a score of the class scores that glowmap reads; use grad_cam for others"
                     )
-                return wide(slope) @ wide(weight)
+                return tree.full_precision(slope) @ tree.full_precision(weight)
         raise MethodError(
             f"cam needs a model that averages layer {layer!r} over space and ends in one linear layer, and "
             f"{type(self._run.module).__name__} does not; use grad_cam, which is the same there and works elsewhere"
@@ -149,24 +149,24 @@ class Evidence:
         for images in _chunks(count, make, self._chunk(6 * self._widest()), "gradients"):
             asked = images.detach().clone().requires_grad_()
             scores = self._score(image, self._run.on_images(image, asked), len(images))
-            found.append(wide(_gradient(scores, asked, "the input")))
+            found.append(tree.full_precision(_gradient(scores, asked, "the input")))
         return torch.cat(found)
 
     def guided_gradients(self, _layer: str) -> Tensor:
-        guiding = Guiding()
+        guiding = GuidedReLU()
         images, output = self._watched(guiding)
         for note in guiding.notes(type(self._run.module).__name__):
             self._run.note(note)
-        return wide(_gradient(self._scored(output), images, "the input"))
+        return tree.full_precision(_gradient(self._scored(output), images, "the input"))
 
     def bias_gradients(self, _layer: str) -> list[Tensor]:
         """List the image times its gradient, and then what each operation adds to its input, times the gradient there."""
-        biases = Biases()
+        biases = BiasGradients()
         images, output = self._watched(biases)
         scores = self._scored(output)
-        terms = [wide(images.detach()) * wide(_gradient(scores, images, "the input"))]
+        terms = [tree.full_precision(images.detach()) * tree.full_precision(_gradient(scores, images, "the input"))]
         terms += biases.terms(len(images))
-        for note in shortfalls(terms, scores, images.dtype):
+        for note in completeness_gap(terms, scores, images.dtype):
             self._run.note(note)
         return terms
 
@@ -189,20 +189,20 @@ class Evidence:
         return self._attended.own_gradients(ask, self._scores)
 
     @cached_property
-    def _attended(self) -> Attended:
+    def _attended(self) -> AttentionGradients:
         """Run the model again with its attention watched, and hold it to what it said before."""
-        run, watcher = self._run, Attending()
+        run, watcher = self._run, AttentionRecorder()
         name = type(run.module).__name__
         with enclosing(run.module, watcher):
             images, output = self._watched(watcher)
-        if not same_output(mapped(output, Tensor.detach), mapped(run.output, Tensor.detach)):
+        if not same_output(tree.map(output, Tensor.detach), tree.map(run.output, Tensor.detach)):
             raise MethodError(
                 f"{name} answers otherwise when it is run again with its attention watched: it depends on chance, or on how "
                 "often it is called; use a method that needs no attention, as grad_cam"
             )
         return attended(name, watcher, images, self._scored(output), run.grids())
 
-    def _watched(self, watcher: Guiding | Biases | Attending) -> tuple[Tensor, Any]:
+    def _watched(self, watcher: GuidedReLU | BiasGradients | AttentionRecorder) -> tuple[Tensor, Any]:
         """Run the model again as it was run, in a graph that begins at the images, and watch its operations alone."""
         images = self._run.batch.images.detach().clone().requires_grad_()
         batch = self._run.batch.changed(lambda _: images.clone())  # as the model may write into its input
@@ -219,7 +219,7 @@ class Evidence:
         scores = []
         with torch.no_grad():
             for changed in _chunks(count, make, self._chunk(widest), "asking the model"):
-                scores.append(wide(self._score(image, answer(changed), len(changed))))
+                scores.append(tree.full_precision(self._score(image, answer(changed), len(changed))))
         return torch.cat(scores)
 
     def _score(self, image: int, output: Any, count: int) -> Scores:
@@ -235,7 +235,7 @@ class Evidence:
         if (image, count) in self._held:
             return
         self._held.add((image, count))
-        answer = self._run.read(copies(self._run.output, image, len(self._run.batch.images), count), count)
+        answer = self._run.read(repeat_image(self._run.output, image, len(self._run.batch.images), count), count)
         scores, own = checked(question.score(answer), count, question.wording(answer, 0)), self._scores[image]
         if not same_output(scores.detach(), own.detach().expand(count)):
             raise TargetError(
@@ -252,7 +252,7 @@ class Evidence:
         return max(self._run.batch.images.nbytes, *(trunk.widest for trunk in self._run.trunks.values()), 0)
 
     def _laid(self, tensor: Tensor, layer: str) -> Maps:
-        return wide(self._run.maps(layer, tensor))
+        return tree.full_precision(self._run.maps(layer, tensor))
 
 
 def _of_image(evidence: Any, image: int) -> Any:

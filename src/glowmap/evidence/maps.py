@@ -8,24 +8,24 @@ from typing import NoReturn, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from glowmap import tree
 from glowmap.errors import ModelError, TargetError
-from glowmap.evidence.forward_pass import Run
+from glowmap.evidence.forward_pass import ForwardPass
 from glowmap.evidence.layer import Evidence
-from glowmap.evidence.notes import Found
-from glowmap.evidence.session import ATTENTION, INPUT, Visit
+from glowmap.evidence.notes import MethodMap
+from glowmap.evidence.session import ATTENTION, INPUT, Session
 from glowmap.methods import Method
 from glowmap.methods._method import differentiates, resumes
 from glowmap.methods.smoothing import Variant, resized_like, variants
 from glowmap.metrics import energy_share
-from glowmap.outputs import Answer
+from glowmap.outputs import ModelOutput
 from glowmap.progress import tracked
 from glowmap.shapes import RawMaps, Scores
 from glowmap.targets import Each, Target, checked, settled
-from glowmap.tree import tensors_in
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Job:
     """A question that was put: its number, its score, and by which methods and at which layers it is explained."""
 
     number: int
@@ -35,10 +35,10 @@ class _Asked:
     layers: dict[str, nn.Module]
 
 
-_Maps: TypeAlias = dict[tuple[int, str], Found]  # by the method's number and the layer
+_Maps: TypeAlias = dict[tuple[int, str], MethodMap]  # by the method's number and the layer
 
 
-def _averaged(visit: Visit, run: Run, asked: Sequence[_Asked], kinds: list[str], seed: int) -> list[_Maps]:
+def _averaged(visit: Session, run: ForwardPass, asked: Sequence[Job], kinds: list[str], seed: int) -> list[_Maps]:
     """Average the maps of changed images, laid back over each other; the questions are those of the unchanged ones."""
     sums: dict[tuple[int, int, str], RawMaps] = {}
     notes: dict[tuple[int, int, str], dict[str, None]] = {}
@@ -65,13 +65,13 @@ def _averaged(visit: Visit, run: Run, asked: Sequence[_Asked], kinds: list[str],
                 notes.setdefault(key, {}).update(dict.fromkeys(found.notes))
     maps: list[_Maps] = [{} for _ in asked]
     for (at, method, layer), total in sums.items():
-        maps[at][method, layer] = Found(total / len(changes), notes=tuple(notes[at, method, layer]))
+        maps[at][method, layer] = MethodMap(total / len(changes), notes=tuple(notes[at, method, layer]))
     return maps
 
 
-def _score(question: Target, answer: Answer) -> Scores:
+def _score(question: Target, answer: ModelOutput) -> Scores:
     """Ask the target, hold it to its contract, and refuse one that wrote into the output, which the next would read."""
-    outputs = list(tensors_in(answer.raw))
+    outputs = list(tree.leaves(answer.raw))
     versions = [output._version for output in outputs]
     asked = question.score(answer)
     wording = question.wording(answer, 0)
@@ -83,7 +83,9 @@ def _score(question: Target, answer: Answer) -> Scores:
     return scores
 
 
-def _maps(methods: Sequence[Method], evidence: Evidence, layers: dict[str, nn.Module]) -> dict[tuple[int, str], Found]:
+def _maps(
+    methods: Sequence[Method], evidence: Evidence, layers: dict[str, nn.Module]
+) -> dict[tuple[int, str], MethodMap]:
     """Apply every method at every layer, or once at the input, in the order in which they were asked for."""
     return {
         (number, layer): _map(method, evidence, layer)
@@ -99,7 +101,7 @@ def _places(method: Method, layers: dict[str, nn.Module]) -> list[str]:
     return [", ".join(layers)] if method.joins_layers else list(layers)
 
 
-def _map(method: Method, evidence: Evidence, layer: str) -> Found:
+def _map(method: Method, evidence: Evidence, layer: str) -> MethodMap:
     """Apply a method, and refuse what is not finite."""
     before = len(evidence.notes)
     parts = evidence.of(method.needs, layer)
@@ -112,14 +114,14 @@ def _map(method: Method, evidence: Evidence, layer: str) -> Found:
         known = {kind: torch.cat([part[kind] for part in parts]) for kind in tensors}
         _refuse_not_finite({**known, f"{method.name} map": raw}, layer)
     if "gradients" not in method.needs:
-        return Found(raw, notes=notes)
+        return MethodMap(raw, notes=notes)
     zero = evidence.without_gradient(layer)
     unused = energy_share(raw.relu(), zero) if raw.shape == zero.shape else None
     cancelled = evidence.cancelled(layer) if method.pools else None
-    return Found(raw, zero.flatten(1).all(1), unused, notes, cancelled, method.name)
+    return MethodMap(raw, zero.flatten(1).all(1), unused, notes, cancelled, method.name)
 
 
-def _back(change: Variant, run: Run, logits: Tensor) -> Tensor:
+def _back(change: Variant, run: ForwardPass, logits: Tensor) -> Tensor:
     """Lay what a dense model says of a changed image over what it says of the image itself."""
     dense = logits.ndim > 2 and logits[0, 0].numel() > 1
     return resized_like(change.undo(logits), run.answer.logits) if dense else logits

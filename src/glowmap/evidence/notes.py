@@ -5,33 +5,33 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from glowmap.capture import Seen
+from glowmap import tree
+from glowmap.capture import Activation
 from glowmap.errors import TargetError
-from glowmap.evidence.forward_pass import Run
+from glowmap.evidence.forward_pass import ForwardPass
 from glowmap.explanation.maps import is_flat
 from glowmap.inputs import Batch
 from glowmap.methods import Method
 from glowmap.shapes import Flags, RawMaps, Scores, crossed
 from glowmap.targets import (
-    AllDetected,
-    Custom,
-    Detected,
+    AllDetections,
     Detection,
     Direction,
+    FunctionTarget,
     Predicted,
+    SimilarDetection,
     Target,
     Unit,
     leaves,
     of_places,
 )
-from glowmap.tree import tensors_in
 
 _CANCELLED = 0.5  # of the gradients' power, from which on an average of them says too little
 _MUCH = 0.1  # of the heat on places that the score does not depend on, from which on a note says so
 
 
 @dataclass(frozen=True)
-class Found:
+class MethodMap:
     """A method's map, and for one that weighs gradients what they say of it, an image each."""
 
     raw: RawMaps
@@ -42,7 +42,7 @@ class Found:
     method: str = ""
 
 
-def run_notes(run: Run, was_training: bool) -> list[str]:
+def run_notes(run: ForwardPass, was_training: bool) -> list[str]:
     """Say what was unusual about the run."""
     training = "the model is in training mode; it was explained in evaluation mode and given back as it was"
     recorded = run.recorded()
@@ -65,7 +65,7 @@ def run_notes(run: Run, was_training: bool) -> list[str]:
 
 def _which_input(batch: Batch) -> list[str]:
     """Say which of several tensors is taken for the images."""
-    given = {id(one): one for one in tensors_in([batch.arguments, batch.keywords]) if one.is_floating_point()}
+    given = {id(one): one for one in tree.leaves([batch.arguments, batch.keywords]) if one.is_floating_point()}
     alike = [one for one in given.values() if one.ndim == batch.images.ndim]
     if len(alike) < 2:
         return []
@@ -73,7 +73,7 @@ def _which_input(batch: Batch) -> list[str]:
     return [f"of {len(alike)} inputs with {batch.images.ndim} axes ({shapes}) the first is taken for the images"]
 
 
-def _which_maps(name: str, seen: Seen) -> list[str]:
+def _which_maps(name: str, seen: Activation) -> list[str]:
     """Say which run of a layer is explained, and which of the maps that it returns."""
     plain, notes = name.partition("#")[0], []
     if seen.calls > 1:
@@ -89,7 +89,7 @@ def _which_maps(name: str, seen: Seen) -> list[str]:
     return notes
 
 
-def map_notes(found: Found, layer: str, targets: Sequence[str]) -> list[str]:
+def map_notes(found: MethodMap, layer: str, targets: Sequence[str]) -> list[str]:
     """Say what came up, why a heatmap is blank, or what in it was never used, image by image."""
     notes = [*found.notes, *_averaged_away(found, layer, targets[0])]
     positive = found.raw.relu()
@@ -114,7 +114,7 @@ def map_notes(found: Found, layer: str, targets: Sequence[str]) -> list[str]:
     return notes
 
 
-def _averaged_away(found: Found, layer: str, wording: str) -> list[str]:
+def _averaged_away(found: MethodMap, layer: str, wording: str) -> list[str]:
     """Say why a method that averages gradients says little of a question about a part of the places."""
     if found.cancelled is None or float(found.cancelled.mean()) < _CANCELLED:
         return []
@@ -127,11 +127,11 @@ def _averaged_away(found: Found, layer: str, wording: str) -> list[str]:
 
 def blind_notes(method: Method, question: Target) -> list[str]:
     """Say that a method never reads the score, where a question was put, or is for detections, where none was asked about."""
-    about = Detection, Detected, AllDetected, Custom
+    about = SimilarDetection, Detection, AllDetections, FunctionTarget
     if method.name == "d_rise" and not any(isinstance(one, about) for one in leaves(question)):
         return [
             "d_rise shows how well a detection survives, and this question is about none: the map is that of rise with finer "
-            "masks; give targets.Detection(class, box) or targets.Detected(number)"
+            "masks; give targets.SimilarDetection(class, box) or targets.Detection(number)"
         ]
     if {*method.needs} - {"activations"} or isinstance(question, Predicted):
         return []
@@ -141,7 +141,7 @@ def blind_notes(method: Method, question: Target) -> list[str]:
     ]
 
 
-def _padding(run: Run) -> list[str]:
+def _padding(run: ForwardPass) -> list[str]:
     mask = run.batch.keywords.get("pixel_mask")
     if run.answer.read_candidates is None or not isinstance(mask, Tensor) or bool(mask.bool().all()):
         return []
@@ -151,7 +151,7 @@ def _padding(run: Run) -> list[str]:
     ]
 
 
-def changed_notes(kinds: Sequence[str], questions: Sequence[Target], run: Run) -> list[str]:
+def changed_notes(kinds: Sequence[str], questions: Sequence[Target], run: ForwardPass) -> list[str]:
     """Caution against callables that pick places: they get what the model says of the changed image as it is.
 
     Raises TargetError for boxes, which are found elsewhere in a flipped or resized image.
@@ -160,7 +160,7 @@ def changed_notes(kinds: Sequence[str], questions: Sequence[Target], run: Run) -
     if not moving:
         return []
     asked = [one for question in questions for one in leaves(question)]
-    if run.answer.detects or any(isinstance(one, Detected | AllDetected | Detection) for one in asked):
+    if run.answer.detects or any(isinstance(one, Detection | AllDetections | SimilarDetection) for one in asked):
         raise TargetError(
             f"smooth={sorted(moving)} moves what a detector looks for to other places; use 'noise' or 'principal', or none"
         )
@@ -170,7 +170,7 @@ def changed_notes(kinds: Sequence[str], questions: Sequence[Target], run: Run) -
             f"smooth={sorted(moving)} moves what {placed[0].wording(run.answer, 0)!r} reads to other places; use 'noise' or "
             "'principal', or ask about the mean over all places"
         )
-    picks = [one for one in asked if isinstance(one, Custom)]
+    picks = [one for one in asked if isinstance(one, FunctionTarget)]
     if not picks or run.dense is False:
         return []
     return [

@@ -12,8 +12,8 @@ from glowmap.capture.call import called
 from glowmap.errors import TargetError
 from glowmap.evidence.watching import watched
 from glowmap.inputs import Batch
-from glowmap.models import Heard, Model
-from glowmap.targets import ClassQuestion, Custom, Detected, Pixels, Predicted, Target, Text, changed, leaves
+from glowmap.models import Model, TextPass
+from glowmap.targets import ClassQuestion, Detection, FunctionTarget, Pixels, Predicted, Target, Text, changed, leaves
 
 _Opening: TypeAlias = Callable[[nn.Module], AbstractContextManager[None]]
 
@@ -31,7 +31,7 @@ def prepared(model: Model, batch: Batch, questions: Sequence[Target]) -> list[Pr
     """Make questions ready for a (borrowed) model: as many forward passes as the texts in them need, mostly one."""
     asked = [changed(question, lambda one: _embedded(model, batch, one)) for question in questions]
     if model.read_candidates is not None and not model.dense_first:  # a detector says first what it is surest of
-        asked = [_of_own_answer(one, lambda category: Detected(category=category)) for one in asked]
+        asked = [_of_own_answer(one, lambda category: Detection(category=category)) for one in asked]
     if model.speaker is None:
         return [Prepared(_watching(model, batch, asked), batch, tuple(enumerate(asked)))]
     if model.speaker.generates:
@@ -90,11 +90,11 @@ def _heard(model: Model, batch: Batch, questions: Sequence[Target]) -> list[Prep
     ]
 
 
-def _refuse_unasked(model: Model, batch: Batch, several: Sequence[Heard], questions: Sequence[Target]) -> None:
+def _refuse_unasked(model: Model, batch: Batch, several: Sequence[TextPass], questions: Sequence[Target]) -> None:
     """Refuse questions without a text that would read an answer to words which nobody, or another question, put."""
     assert model.speaker is not None
     parts = [one for question in questions for one in leaves(question)]
-    calls = any(isinstance(one, Custom) for one in parts)
+    calls = any(isinstance(one, FunctionTarget) for one in parts)
     if not (calls or any(isinstance(one, ClassQuestion | Pixels) for one in parts)):
         return
     what = "a callable" if calls else "a class"

@@ -9,26 +9,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glowmap.capture import record, remember
+from glowmap import tree
+from glowmap.capture import record, record_prefix
 from glowmap.capture.call import called
-from glowmap.evidence.forward_pass import Run
+from glowmap.evidence.forward_pass import ForwardPass
 from glowmap.evidence.notes import run_notes
 from glowmap.inputs import Batch
 from glowmap.layers import Choice, find_layers
-from glowmap.layers.cache import Told, checked_layout, gathering, grids_of
+from glowmap.layers.cache import LayerHints, checked_layout, gather_grids, grids_of
 from glowmap.layers.select import choose
 from glowmap.models import Model
-from glowmap.outputs import Answer
+from glowmap.outputs import ModelOutput
 from glowmap.outputs.prediction import predicted_by
 from glowmap.targets import Target, as_questions
-from glowmap.tree import tensors_in
 
 INPUT = "input"  # in the place of a layer's name, for methods whose maps lie on the input itself
 ATTENTION = "attention"  # the same for those whose maps lie on the patches that attend
 
 
 @dataclass
-class Visit:
+class Session:
     """A model on loan and its input, with the layers that were named, if any were; ``choices`` are those that were found."""
 
     model: Model
@@ -54,7 +54,7 @@ class Visit:
         self.choices[choice.name], self.remembered = choice, self.remembered or remembered
         return choice
 
-    def read(self, output: Any, images: int) -> Answer:
+    def read(self, output: Any, images: int) -> ModelOutput:
         """Say how to read what the model said of so many images."""
         return self.model.answer(output, self.batch, images)
 
@@ -67,7 +67,7 @@ class Visit:
         graph: bool = False,
         batch: Batch | None = None,
         laid_back: Callable[[Tensor], Tensor] | None = None,
-    ) -> Run:
+    ) -> ForwardPass:
         """Run the model once: ``graph`` for gradients, ``asks`` for more questions, ``resuming`` to keep its trunk.
 
         ``batch`` is a changed input in the place of the own one, and ``laid_back`` lays the class scores of such an input over
@@ -75,9 +75,9 @@ class Visit:
         """
         batch = batch or self.batch
         with ExitStack() as stack:
-            stack.enter_context(gathering(self.model.module, batch))
+            stack.enter_context(gather_grids(self.model.module, batch))
             recording = stack.enter_context(record(layers, graph=graph))
-            run = Run(self.model.module, batch, layers, recording, partial(self._read, batch, laid_back))
+            run = ForwardPass(self.model.module, batch, layers, recording, partial(self._read, batch, laid_back))
             run.grids = partial(self._grids, batch)
             run.check = partial(checked_layout, self.model.module, batch, told=self._told(batch))
             run.layouts |= {name: choice.layout for name, choice in self.choices.items() if name in layers}
@@ -86,18 +86,18 @@ class Visit:
                 run.autocast = (True, torch.get_autocast_dtype(kind))
             if asks:
                 for name, layer in layers.items() or [(INPUT, None)]:
-                    run.trunks[name] = stack.enter_context(remember(self.model.module, layer, outputs=resuming))
+                    run.trunks[name] = stack.enter_context(record_prefix(self.model.module, layer, outputs=resuming))
             # the model may write into its input, which further questions change and ask about
             own = batch.copied() if asks else batch
             run.output = called(self.model.module, own)
-            run.overwrites = any(given._version for given in tensors_in([own.arguments, own.keywords]))
+            run.overwrites = any(given._version for given in tree.leaves([own.arguments, own.keywords]))
         return run
 
-    def _told(self, batch: Batch) -> Told:
-        return Told(tuple(self.model.grids(batch)), self._canvas, lambda: self._first, self.model.among(batch))
+    def _told(self, batch: Batch) -> LayerHints:
+        return LayerHints(tuple(self.model.grids(batch)), self._canvas, lambda: self._first, self.model.among(batch))
 
     @cached_property
-    def _first(self) -> Answer:
+    def _first(self) -> ModelOutput:
         """The model's answer in a first pass without gradients."""
         with torch.no_grad():
             return self.read(called(self.model.module, self.batch.copied()), len(self.batch.images))
@@ -109,10 +109,12 @@ class Visit:
     def _grids(self, batch: Batch) -> tuple[tuple[int, ...], ...]:
         return (*self.model.grids(batch), *grids_of(self.model.module, batch))
 
-    def _read(self, batch: Batch, laid_back: Callable[[Tensor], Tensor] | None, output: Any, images: int) -> Answer:
+    def _read(
+        self, batch: Batch, laid_back: Callable[[Tensor], Tensor] | None, output: Any, images: int
+    ) -> ModelOutput:
         return self.model.answer(output, batch, images, laid_back)
 
-    def shared(self, run: Run, was_training: bool) -> dict[str, Any]:
+    def shared(self, run: ForwardPass, was_training: bool) -> dict[str, Any]:
         """Gather what all explanations of one run have in common."""
         run.notes[:0] = [*self.model.notes, *run_notes(run, was_training)]
         return {
@@ -128,8 +130,8 @@ class Visit:
 
 
 @contextmanager
-def visited(model: Model, batch: Batch, named: dict[str, nn.Module] | None = None) -> Iterator[Visit]:
+def visited(model: Model, batch: Batch, named: dict[str, nn.Module] | None = None) -> Iterator[Session]:
     """Visit the (borrowed) model with some input, and with whatever it needs around every call of it."""
-    visit = Visit(model, batch, named)
+    visit = Session(model, batch, named)
     with model.opened(model.module):
         yield visit

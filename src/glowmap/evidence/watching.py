@@ -8,25 +8,25 @@ from typing import Any
 
 from torch import nn
 
-from glowmap.capture import Keep, opened, record
+from glowmap import tree
+from glowmap.capture import KeepOutput, opened, record
 from glowmap.capture.call import called
 from glowmap.errors import LayerError
-from glowmap.evidence.forward_pass import Run
+from glowmap.evidence.forward_pass import ForwardPass
 from glowmap.inputs import Batch
 from glowmap.layers import Layout, find_layers
-from glowmap.layers.cache import Told, checked_layout, gathering, grids_of
+from glowmap.layers.cache import LayerHints, checked_layout, gather_grids, grids_of
 from glowmap.models import Model
-from glowmap.targets import Watched
-from glowmap.tree import tensors_in
+from glowmap.targets import LayerOutput
 
 
 def watched(model: Model, batch: Batch, names: Sequence[str]) -> Model:
-    """Have a (borrowed) model keep what these layers put out, as a :class:`Watched` for each of their runs.
+    """Have a (borrowed) model keep what these layers put out, as a :class:`LayerOutput` for each of their runs.
 
     How a layer lies is found out beforehand, in a forward pass for each. Raises LayerError for a layer that is not there, and
     later, when the model is run, for one whose output cannot be read as images x channel x places.
     """
-    parts: dict[str, tuple[nn.Module, Keep]] = {}
+    parts: dict[str, tuple[nn.Module, KeepOutput]] = {}
     notes = list(model.notes)
     for name in names:
         ((known, layer),) = find_layers(model.module, name).items()
@@ -57,14 +57,14 @@ class _Reading:
     why_not: LayerError | None = None
     unproven: bool = False
 
-    def kept(self, _arguments: Any, _keywords: Any, output: Any) -> Watched:
+    def kept(self, _arguments: Any, _keywords: Any, output: Any) -> LayerOutput:
         """Lay an output out as images x channel (x places)."""
-        tensors = [one for one in tensors_in(output) if one.is_floating_point()]
+        tensors = [one for one in tree.leaves(output) if one.is_floating_point()]
         if self.layout is None:
             flat = [one for one in tensors if one.ndim >= 2 and one[0, 0].numel() == 1]
             if len(tensors) != 1 or not flat:
                 raise self.why_not or LayerError(f"layer {self.name!r} puts out no tensor")
-            return Watched(flat[0], flat[0].flatten(1))
+            return LayerOutput(flat[0], flat[0].flatten(1))
         laid = [one for one in tensors if one.ndim >= 3]
         if self.part >= len(laid):
             raise LayerError(f"layer {self.name!r} puts out no maps where the question reads it; name another layer")
@@ -75,18 +75,18 @@ class _Reading:
                 f"layer {self.name!r} puts out {output.shape[axis]} tokens for a changed image and {self.shape[axis]} for the "
                 "image itself; leave out what changes the image's size (smooth='scales')"
             )
-        return Watched(output, self.layout.maps(output))
+        return LayerOutput(output, self.layout.maps(output))
 
 
 def _reading(model: Model, batch: Batch, name: str, layer: nn.Module) -> _Reading:
     """Run the model once and find out how a layer's output lies."""
     module = model.module
     # watched from inside the recording, as when the question is put: what lays patches out comes first
-    with model.opened(module), gathering(module, batch), record({name: layer}, graph=False) as recording:
-        run = Run(module, batch, {name: layer}, recording, partial(model.answer, batch=batch))
+    with model.opened(module), gather_grids(module, batch), record({name: layer}, graph=False) as recording:
+        run = ForwardPass(module, batch, {name: layer}, recording, partial(model.answer, batch=batch))
         run.grids = lambda: (*model.grids(batch), *grids_of(module, batch))
         run.check = partial(
-            checked_layout, module, batch, told=Told(tuple(model.grids(batch)), among=model.among(batch))
+            checked_layout, module, batch, told=LayerHints(tuple(model.grids(batch)), among=model.among(batch))
         )
         try:
             run.output = called(module, batch.copied())

@@ -15,7 +15,7 @@ from glowmap.explanation.figure import laid_out, title_of
 from glowmap.explanation.files import file_kind, write_whole
 from glowmap.explanation.maps import Explained
 from glowmap.explanation.storage import pack, unpack
-from glowmap.explanation.tiles import Places, overlaid
+from glowmap.explanation.tiles import Frames, overlaid
 from glowmap.methods.smoothing import fused
 from glowmap.outputs import Prediction
 from glowmap.render import OPACITY, Look, panel
@@ -39,7 +39,7 @@ class Explanation(Explained):
         colormap: str = "glow",
         opacity: float = OPACITY,
         edges: bool = False,
-        places: Places = None,
+        places: Frames = None,
         marks: bool = False,
     ) -> Image.Image:
         """Lay one image's heat over the part of its picture that the model saw, at the picture's own resolution.
@@ -52,7 +52,7 @@ class Explanation(Explained):
         return overlaid(self, index, colormap=colormap, opacity=opacity, edges=edges, places=places, marks=marks)
 
     def panel(
-        self, *, colormap: str = "glow", opacity: float = OPACITY, scale: int = 1, places: Places = None
+        self, *, colormap: str = "glow", opacity: float = OPACITY, scale: int = 1, places: Frames = None
     ) -> Image.Image:
         """Draw picture, prediction and overlay side by side, a row for each image; ``scale=2`` draws twice as large."""
         return Explanations([self]).panel(colormap=colormap, opacity=opacity, scale=scale, places=places)
@@ -64,7 +64,7 @@ class Explanation(Explained):
         colormap: str = "glow",
         opacity: float = OPACITY,
         scale: int | None = None,
-        places: Places = None,
+        places: Frames = None,
     ) -> Path:
         """Write the panel (.png, .jpg, .webp, .tiff, .pdf) or the numbers (.npz, see :meth:`load`); all or nothing."""
         return Explanations([self]).save(path, colormap=colormap, opacity=opacity, scale=scale, places=places)
@@ -124,7 +124,7 @@ class Explanations(Sequence[Explanation]):
         return tuple(dict.fromkeys(note for explanation in self for note in explanation.notes))
 
     def panel(
-        self, *, colormap: str = "glow", opacity: float = OPACITY, scale: int = 1, places: Places = None
+        self, *, colormap: str = "glow", opacity: float = OPACITY, scale: int = 1, places: Frames = None
     ) -> Image.Image:
         """Draw picture, prediction and heat side by side.
 
@@ -144,7 +144,7 @@ class Explanations(Sequence[Explanation]):
         colormap: str = "glow",
         opacity: float = OPACITY,
         scale: int | None = None,
-        places: Places = None,
+        places: Frames = None,
     ) -> Path:
         """Write the panel (.png, .jpg, .webp, .tiff, .pdf) or the numbers (.npz); the file appears whole or not at all.
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from glowmap.explanation.maps import CONCEPTS, Explained
 from glowmap.explanation.tiles import (
-    Places,
+    Frames,
     heat_tile,
     kind_of,
     picture_tile,
@@ -21,7 +21,7 @@ _MOST_NAMED, _LONGEST = 3, 120  # questions in a title, and its letters
 Group = Sequence[Explained]  # one question by one method, at several layers
 
 
-def laid_out(groups: Sequence[Group], look: Look, places: Places) -> list[list[Tile]]:
+def laid_out(groups: Sequence[Group], look: Look, places: Frames) -> list[list[Tile]]:
     """Lay out the tiles of explanations that are grouped by question and method.
 
     About one picture: where each question (or method) has one layer, the picture and what the model said stand once and all the
@@ -56,7 +56,7 @@ def title_of(groups: Sequence[Group]) -> str:
     return f"{title} · {how}{at} · {every[0].model}"
 
 
-def _rows(groups: Sequence[Group], differing: dict[str, bool], look: Look, places: Places) -> list[list[Tile]]:
+def _rows(groups: Sequence[Group], differing: dict[str, bool], look: Look, places: Frames) -> list[list[Tile]]:
     """Lay out a row for each group and image: what was seen and said, and each layer's heat.
 
     Frames, slices and curves take a line each; all lines about one image show the same places, and what was seen only once.
@@ -79,12 +79,12 @@ def _rows(groups: Sequence[Group], differing: dict[str, bool], look: Look, place
     return laid
 
 
-def _layer_tile(one: Explained, index: int, differing: dict[str, bool], look: Look, places: Places) -> Tile:
+def _layer_tile(one: Explained, index: int, differing: dict[str, bool], look: Look, places: Frames) -> Tile:
     heading = one.layer + (f" · {one.method}" if differing["method"] else "")
     return heat_tile(one, index, heading, colormap=look.colormap, opacity=look.opacity, places=places)
 
 
-def _seen_tiles(one: Explained, index: int, differing: dict[str, bool], places: Places) -> list[Tile]:
+def _seen_tiles(one: Explained, index: int, differing: dict[str, bool], places: Frames) -> list[Tile]:
     shown = shown_of(one, index)
     heading = short(one.targets[index], _names(one)) if differing["target"] else kind_of(shown)
     picture = [] if isinstance(shown, Signal) else [picture_tile(one, index, heading, places=places)]

@@ -46,7 +46,7 @@ from glowmap.render import (
     volume,
 )
 
-Places: TypeAlias = Sequence[int] | None
+Frames: TypeAlias = Sequence[int] | None
 MOST_BOXES = 20  # that are drawn, unless more are asked about
 _MARGIN = 12  # pixels of white around frames, slices and curves
 _LONG = 60  # letters of a question
@@ -59,7 +59,7 @@ def overlaid(
     colormap: str,
     opacity: float,
     edges: bool = False,
-    places: Places = None,
+    places: Frames = None,
     marks: bool = False,
 ) -> Image.Image:
     """Draw the heat of one image over its picture, over frames of its clip, slices of its volume, or its curves."""
@@ -85,7 +85,7 @@ def picture_tile(
     index: int,
     heading: str,
     *,
-    places: Places = None,
+    places: Frames = None,
     among: Sequence[Explained] = (),
 ) -> Tile:
     """Show one image as the model saw it, with the question, its score and what it points at.
@@ -113,7 +113,7 @@ def heat_tile(
     *,
     colormap: str = "glow",
     opacity: float = OPACITY,
-    places: Places = None,
+    places: Frames = None,
     told: tuple[str, ...] = (),
 ) -> Tile:
     """Show one image's overlay, with the layer's grid (after what else is ``told``) and what the colour bar's ends stand for."""
@@ -139,7 +139,7 @@ def prediction_tile(
     index: int,
     heading: str = "prediction",
     *,
-    places: Places = None,
+    places: Frames = None,
     among: Sequence[Explained] = (),
 ) -> list[Tile]:
     """Show what the model said of one image, where its output could be read; ``among`` as in :func:`picture_tile`."""
@@ -161,7 +161,7 @@ def prediction_tile(
 
 
 def _labels_tile(
-    explanation: Explained, prediction: Prediction, index: int, heading: str, places: Places
+    explanation: Explained, prediction: Prediction, index: int, heading: str, places: Frames
 ) -> list[Tile]:
     """Show a class at every pixel, over the picture or over the places that are shown of a volume."""
     assert prediction.labels is not None
@@ -285,7 +285,7 @@ def _wide(
     return Tile(image, heading, caption, draw=drawn, columns=COLUMNS_OF_WIDE, **rest)
 
 
-def places_of(group: Sequence[Explained], index: int, places: Places) -> list[int]:
+def places_of(group: Sequence[Explained], index: int, places: Frames) -> list[int]:
     """Check the places that were named, or choose: of several explanations the hottest place of them all."""
     shown = shown_of(group[0], index)
     count = len(shown.values) if not isinstance(shown, Picture) else 0

@@ -10,7 +10,7 @@ from glowmap.inputs.loading import refuse_gigantic as refuse_gigantic
 from glowmap.inputs.masks import Mask as Mask
 from glowmap.inputs.masks import parts_seen as parts_seen
 from glowmap.inputs.masks import read_masks as read_masks
-from glowmap.inputs.patches import Among as Among
+from glowmap.inputs.patches import PatchPositions as PatchPositions
 from glowmap.inputs.pictures import Picture as Picture
 from glowmap.inputs.pictures import Shown as Shown
 from glowmap.inputs.pictures import Signal as Signal

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
+from glowmap import tree
 from glowmap.errors import InputError
 from glowmap.inputs.pictures import Shown, pictures_of
 from glowmap.shapes import Images, crossed
-from glowmap.tree import mapped, replaced, tensors_in
 
 _PICTURES = ("pixel_values", "image", "images")  # keywords under which models take them
 
@@ -32,13 +32,13 @@ class Batch:
                 own[id(tensor)] = tensor.detach().clone()
             return own[id(tensor)]
 
-        arguments, keywords = mapped([self.arguments, self.keywords], copy_once)
+        arguments, keywords = tree.map([self.arguments, self.keywords], copy_once)
         return Batch(arguments, keywords, copy_once(self.images), self.pictures)
 
     def changed(self, change: Callable[[Images], Images]) -> "Batch":
         """Copy with other images, and whatever else the model takes as it was."""
         new = change(self.images)
-        arguments, keywords = replaced([self.arguments, self.keywords], self.images, new)  # wherever it is given
+        arguments, keywords = tree.replace([self.arguments, self.keywords], self.images, new)  # wherever it is given
         return Batch(arguments, keywords, new, self.pictures)
 
 
@@ -65,7 +65,7 @@ def as_batch(images: Any, expected: str) -> Batch:
 
 def _image_in(given: list[Any], keywords: Mapping[str, Any], expected: str) -> Tensor:
     """Find the image tensor among what a model is given, wherever it stands."""
-    tensors = list(tensors_in(given))
+    tensors = list(tree.leaves(given))
     maps = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.ndim >= 3]
     if not tensors:
         raise InputError(expected)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Among:
+class PatchPositions:
     """Where a picture's patches stand among the words that a part of a model reads, as the model's input says.
 
     The sequences of that ``part``, a dotted name, have so many ``tokens``, of which ``cells`` from ``before`` on are the patches.

@@ -1,9 +1,9 @@
 """Layers: found by name or by evidence, and their outputs laid out as maps."""
 
-from glowmap.inputs import Among as Among
+from glowmap.inputs import PatchPositions as PatchPositions
 from glowmap.layers.check import check_layout as check_layout
-from glowmap.layers.choice import Asked as Asked
 from glowmap.layers.choice import Choice as Choice
+from glowmap.layers.choice import LayerScore as LayerScore
 from glowmap.layers.layout import Grid as Grid
 from glowmap.layers.layout import Layout as Layout
 from glowmap.layers.layout import is_made as is_made

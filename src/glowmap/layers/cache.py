@@ -11,19 +11,19 @@ from weakref import WeakKeyDictionary, ref
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glowmap.capture import copies
+from glowmap import tree
+from glowmap.capture import repeat_image
 from glowmap.capture.call import called
 from glowmap.errors import GlowmapError, LayerError
-from glowmap.inputs import Among, Batch
+from glowmap.inputs import Batch, PatchPositions
 from glowmap.layers.check import check_layout
 from glowmap.layers.choice import Choice
 from glowmap.layers.layout import Grid, Layout, known_grids
-from glowmap.outputs import Answer
-from glowmap.tree import mapped, tensors_in
+from glowmap.outputs import ModelOutput
 
 
 @dataclass(frozen=True)
-class Told:
+class LayerHints:
     """What a family tells of a model's layers: grids of its tokens that no convolution makes, and its canvas.
 
     That is the rows and columns that the layers cover, in pixels of the input, where the model pads it inside. ``first`` is the
@@ -33,11 +33,11 @@ class Told:
 
     grids: Sequence[Grid] = ()
     canvas: Callable[[], Grid | None] = lambda: None
-    first: Callable[[], Answer] | None = None
-    among: Among | None = None
+    first: Callable[[], ModelOutput] | None = None
+    among: PatchPositions | None = None
 
 
-NOTHING_TOLD = Told()
+NO_HINTS = LayerHints()
 
 
 @dataclass
@@ -57,7 +57,7 @@ def _may_move(layout: Layout) -> bool:
     return layout.of_tokens and (layout.among or layout.before > 1)
 
 
-def _refuse_unlike(module: nn.Module, batch: Batch, name: str, layout: Layout, told: Told) -> None:
+def _refuse_unlike(module: nn.Module, batch: Batch, name: str, layout: Layout, told: LayerHints) -> None:
     """Refuse a batch in whose images the patches do not stand at the same place among the words."""
     for image in range(1, len(batch.images)):
         one = _one_image(batch, image)
@@ -71,7 +71,7 @@ def _refuse_unlike(module: nn.Module, batch: Batch, name: str, layout: Layout, t
 
 
 @contextmanager
-def gathering(module: nn.Module, batch: Batch) -> Iterator[None]:
+def gather_grids(module: nn.Module, batch: Batch) -> Iterator[None]:
     """Remember which grids the model's convolutions make of such an input, while it is run inside."""
     known, key = _KNOWN.setdefault(module, _Known()), _shapes(batch)
     if key in known.grids:
@@ -93,7 +93,7 @@ def checked_layout(
     name: str,
     layout: Layout | None,
     *,
-    told: Told = NOTHING_TOLD,
+    told: LayerHints = NO_HINTS,
 ) -> tuple[Layout | None, bool]:
     """Prove how a layer that was named lies, or find out; remembered. False where it can be neither.
 
@@ -139,14 +139,14 @@ def _one_image(batch: Batch, image: int = 0) -> Batch:
     own = batch.images[image : image + 1]
 
     def cut(tensor: Tensor) -> Tensor:
-        return own if tensor is batch.images else copies(tensor, image, count, 1)
+        return own if tensor is batch.images else repeat_image(tensor, image, count, 1)
 
-    arguments, keywords = mapped([batch.arguments, batch.keywords], cut)
+    arguments, keywords = tree.map([batch.arguments, batch.keywords], cut)
     return Batch(arguments, keywords, own, batch.pictures)
 
 
 def _shapes(batch: Batch) -> tuple[Any, ...]:
-    given = tensors_in([batch.arguments, batch.keywords])
+    given = tree.leaves([batch.arguments, batch.keywords])
     said = [*enumerate(batch.arguments), *batch.keywords.items()]
     others = tuple((name, value) for name, value in said if isinstance(value, str | int | float | bool | None))
     return (tuple(batch.images.shape[1:]), batch.images.device, others, *(tuple(one.shape[1:]) for one in given))
@@ -154,5 +154,5 @@ def _shapes(batch: Batch) -> tuple[Any, ...]:
 
 def _words(batch: Batch) -> tuple[bytes, ...]:
     """Tell the tokens of texts apart, which are whole numbers."""
-    given = [one for one in tensors_in([batch.arguments, batch.keywords]) if not one.is_floating_point()]
+    given = [one for one in tree.leaves([batch.arguments, batch.keywords]) if not one.is_floating_point()]
     return tuple(sha256(one.detach().cpu().contiguous().numpy().tobytes()).digest() for one in given)

@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from glowmap.inputs import Among
+from glowmap.inputs import PatchPositions
 from glowmap.layers.align import gradients, offset, stands
-from glowmap.layers.layout import Grid, Layout, layout_among, patches_among, token_layouts
-from glowmap.layers.trace import Put, Traced, traced
+from glowmap.layers.layout import Grid, Layout, interleaved_layout, patches_among, token_layouts
+from glowmap.layers.trace import Traced, TracedOutput, traced
 
 
 def check_layout(
@@ -19,7 +19,7 @@ def check_layout(
     layout: Layout | None,
     *,
     grids: Sequence[Grid] = (),
-    among_words: Among | None = None,
+    among_words: PatchPositions | None = None,
 ) -> tuple[Layout | None, bool]:
     """Prove by where its cells look that a layer's tokens lie as they are read, or find how they do; False where neither can be.
 
@@ -37,7 +37,7 @@ def check_layout(
         return layout, False
     if among_words is not None:
         known = [grid for grid in (*grids, *trace.grids) if len(grid) == leaf.ndim - 2]
-        told = layout_among(among_words, name, put.tensor.shape, known)
+        told = interleaved_layout(among_words, name, put.tensor.shape, known)
         if told is not None:
             return told, True
     among = patches_among(put.tensor.shape, leaf, trace.grids)
@@ -49,7 +49,7 @@ def check_layout(
     return layout, False
 
 
-def _named(trace: Traced, name: str) -> Put | None:
+def _named(trace: Traced, name: str) -> TracedOutput | None:
     plain, marked, _ = name.partition("#")
     found = [
         put

@@ -11,7 +11,7 @@ from glowmap.layers.layout import Grid, Layout
 
 
 @dataclass(frozen=True)
-class Asked:
+class LayerScore:
     """What is asked of a model's output: a score, how many classes there are where that is known, and what it speaks of."""
 
     score: Tensor

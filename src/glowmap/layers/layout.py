@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from glowmap.errors import LayerError
-from glowmap.inputs import Among
+from glowmap.inputs import PatchPositions
 from glowmap.shapes import Maps, crossed
 
 Kind: TypeAlias = Literal["channels first", "channels last", "tokens", "tokens first", "channel tokens"]
@@ -125,7 +125,7 @@ def read_layout(
     return layout
 
 
-def layout_among(among: Among, name: str, shape: Sequence[int], grids: Sequence[Grid]) -> Layout | None:
+def interleaved_layout(among: PatchPositions, name: str, shape: Sequence[int], grids: Sequence[Grid]) -> Layout | None:
     """Read an output of the part by the grid that has so many cells, known or merged of a known one; None for others."""
     inside = f"{name.partition('#')[0]}.".startswith(f"{among.part}.")
     if not inside or len(shape) != 3 or shape[1] != among.tokens or among.cells < 2:

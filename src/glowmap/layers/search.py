@@ -35,9 +35,9 @@ from glowmap.layers.align import (
     stands,
     unshifted,
 )
-from glowmap.layers.choice import Asked, Choice, no_gradient, no_grid
+from glowmap.layers.choice import Choice, LayerScore, no_gradient, no_grid
 from glowmap.layers.layout import Grid, Layout, is_made, is_plain, patches_among, read_layout, token_layouts, witness
-from glowmap.layers.trace import Put, Traced, traced
+from glowmap.layers.trace import Traced, TracedOutput, traced
 from glowmap.shapes import crossed
 
 _COVERED = 0.5  # the share of places that must have a gradient
@@ -53,7 +53,7 @@ _SHOWN = 4
 
 @dataclass
 class _Candidate:
-    put: Put
+    put: TracedOutput
     layout: Layout
     sure: bool  # its layout needs no proof
     gradient: Tensor
@@ -73,7 +73,7 @@ def find_layer(
     model: nn.Module,
     images: Tensor,
     call: Callable[[Tensor], Any],
-    ask: Callable[[Any], Asked],
+    ask: Callable[[Any], LayerScore],
     *,
     blindly: bool = False,
     grids: Sequence[Grid] = (),
@@ -94,7 +94,7 @@ def find_layer(
         if blindly:
             return _last_grid(model, leaf, trace)
         raise LayerError(no_gradient(model, whole is not None))
-    return _Search(model, leaf, trace, asked, whole, vouched=bool(grids)).choice()
+    return _Search(model, leaf, trace, asked, whole, sure=bool(grids)).choice()
 
 
 def _last_grid(model: nn.Module, images: Tensor, trace: Traced) -> Choice:
@@ -102,7 +102,7 @@ def _last_grid(model: nn.Module, images: Tensor, trace: Traced) -> Choice:
     for put in reversed(trace.puts):
         with suppress(LayerError):
             layout = read_layout(put.tensor.shape, put.name, witness(model, put.names[0]), images, trace.grids)
-            if not (put.makes_nothing or put.half_way):
+            if not (put.makes_nothing or put.is_bare_linear):
                 channels = layout.maps(put.tensor).shape[1]
                 return Choice(put.name, put.kind, channels, layout, math.nan, reason, certain=False)
     raise LayerError(no_grid(model, []))
@@ -110,10 +110,10 @@ def _last_grid(model: nn.Module, images: Tensor, trace: Traced) -> Choice:
 
 class _Search:
     def __init__(
-        self, model: nn.Module, images: Tensor, trace: Traced, asked: Asked, whole: Tensor, *, vouched: bool = False
+        self, model: nn.Module, images: Tensor, trace: Traced, asked: LayerScore, whole: Tensor, *, sure: bool = False
     ) -> None:
         self.model, self.images, self.trace, self.asked, self.whole = model, images, trace, asked, whole
-        self._vouched = vouched  # its family says which grid its tokens have
+        self._sure = sure  # its family says which grid its tokens have
         self._before: dict[tuple[Layout, tuple[int, ...]], bool] = {}
         puts = [put for put in trace.puts if put.tensor.requires_grad]
         slopes = gradients(asked.score, [put.tensor for put in puts])
@@ -132,7 +132,7 @@ class _Search:
             left = used or left
         return left
 
-    def _candidate(self, model: nn.Module, put: Put, slope: Tensor) -> _Candidate | None:
+    def _candidate(self, model: nn.Module, put: TracedOutput, slope: Tensor) -> _Candidate | None:
         shape, pixels = put.tensor.shape, tuple(self.images.shape[2:])
         try:
             layout: Layout | None = read_layout(
@@ -152,7 +152,7 @@ class _Search:
             return None  # attention's queries x keys, windows x channels: two axes that are no rows and columns
         return _Candidate(put, layout, is_plain(layout, shape, pixels), slope, coverage(slope, layout))
 
-    def _stands_before(self, put: Put, layout: Layout) -> bool:
+    def _stands_before(self, put: TracedOutput, layout: Layout) -> bool:
         """Prove once for each shape that the tokens beside the patches stand before them, where the patches still look nearby."""
         key = (layout, tuple(put.tensor.shape[:-1]))
         if key not in self._before:
@@ -166,7 +166,7 @@ class _Search:
         A language model behind the vision tower is left out so; a transformer that takes patches and text in one sequence is not.
         """
         plain = [one for one in self.candidates if one.layout.before >= 0]
-        if self._vouched and plain:
+        if self._sure and plain:
             return plain
         return plain if _MIXED * len(plain) >= len(self.candidates) else self.candidates
 
@@ -217,7 +217,7 @@ class _Search:
     def _why_not(self, one: _Candidate, covered: float) -> str:
         if one.put.makes_nothing or any(one.put.rearranged is other.put.tensor for other in self.candidates):
             return "pooling, resizing or another order of what came in"
-        if one.put.half_way:
+        if one.put.is_bare_linear:
             return "the bare product of a linear layer"
         if one.layout.before < 0 and not self._placed(one):
             return "tokens of no grid"

@@ -9,14 +9,15 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
+from glowmap import tree
 from glowmap.capture import record
 from glowmap.capture.call import called
 from glowmap.errors import LayerError, ModelError, TargetError
 from glowmap.inputs import Batch
 from glowmap.layers.cache import (
     _KNOWN,
-    NOTHING_TOLD,
-    Told,
+    NO_HINTS,
+    LayerHints,
     _Known,
     _may_move,
     _on_canvas,
@@ -25,14 +26,13 @@ from glowmap.layers.cache import (
     _shapes,
     _words,
 )
-from glowmap.layers.choice import Asked, Choice
+from glowmap.layers.choice import Choice, LayerScore
 from glowmap.layers.lookup import find_layers
 from glowmap.layers.search import find_layer
-from glowmap.outputs import Answer
-from glowmap.targets import Custom, Each, Target, leaves
-from glowmap.tree import tensors_in
+from glowmap.outputs import ModelOutput
+from glowmap.targets import Each, FunctionTarget, Target, leaves
 
-Reading = Callable[[Any, int], Answer]
+Reading = Callable[[Any, int], ModelOutput]
 
 
 def choose(
@@ -43,7 +43,7 @@ def choose(
     *,
     blindly: bool = False,
     anew: bool = False,
-    told: Told = NOTHING_TOLD,
+    told: LayerHints = NO_HINTS,
 ) -> tuple[Choice, bool]:
     """Choose the layer worth looking at for this (borrowed) model, input and question, and say whether it was remembered.
 
@@ -99,15 +99,17 @@ def _found(find: Callable[[Batch], Choice], batch: Batch) -> Choice:
     return find(batch)  # it knows the batch by position, or its first image is blank
 
 
-def _find(module: nn.Module, batch: Batch, *, read: Reading, question: Target, blindly: bool, told: Told) -> Choice:
-    def ask(output: Any) -> Asked:
+def _find(
+    module: nn.Module, batch: Batch, *, read: Reading, question: Target, blindly: bool, told: LayerHints
+) -> Choice:
+    def ask(output: Any) -> LayerScore:
         return _asked(read(output, len(batch.images)), question)
 
     images, call = _on_canvas(module, batch, told.canvas())
     return find_layer(module, images, call, ask, blindly=blindly, grids=told.grids)
 
 
-def _asked(answer: Answer, question: Target) -> Asked:
+def _asked(answer: ModelOutput, question: Target) -> LayerScore:
     """Ask for all that the model says, as far as it can be read; a callable of the user's own for what it asks itself.
 
     All classes at once, each with a sign of its own: where evidence can be is the same for all of them, and a score of one
@@ -117,7 +119,7 @@ def _asked(answer: Answer, question: Target) -> Asked:
     if said_of_it is not None:
         parts = tuple(said_of_it) if len(said_of_it) > 1 else ()
         boxes = answer.read_candidates is not None
-        return Asked(said_of_it.sum(), None, False, boxes, own=True, parts=parts)
+        return LayerScore(said_of_it.sum(), None, False, boxes, own=True, parts=parts)
     logits: Tensor | None = None
     with suppress(TargetError):
         # all that a model can say after a text's last word; classes in the number that it gives: the two of one output cancel
@@ -126,11 +128,11 @@ def _asked(answer: Answer, question: Target) -> Asked:
     boxes = any("box" in str(key) for key in answer.raw) if isinstance(answer.raw, Mapping) else False
     classes = None if logits is None else logits.shape[1]
     if _callable(question) is not None:
-        return Asked(question.score(answer).sum(), classes, places, boxes, own=True)
+        return LayerScore(question.score(answer).sum(), classes, places, boxes, own=True)
     if answer.detects and logits is not None:
         of_all = _signed_of_all(answer)
-        return Asked(of_all.sum(), classes, places, True, parts=tuple(of_all))
-    said = [one for one in ([logits] if logits is not None else tensors_in(answer.raw)) if one.is_floating_point()]
+        return LayerScore(of_all.sum(), classes, places, True, parts=tuple(of_all))
+    said = [one for one in ([logits] if logits is not None else tree.leaves(answer.raw)) if one.is_floating_point()]
     if said and not any(one.numel() for one in said):
         raise TargetError(
             f"{answer.model} found nothing in the picture, so there is nothing to explain and no layer to find by it; give "
@@ -141,10 +143,10 @@ def _asked(answer: Answer, question: Target) -> Asked:
             f"{answer.model} answers without any floating tensor, by which a layer could be found; name one, and let the model "
             "return its scores for a target to read"
         )
-    return Asked(torch.stack([_signed(one) for one in said]).sum(), classes, places, boxes)
+    return LayerScore(torch.stack([_signed(one) for one in said]).sum(), classes, places, boxes)
 
 
-def _signed_of_all(answer: Answer) -> Tensor:
+def _signed_of_all(answer: ModelOutput) -> Tensor:
     """Ask for all that a detector says: the classes of all candidates, and their boxes in units of their own size.
 
     Not of the likeliest alone, which may all come from one level of a pyramid; and what a layer is to be found by goes through
@@ -155,7 +157,7 @@ def _signed_of_all(answer: Answer) -> Tensor:
     return torch.stack([_signed(classes), _signed(boxes / torch.cat([sizes, sizes], -1))])
 
 
-def _said(answer: Answer, question: Target) -> Tensor | None:
+def _said(answer: ModelOutput, question: Target) -> Tensor | None:
     """List what the model says of the things in question; of one for each image, in the images that are there. None of none."""
     if isinstance(question, Each):
         several = [(one, answer.only(image)) for image, one in enumerate(question.all()[: answer.batch])]
@@ -199,7 +201,7 @@ def _for_places(output: Any, *, maps: bool) -> bool:
     return maps and isinstance(output, Tensor) and output.ndim >= 4
 
 
-def _asking(question: Target, told: Told) -> Any:
+def _asking(question: Target, told: LayerHints) -> Any:
     """Tell questions apart that may need another layer: a callable by its code and the plain values that it holds.
 
     A new one is often made for each call, and holding it would hold what it holds. None where that cannot be told.
@@ -219,7 +221,7 @@ def _asking(question: Target, told: Told) -> Any:
     return code, tuple(one for one in held if isinstance(one, str | int | float | bool))
 
 
-def _callable(question: Target) -> Custom | None:
+def _callable(question: Target) -> FunctionTarget | None:
     """Give the callable of the user's own that a question is, or is made of."""
     parts = leaves(question)
-    return parts[0] if len(parts) == 1 and isinstance(parts[0], Custom) else None
+    return parts[0] if len(parts) == 1 and isinstance(parts[0], FunctionTarget) else None

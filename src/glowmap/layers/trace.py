@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from glowmap import tree
 from glowmap.layers.layout import Grid, known_grids
-from glowmap.tree import tensors_in
 
 
 @dataclass(eq=False)
-class Put:
+class TracedOutput:
     """A tensor that modules put out, and the names under which it can be had, innermost first."""
 
     tensor: Tensor
@@ -58,7 +58,7 @@ class Put:
         return entered
 
     @property
-    def half_way(self) -> bool:
+    def is_bare_linear(self) -> bool:
         """Whether it is the bare product of a linear layer: queries, keys, values, the inside of a perceptron."""
         first = self.modules[0]
         if type(first) is not nn.Linear:
@@ -71,11 +71,11 @@ class Put:
 class Traced:
     """What a traced pass left: every floating tensor of three axes or more, in the order in which they came into being."""
 
-    puts: list[Put] = field(default_factory=list)
+    puts: list[TracedOutput] = field(default_factory=list)
     grids: list[Grid] = field(default_factory=list)  # that convolutions made
     weighed: dict[int, int] = field(default_factory=dict)  # by Put.order: how many parameters its innermost module owns
 
-    def parametric_after(self, put: Put) -> bool:
+    def parametric_after(self, put: TracedOutput) -> bool:
         """Whether a module with parameters of its own ran after this tensor was made."""
         return any(weight for order, weight in self.weighed.items() if order > put.order)
 
@@ -85,7 +85,7 @@ def traced(model: nn.Module) -> Iterator[Traced]:
     """Trace the forward pass that is run inside: the model must be borrowed, and the images in need of a gradient."""
     trace, owner = Traced(), threading.get_ident()
     runs: dict[str, int] = {}
-    by_tensor: dict[int, tuple[Put, int]] = {}  # the version tells when it was written to since
+    by_tensor: dict[int, tuple[TracedOutput, int]] = {}  # the version tells when it was written to since
     count = 0
 
     def note(name: str) -> Callable[[nn.Module, Any, Any, Any], None]:
@@ -95,9 +95,9 @@ def traced(model: nn.Module) -> Iterator[Traced]:
                 return
             count += 1
             runs[name] = runs.get(name, 0) + 1
-            given = [tensor for tensor in tensors_in([arguments, keywords]) if tensor.is_floating_point()]
+            given = [tensor for tensor in tree.leaves([arguments, keywords]) if tensor.is_floating_point()]
             trace.weighed[count] = sum(parameter.numel() for parameter in module.parameters(recurse=False))
-            maps = [tensor for tensor in tensors_in(output) if tensor.ndim >= 3 and tensor.is_floating_point()]
+            maps = [tensor for tensor in tree.leaves(output) if tensor.ndim >= 3 and tensor.is_floating_point()]
             if len(maps) != 1:
                 return  # nothing that can be recorded
             put, version = by_tensor.get(id(maps[0]), (None, -1))
@@ -110,7 +110,7 @@ def traced(model: nn.Module) -> Iterator[Traced]:
                 if put is not None and put in trace.puts:  # overwritten in place: the record would be spoiled
                     trace.puts.remove(put)
                     trace.weighed[count] += trace.weighed[put.order]
-                put = Put(maps[0], count, entered=given[0] if given else None, as_it_came=as_it_came)
+                put = TracedOutput(maps[0], count, entered=given[0] if given else None, as_it_came=as_it_came)
                 by_tensor[id(maps[0])] = (put, maps[0]._version)
                 trace.puts.append(put)
             put.names.append(f"{name}#{runs[name]}")

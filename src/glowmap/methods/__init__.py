@@ -14,6 +14,6 @@ from glowmap.methods._method import EVIDENCE as EVIDENCE
 from glowmap.methods._method import METHODS as METHODS
 from glowmap.methods._method import OF_ATTENTION as OF_ATTENTION
 from glowmap.methods._method import OF_THE_INPUT as OF_THE_INPUT
-from glowmap.methods._method import Ask as Ask
 from glowmap.methods._method import Make as Make
 from glowmap.methods._method import Method as Method
+from glowmap.methods._method import Query as Query

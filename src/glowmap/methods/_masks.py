@@ -36,7 +36,7 @@ def above_least(maps: Tensor) -> Tensor:
     return maps - maps.flatten(1).amin(1).reshape(-1, *[1] * (maps.ndim - 1))
 
 
-def told_apart(scores: Tensor, changed: Tensor) -> Tensor:
+def above_rounding(scores: Tensor, changed: Tensor) -> Tensor:
     """Subtract scores, and give 0 where the difference is no more than their rounding, which would pass for a map."""
     drops = scores - changed
     return torch.where(drops.abs() > 16 * torch.finfo(drops.dtype).eps * scores.abs(), drops, 0)

@@ -13,7 +13,7 @@ parameter                  what it is                                           
 ``images``                 the model's input, batch x colour x pixels                      the forward pass
 ``gradients``              the score's gradient by ``activations``, of the same shape      + the head, backward
 ``curvature``              the score's Hessian by ``activations``, times ``activations``   + the head, twice more
-``gradients_of_maps``      asks for gradients at other maps: see :class:`Ask`              + the head, each
+``gradients_of_maps``      asks for gradients at other maps: see :class:`Query`              + the head, each
 ``gradients_of_images``    asks for activations and gradients of other images              + the model, each
 ``rescore_maps``           asks for scores of other maps                                   + the head, each
 ``rescore_images``         asks for scores of other images                                 + the model, each
@@ -43,7 +43,7 @@ from torch import Tensor
 from glowmap.errors import MethodError
 from glowmap.methods._spectral import principal_component
 from glowmap.methods.smoothing import SMOOTHING
-from glowmap.registry import Shelf, near_names
+from glowmap.registry import Registry, near_names
 from glowmap.shapes import RawMaps
 
 EVIDENCE = {
@@ -76,7 +76,7 @@ Make: TypeAlias = Callable[[slice], Tensor]
 
 
 @runtime_checkable
-class Ask(Protocol):
+class Query(Protocol):
     """Ask the model about ``count`` changed inputs of one image, made a chunk at a time so that they never lie in memory at once.
 
     ``make`` gets a slice of ``range(count)`` and returns so many inputs: maps or images. The answer has ``count`` rows.
@@ -166,7 +166,7 @@ class Method:
         return maps.sum(1) if several else maps
 
 
-METHODS: Shelf[Method] = Shelf("method", MethodError)
+METHODS: Registry[Method] = Registry("method", MethodError)
 
 
 def method(
@@ -189,7 +189,9 @@ def method(
                 )
         if not inspect.getdoc(function):
             raise TypeError(f"{function.__name__} has no docstring; its first sentence is what users choose by")
-        METHODS.put(function.__name__, Method(function.__name__, function, needs, knobs, use, paper, passes, pools))
+        METHODS.register(
+            function.__name__, Method(function.__name__, function, needs, knobs, use, paper, passes, pools)
+        )
         return function
 
     return put

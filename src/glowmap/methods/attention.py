@@ -16,7 +16,7 @@ from torch import Tensor
 from glowmap.errors import MethodError
 from glowmap.methods._attention import Attention, Block
 from glowmap.methods._masks import between, enlarged, stretched
-from glowmap.methods._method import Ask, method
+from glowmap.methods._method import Query, method
 from glowmap.shapes import Images, Maps, RawMaps
 
 
@@ -140,7 +140,7 @@ def grad_eclip(attention: Attention, output_gradients: Sequence[Tensor]) -> RawM
 def vit_cx(
     activations: Maps,
     images: Images,
-    rescore_images: Ask,
+    rescore_images: Query,
     *,
     distance: float = 0.1,
     noise: float = 0.1,

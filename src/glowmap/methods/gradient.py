@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glowmap.errors import MethodError
-from glowmap.methods._method import Ask, method
+from glowmap.methods._method import Query, method
 from glowmap.methods._spectral import principal_component
 from glowmap.shapes import Images, Maps, RawMaps
 
@@ -188,7 +188,7 @@ def shapley_cam(activations: Maps, gradients: Maps, curvature: Maps) -> Maps:
 def smooth_grad_cam_pp(
     activations: Maps,
     images: Images,
-    gradients_of_images: Ask,
+    gradients_of_images: Query,
     *,
     samples: int = 8,
     spread: float = 0.15,
@@ -219,7 +219,7 @@ def smooth_grad_cam_pp(
     use="scores that saturate",
     passes="16 of the head, both ways",
 )
-def integrated_grad_cam(activations: Maps, gradients_of_maps: Ask, *, steps: int = 16) -> Maps:
+def integrated_grad_cam(activations: Maps, gradients_of_maps: Query, *, steps: int = 16) -> Maps:
     """Average Grad-CAM's weights on the way from no activation to the full one: for scores that saturate.
 
     ``w_k = 1/Z sum_ij integral_0^1 G_kij(t A) dt``, then ``sum_k w_k (A_kij - 0)``: a path integral from maps of zeros, by the

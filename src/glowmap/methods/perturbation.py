@@ -12,6 +12,7 @@ from torch import Tensor
 from glowmap.errors import MethodError
 from glowmap.methods._masks import (
     above_least,
+    above_rounding,
     along,
     at_least,
     between,
@@ -19,9 +20,8 @@ from glowmap.methods._masks import (
     masked,
     products,
     stretched,
-    told_apart,
 )
-from glowmap.methods._method import Ask, method
+from glowmap.methods._method import Query, method
 from glowmap.shapes import Images, Maps, RawMaps
 
 
@@ -30,7 +30,7 @@ from glowmap.shapes import Images, Maps, RawMaps
     use="no gradients to be had, or none that are trusted",
     passes="1 a channel",
 )
-def score_cam(activations: Maps, images: Images, rescore_images: Ask, *, corners: bool = False) -> Maps:
+def score_cam(activations: Maps, images: Images, rescore_images: Query, *, corners: bool = False) -> Maps:
     """Weigh each channel by the score of the image seen through it: needs no gradient.
 
     ``sum_k w_k A_kij`` before the paper's ReLU, with ``w = softmax_k s(x * M_k)`` and M_k the channel's map as a mask in
@@ -53,7 +53,7 @@ def score_cam(activations: Maps, images: Images, rescore_images: Ask, *, corners
     passes="35 a channel",
 )
 def ss_cam(
-    activations: Maps, images: Images, rescore_images: Ask, *, samples: int = 35, spread: float = 2.0, seed: int = 0
+    activations: Maps, images: Images, rescore_images: Query, *, samples: int = 35, spread: float = 2.0, seed: int = 0
 ) -> Maps:
     """Weigh each channel by its mean score under noisy masks: Score-CAM, smoothed.
 
@@ -79,7 +79,7 @@ def ss_cam(
     use="Score-CAM for scores that saturate; slow",
     passes="10 a channel",
 )
-def is_cam(activations: Maps, images: Images, rescore_images: Ask, *, steps: int = 10) -> Maps:
+def is_cam(activations: Maps, images: Images, rescore_images: Query, *, steps: int = 10) -> Maps:
     """Weigh each channel by its mean score as its mask grows from nothing to full strength: Score-CAM, integrated.
 
     ``sum_k w_k A_kij`` before the paper's ReLU, with ``w = softmax_k 1/N sum_n s(x * n/N M_k)`` for n = 1 ... N, N being
@@ -104,7 +104,7 @@ def is_cam(activations: Maps, images: Images, rescore_images: Ask, *, steps: int
     passes="1 backward of the head + 300",
 )
 def gscore_cam(
-    activations: Maps, images: Images, gradients: Maps, rescore_images: Ask, *, channels: int = 300
+    activations: Maps, images: Images, gradients: Maps, rescore_images: Query, *, channels: int = 300
 ) -> RawMaps:
     """Apply Score-CAM to the channels with the largest mean gradients: most of it for a fraction of the passes.
 
@@ -125,7 +125,7 @@ def group_cam(
     activations: Maps,
     gradients: Maps,
     images: Images,
-    rescore_images: Ask,
+    rescore_images: Query,
     *,
     groups: int = 32,
     threshold: float = 0.7,
@@ -162,7 +162,7 @@ def group_cam(
     use="gradients that saturate, or are not to be had",
     passes="1 of the head a channel",
 )
-def ablation_cam(activations: Maps, scores: Tensor, rescore_maps: Ask) -> Maps:
+def ablation_cam(activations: Maps, scores: Tensor, rescore_maps: Query) -> Maps:
     """Weigh each channel by how far the score falls without it: a faithful weight without a gradient.
 
     ``sum_k w_k A_kij`` before the paper's ReLU, with ``w_k = s - s_k``, s_k the score when channel k is set to 0. The paper
@@ -176,7 +176,7 @@ def ablation_cam(activations: Maps, scores: Tensor, rescore_maps: Ask) -> Maps:
         maps[torch.arange(len(without)), without] = 0
         return maps
 
-    return _weighed(activations, told_apart(scores, rescore_maps(activations.shape[1], make)))
+    return _weighed(activations, above_rounding(scores, rescore_maps(activations.shape[1], make)))
 
 
 @method(
@@ -184,7 +184,7 @@ def ablation_cam(activations: Maps, scores: Tensor, rescore_maps: Ask) -> Maps:
     use="no gradients to be had, and few cells",
     passes="1 of the head a cell",
 )
-def recipro_cam(activations: Maps, rescore_maps: Ask, *, radius: int = 1) -> RawMaps:
+def recipro_cam(activations: Maps, rescore_maps: Query, *, radius: int = 1) -> RawMaps:
     """Score each cell alone with its nearest neighbours: no gradient, and a pass of the head for each cell.
 
     The map at cell ij is ``s(A * g_ij)``, less the least of them, since it is their order that tells; g_ij is the Gaussian of
@@ -205,7 +205,7 @@ def recipro_cam(activations: Maps, rescore_maps: Ask, *, radius: int = 1) -> Raw
     use="the mask of the layer's maps that the model likes best",
     passes="50 both ways",
 )
-def opti_cam(activations: Maps, images: Images, input_gradients: Ask, *, steps: int = 50, rate: float = 0.1) -> Maps:
+def opti_cam(activations: Maps, images: Images, input_gradients: Query, *, steps: int = 50, rate: float = 0.1) -> Maps:
     """Look for the weights whose map, as a mask, raises the score most: what suffices for the model, place by place.
 
     ``sum_k w_k A_kij`` with ``w = softmax(u)``, where u starts at 0 and Adam takes ``steps`` of ``rate`` up

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from glowmap.errors import MethodError
-from glowmap.methods._masks import above_least, along, at_least, enlarged, masked, products, told_apart
-from glowmap.methods._method import Ask, method
+from glowmap.methods._masks import above_least, above_rounding, along, at_least, enlarged, masked, products
+from glowmap.methods._method import Query, method
 from glowmap.shapes import Images, RawMaps, Scores
 
 # Masks that are made at once when the scores are known and only the masks are summed.
@@ -24,7 +24,7 @@ _SUMMED_AT_ONCE = 64
     passes="2000",
 )
 def rise(
-    images: Images, rescore_images: Ask, *, masks: int = 2000, cells: int = 7, keep: float = 0.5, seed: int = 0
+    images: Images, rescore_images: Query, *, masks: int = 2000, cells: int = 7, keep: float = 0.5, seed: int = 0
 ) -> RawMaps:
     """Average random masks by the score of what they leave of the image: needs nothing of the model but its answers.
 
@@ -42,7 +42,7 @@ def rise(
     passes="5000",
 )
 def d_rise(
-    images: Images, rescore_images: Ask, *, masks: int = 5000, cells: int = 16, keep: float = 0.5, seed: int = 0
+    images: Images, rescore_images: Query, *, masks: int = 5000, cells: int = 16, keep: float = 0.5, seed: int = 0
 ) -> RawMaps:
     """Average random masks by how well the detection survives them: RISE for detectors, with a finer grid.
 
@@ -60,7 +60,7 @@ def d_rise(
 )
 def occlusion(
     images: Images,
-    rescore_images: Ask,
+    rescore_images: Query,
     scores: Scores,
     *,
     window: int | None = None,
@@ -87,11 +87,11 @@ def occlusion(
     def make(part: slice) -> Tensor:
         return torch.where(products(windows, part) > 0, value, images)
 
-    drops = told_apart(scores, rescore_images(counts.numel(), make)).reshape(counts)
+    drops = above_rounding(scores, rescore_images(counts.numel(), make)).reshape(counts)
     return (along(drops, windows) / along(torch.ones_like(drops), windows))[None]
 
 
-def _scored_masks(images: Tensor, ask: Ask, count: int, cells: int, keep: float, seed: int) -> Tensor:
+def _scored_masks(images: Tensor, ask: Query, count: int, cells: int, keep: float, seed: int) -> Tensor:
     """Average random masks, each times the score of the image seen through it."""
     at_least(1, masks=count, cells=cells)
     if not 0 < keep <= 1:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from glowmap.errors import MethodError
 from glowmap.methods._masks import enlarged
-from glowmap.registry import Shelf
+from glowmap.registry import Registry
 from glowmap.shapes import Heatmaps, Images, RawMaps
 
 Change: TypeAlias = Callable[[Tensor], Tensor]
@@ -28,7 +28,7 @@ class Variant:
     undo: Change
 
 
-SMOOTHING: Shelf[Callable[[Images, int], list[Variant]]] = Shelf("smoothing", MethodError)
+SMOOTHING: Registry[Callable[[Images, int], list[Variant]]] = Registry("smoothing", MethodError)
 
 
 def flips(_images: Images, _seed: int) -> list[Variant]:
@@ -129,4 +129,4 @@ def _chained(combination: Sequence[Variant]) -> Variant:
 
 
 for _member in (flips, scales, noise, principal):
-    SMOOTHING.put(_member.__name__, _member)
+    SMOOTHING.register(_member.__name__, _member)

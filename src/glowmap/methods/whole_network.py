@@ -14,7 +14,7 @@ from torch import Tensor
 
 from glowmap.errors import MethodError
 from glowmap.methods._masks import enlarged, masked, stretched
-from glowmap.methods._method import Ask, method
+from glowmap.methods._method import Query, method
 from glowmap.shapes import Images, Maps, RawMaps, Scores
 
 PixelMaps = Float[Tensor, "batch *pixels"]  # raw maps on the image's grid, beside evidence on a layer's
@@ -26,7 +26,7 @@ FinestMaps = Float[Tensor, "batch *cells"]  # on the grid of the finest of sever
     use="single pixels; passes the sanity checks, but is noisy",
     passes="1 both ways",
 )
-def input_gradient(images: Images, input_gradients: Ask) -> RawMaps:
+def input_gradient(images: Images, input_gradients: Query) -> RawMaps:
     """Take the gradient by the image itself: the plainest answer to which pixels the score reacts to, and a noisy one.
 
     ``max_c |dy/dx_cij|``, as the paper has it, so the map has no sign. Others add the absolute values of the colours, or the
@@ -42,7 +42,7 @@ def input_gradient(images: Images, input_gradients: Ask) -> RawMaps:
     use="shares that add up to the score; partly shows the image whatever was learned",
     passes="32 both ways",
 )
-def integrated_gradients(images: Images, input_gradients: Ask, *, steps: int = 32, baseline: float = 0.0) -> RawMaps:
+def integrated_gradients(images: Images, input_gradients: Query, *, steps: int = 32, baseline: float = 0.0) -> RawMaps:
     """Add up gradients on the way from a blank image to this one: every pixel's share of the score, with its sign.
 
     ``sum_c (x - x') integral_0^1 dy/dx (x' + t (x - x')) dt``. The integral is taken at the ``steps`` points of the
@@ -70,7 +70,7 @@ def integrated_gradients(images: Images, input_gradients: Ask, *, steps: int = 3
     passes="32 both ways",
 )
 def smooth_grad(
-    images: Images, input_gradients: Ask, *, samples: int = 32, spread: float = 0.15, seed: int = 0
+    images: Images, input_gradients: Query, *, samples: int = 32, spread: float = 0.15, seed: int = 0
 ) -> RawMaps:
     """Average the gradient by the image over noisy copies of it: the plain gradient with its flicker taken off.
 
@@ -173,7 +173,7 @@ def _spread_out(term: Maps, size: torch.Size) -> PixelMaps:
     passes="2 a channel of every layer",
 )
 def poly_cam(
-    images: Images, scores: Scores, activations_of_layers: list[Tensor], rescore_images: Ask, *, weights: str = "both"
+    images: Images, scores: Scores, activations_of_layers: list[Tensor], rescore_images: Query, *, weights: str = "both"
 ) -> FinestMaps:
     """Sharpen the last layer's map by the layers before it, each weighed by what its masks do to the score.
 
@@ -203,7 +203,7 @@ _POLY_WEIGHTS = ("plus", "minus", "both")
 _NOTHING = 1e-12  # a local mean below it belongs to a place without heat
 
 
-def _poly_weights(maps: Maps, images: Images, scores: Scores, ask: Ask, weights: str) -> Tensor:
+def _poly_weights(maps: Maps, images: Images, scores: Scores, ask: Query, weights: str) -> Tensor:
     def seen(part: slice) -> Tensor:
         return masked(images, enlarged(stretched(maps[:, part]).transpose(0, 1), images.shape[2:]))
 

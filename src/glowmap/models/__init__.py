@@ -10,8 +10,8 @@ from glowmap.models import ultralytics as ultralytics
 from glowmap.models._family import FAMILIES as FAMILIES
 from glowmap.models.loading import as_model as as_model
 from glowmap.models.loading import load as load
-from glowmap.models.model import Heard as Heard
 from glowmap.models.model import Model as Model
+from glowmap.models.model import TextPass as TextPass
 from glowmap.models.preprocessing import Colours as Colours
 from glowmap.models.preprocessing import Size as Size
 from glowmap.models.ultralytics import yolo_boxes as yolo_boxes

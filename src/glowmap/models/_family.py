@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from glowmap.errors import MissingExtra, ModelError
-from glowmap.models.model import Heard, Model, Speaker
+from glowmap.models.model import Model, TextInterface, TextPass
 from glowmap.models.preprocessing import Colours
-from glowmap.registry import Shelf
+from glowmap.registry import Registry
 
 RANDOM = "the weights are random: the map shows how the network is wired, not anything it has learned"
 
@@ -32,7 +32,7 @@ class Family:
     recognise: Callable[[nn.Module], Model | None]
 
 
-FAMILIES: Shelf[Family] = Shelf("model family", ModelError)
+FAMILIES: Registry[Family] = Registry("model family", ModelError)
 
 
 def library(name: str, extra: str, purpose: str) -> Any:
@@ -75,9 +75,9 @@ __all__ = [
     "RANDOM",
     "Colours",
     "Family",
-    "Heard",
     "Model",
-    "Speaker",
+    "TextInterface",
+    "TextPass",
     "drawn_from",
     "is_of",
     "library",

@@ -43,4 +43,4 @@ def recognise(module: nn.Module) -> Model | None:
     return None
 
 
-FAMILIES.put("demo", Family("glowmap", names, build, recognise))
+FAMILIES.register("demo", Family("glowmap", names, build, recognise))

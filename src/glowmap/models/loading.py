@@ -137,9 +137,9 @@ def _from_module(module: Any, weights: str | Path, name: str = "") -> Model:
 
 def _hearing(model: Model, processor: Any) -> Model:
     if is_of(model.module, "open_clip"):
-        return open_clip.hearing(model, processor)
+        return open_clip.with_processor(model, processor)
     if is_of(model.module, "transformers"):
-        return transformers.hearing(model, processor)
+        return transformers.with_processor(model, processor)
     raise ModelError(
         f"a processor is for models of transformers and open_clip, and {model.name} is none of them; say how pictures become "
         "its input by size=..., mean=... and std=..."

@@ -9,18 +9,18 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from glowmap.capture import Opened
+from glowmap.capture import WithIntermediates
 from glowmap.errors import InputError
-from glowmap.inputs import Among, Batch, PictureLike, as_batch, read_pictures
+from glowmap.inputs import Batch, PatchPositions, PictureLike, as_batch, read_pictures
 from glowmap.models.preprocessing import Clips, Preprocess
-from glowmap.outputs import Answer, Candidates, doubt_embedding, read_embedding, read_logits
+from glowmap.outputs import Candidates, ModelOutput, doubt_embedding, read_embedding, read_logits
 from glowmap.targets import Target, Text
 
 _PICTURES = ("pixel_values", "image", "images")  # the keywords under which libraries take pictures
 
 
 @dataclass(frozen=True)
-class Heard:
+class TextPass:
     """Texts that one forward pass answers: the batch with them in it, and the questions that each of them becomes.
 
     Several where a text asks for a map of each word. ``class_names`` are the texts where each is a class of the answer's logits;
@@ -35,10 +35,10 @@ class Heard:
 
 
 @runtime_checkable
-class Speaker(Protocol):
+class TextInterface(Protocol):
     """How texts are put to a model of pictures and words."""
 
-    def heard(self, model: "Model", batch: Batch, texts: Sequence[Text]) -> Sequence[Heard]:
+    def heard(self, model: "Model", batch: Batch, texts: Sequence[Text]) -> Sequence[TextPass]:
         """Put texts beside a batch of pictures, in as few forward passes as they can be answered by.
 
         The model is borrowed, and may be run for what it says itself. Without any text: what the model makes of its class names,
@@ -74,15 +74,15 @@ class Model:
     notes: tuple[str, ...] = ()
     read_logits: Callable[[Any], Tensor] = read_logits
     beside: tuple[str, ...] = ()
-    speaker: Speaker | None = None
-    read_candidates: Callable[[Answer], Candidates] | None = None
+    speaker: TextInterface | None = None
+    read_candidates: Callable[[ModelOutput], Candidates] | None = None
     dense_first: bool = False
     exclusive: bool | None = None
-    read_words: Callable[[Answer], Tensor] | None = None
-    read_embedding: Callable[[Answer], Tensor] | None = None
+    read_words: Callable[[ModelOutput], Tensor] | None = None
+    read_embedding: Callable[[ModelOutput], Tensor] | None = None
     opened: Callable[[nn.Module], AbstractContextManager[None]] = lambda _: nullcontext()
     grids: Callable[[Batch], Sequence[tuple[int, ...]]] = lambda _: ()
-    among: Callable[[Batch], Among | None] = lambda _: None
+    among: Callable[[Batch], PatchPositions | None] = lambda _: None
 
     def __repr__(self) -> str:
         classes = "unknown classes" if self.class_names is None else f"{len(self.class_names)} classes"
@@ -144,14 +144,14 @@ class Model:
         batch: Batch,
         images: int | None = None,
         laid_back: Callable[[Tensor], Tensor] | None = None,
-    ) -> Answer:
+    ) -> ModelOutput:
         """Say how to read what the module answered to a batch, or to so many ``images`` made of it.
 
         ``laid_back`` lays the class scores of changed images over those of the unchanged ones.
         """
-        kept, inside = (output.output, output.inside) if isinstance(output, Opened) else (output, {})
+        kept, inside = (output.output, output.inside) if isinstance(output, WithIntermediates) else (output, {})
         read = self.read_logits if laid_back is None else lambda raw: laid_back(self.read_logits(raw))
-        return Answer(
+        return ModelOutput(
             kept,
             batch=len(batch.images) if images is None else images,
             read_logits=read,

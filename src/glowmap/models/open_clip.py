@@ -14,7 +14,7 @@ from glowmap.errors import ModelError, TargetError, told
 from glowmap.models._family import FAMILIES, RANDOM, Family, drawn_from, is_of, library
 from glowmap.models.model import Model
 from glowmap.models.preprocessing import Preset, cut
-from glowmap.models.text import Comparing, remembering
+from glowmap.models.text import Contrastive, remembering
 from glowmap.models.weights import cached, fetched, load_weights, offline, reach
 from glowmap.outputs import read_logits as read_plain
 from glowmap.registry import near_names
@@ -80,7 +80,7 @@ def read_logits(output: Any) -> Tensor:
     return likeness if bias is None else likeness + bias
 
 
-def hearing(model: Model, tokenizer: Any) -> Model:
+def with_processor(model: Model, tokenizer: Any) -> Model:
     """Let a model of pictures and texts be asked by texts: ``tokenizer`` makes a tensor, text x token, of a list of them.
 
     Raises ModelError where it is no callable, and for a tower of pictures alone.
@@ -95,11 +95,11 @@ def hearing(model: Model, tokenizer: Any) -> Model:
     return model.changed(speaker=_comparing(model.module, lambda: tokenizer))
 
 
-def _comparing(module: Any, tokenizer: Callable[[], Any]) -> Comparing:
+def _comparing(module: Any, tokenizer: Callable[[], Any]) -> Contrastive:
     tokens = TextTokens(tokenizer, type(module).__name__, int(module.context_length))
     # CoCa's texts are encoded under another name, for a decoder that reads them as well
     name = "_encode_text" if hasattr(module, "_encode_text") else "encode_text"
-    return Comparing(
+    return Contrastive(
         tokens,
         partial(remembering, name=name),
         exclusive=module.logit_bias is None,
@@ -219,4 +219,4 @@ def _remedy(short: str) -> str:
     return f"save that file on this machine and give weights='its path' with open_clip/{short}, or ask for weights='random'"
 
 
-FAMILIES.put("open_clip", Family("open_clip", names, build, recognise))
+FAMILIES.register("open_clip", Family("open_clip", names, build, recognise))

@@ -131,4 +131,4 @@ def _classes(path: Path) -> int:
     return len(heads[0]) if heads else 1
 
 
-FAMILIES.put("smp", Family(_LIBRARY, names, build, recognise))
+FAMILIES.register("smp", Family(_LIBRARY, names, build, recognise))

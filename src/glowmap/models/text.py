@@ -9,11 +9,11 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from glowmap import tree
 from glowmap.errors import TargetError
 from glowmap.inputs import Batch
-from glowmap.models.model import Heard, Model
-from glowmap.targets import Category, Rather, Target, Text
-from glowmap.tree import mapped, tensors_in
+from glowmap.models.model import Model, TextPass
+from glowmap.targets import Category, Contrast, Target, Text
 
 PROMPT = "a photo of a {}"  # Radford et al., ICML 2021, arXiv:2103.00020, section 3.1.4
 _ANY = "a photo"  # stands where a module takes no picture without a text, and nothing asks about the text
@@ -22,7 +22,7 @@ Tokens: TypeAlias = Callable[[Sequence[str]], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
-class Comparing:
+class Contrastive:
     """How texts are put to a model of two towers: all in one pass, each as a class whose logit is its likeness to the picture.
 
     The model's class names become prompts ("a photo of a dog"), in a pass of their own for what is asked of classes alone; they
@@ -41,7 +41,7 @@ class Comparing:
 
     generates: ClassVar[bool] = False  # it judges
 
-    def heard(self, model: Model, batch: Batch, texts: Sequence[Text]) -> Sequence[Heard]:
+    def heard(self, model: Model, batch: Batch, texts: Sequence[Text]) -> Sequence[TextPass]:
         """Put class names and texts beside the pictures, as :meth:`glowmap.models._family.Speaker.heard` says."""
         if _given(model, batch, self.texts, texts):
             return []
@@ -72,14 +72,14 @@ class Comparing:
         prompts: Sequence[str],
         others: Sequence[str],
         asked: Mapping[Text, Sequence[str]],
-    ) -> Heard:
+    ) -> TextPass:
         """Put the prompts of classes and other sentences in one pass, for those of the texts that are made of them."""
         put = [*prompts, *others] or [_ANY] * (not self.alone)
         beside = _beside(batch, self.pictures, self.tokens(put)) if put else batch
         classes = {sentence: Category(put.index(sentence)) for sentence in (*prompts, *others)}
         targets = {text: (_likeness(text, classes),) for text, own in asked.items() if set(own) <= set(classes)}
         names = (*(model.class_names or ()), *map(repr, others))
-        return Heard(beside, targets, names, self.once, {"exclusive": self.exclusive})
+        return TextPass(beside, targets, names, self.once, {"exclusive": self.exclusive})
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Matching:
 
     generates: ClassVar[bool] = False  # it judges
 
-    def heard(self, model: Model, batch: Batch, texts: Sequence[Text]) -> Sequence[Heard]:
+    def heard(self, model: Model, batch: Batch, texts: Sequence[Text]) -> Sequence[TextPass]:
         """Put one text beside all pictures in each pass, as :meth:`glowmap.models._family.Speaker.heard` says."""
         if _given(model, batch, self.texts, texts):
             return []
@@ -107,10 +107,10 @@ class Matching:
                 "about each by itself: target=[targets.Text(...), targets.Text(...)]"
             )
         if not texts:
-            return [Heard(self._beside(batch, _ANY), {}, ())]
+            return [TextPass(self._beside(batch, _ANY), {}, ())]
         return [self._one(model, batch, text) for text in texts]
 
-    def _one(self, model: Model, batch: Batch, text: Text) -> Heard:
+    def _one(self, model: Model, batch: Batch, text: Text) -> TextPass:
         sentence, *others = _sentences(model, text)
         if others:
             raise TargetError(
@@ -119,7 +119,7 @@ class Matching:
             )
         names = tuple(repr(sentence) if at == self.match else f"not {sentence!r}" for at in range(self.outputs))
         changes = {"exclusive": True}  # one output ranks texts, of two a softmax is the match
-        return Heard(self._beside(batch, sentence), {text: (Category(self.match),)}, names, changes=changes)
+        return TextPass(self._beside(batch, sentence), {text: (Category(self.match),)}, names, changes=changes)
 
     def _beside(self, batch: Batch, text: str) -> Batch:
         """Give each picture a row of the same tokens."""
@@ -141,14 +141,14 @@ def remembering(owner: Any, name: str) -> Iterator[None]:
     def remembered(*arguments: Any, **keywords: Any) -> Any:
         if threading.get_ident() != thread:
             return own(*arguments, **keywords)
-        given, apart = list(tensors_in([arguments, keywords])), mapped([arguments, keywords], _left_out)
+        given, apart = list(tree.leaves([arguments, keywords])), tree.map([arguments, keywords], _left_out)
         for others, tensors, output in known:
             if others == apart and len(tensors) == len(given) and _same_or_one_row(tensors, given):
-                return mapped(output, _itself)
+                return tree.map(output, _itself)
         tensors = [one.clone() for one in given]  # the model may write into what it is given
         with torch.no_grad():
             output = own(*arguments, **keywords)
-        known.append((apart, tensors, mapped(output, _itself)))
+        known.append((apart, tensors, tree.map(output, _itself)))
         return output
 
     setattr(owner, name, remembered)
@@ -207,7 +207,7 @@ def _likeness(text: Text, classes: Mapping[str, Category]) -> Target:
     this = classes[text.text]
     if not text.against:
         return this
-    return Rather(this, [classes[other] for other in text.against])
+    return Contrast(this, [classes[other] for other in text.against])
 
 
 def _beside(batch: Batch, pictures: str, texts: Mapping[str, Tensor]) -> Batch:

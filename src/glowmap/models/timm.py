@@ -116,4 +116,4 @@ def _imagenet_names(timm: Any, module: nn.Module) -> tuple[str, ...] | None:
     return None if edition is None else tuple(timm.data.ImageNetInfo(edition).label_descriptions())
 
 
-FAMILIES.put("timm", Family("timm", names, build, recognise))
+FAMILIES.register("timm", Family("timm", names, build, recognise))

@@ -13,7 +13,7 @@ from glowmap.errors import ModelError, TargetError
 from glowmap.models._family import FAMILIES, Family, is_of, library, names_in_order
 from glowmap.models.model import Model
 from glowmap.models.preprocessing import ResizedAndNormalised
-from glowmap.outputs import Answer, Candidates, Found, corners, found_of, in_pixels, surest_first_by_sigmoid
+from glowmap.outputs import Candidates, Found, ModelOutput, corners, found_of, in_pixels, surest_first_by_sigmoid
 from glowmap.outputs import read_logits as read_plain
 
 _KEPT = 300
@@ -25,7 +25,7 @@ def yolo_boxes(
     channels_first: bool | None = None,
     probabilities: bool = True,
     overlap: float = 0.45,
-) -> Callable[[Answer], Candidates]:
+) -> Callable[[ModelOutput], Candidates]:
     """Tell how detections are read from a tensor of boxes: for a module of your own that answers as a YOLO does.
 
     ``glowmap.load(module).changed(read_candidates=yolo_boxes(objectness=True))`` reads images x boxes x (4 + 1 + classes), as
@@ -43,7 +43,9 @@ def yolo_boxes(
     return partial(_read, objectness, first, probabilities, overlap)
 
 
-def _read(objectness: bool, channels_first: bool, probabilities: bool, overlap: float, answer: Answer) -> Candidates:
+def _read(
+    objectness: bool, channels_first: bool, probabilities: bool, overlap: float, answer: ModelOutput
+) -> Candidates:
     rows = _rows(answer, 4 + objectness, channels_first)
     logits = torch.logit(rows[..., 4:], torch.finfo(rows.dtype).eps) if probabilities else rows[..., 4:]
     boxes, classes = corners(rows[..., :4]), logits[..., objectness:]
@@ -58,7 +60,7 @@ def _read(objectness: bool, channels_first: bool, probabilities: bool, overlap: 
     )
 
 
-def _rows(answer: Answer, before: int, channels_first: bool) -> Tensor:
+def _rows(answer: ModelOutput, before: int, channels_first: bool) -> Tensor:
     """Take images x boxes x columns from the answer, with as many columns as there are class names, and ``before`` them."""
     raw: Any = answer.raw[0] if isinstance(answer.raw, tuple | list) and answer.raw else answer.raw
     fits = isinstance(raw, Tensor) and raw.ndim == 3 and len(raw) == answer.batch and raw.is_floating_point()
@@ -160,7 +162,7 @@ def _raw(output: Any) -> tuple[Tensor | None, Mapping[str, Any], bool]:
     return decoded, raw, chosen
 
 
-def _candidates_of(module: Any) -> Callable[[Answer], Candidates] | None:
+def _candidates_of(module: Any) -> Callable[[ModelOutput], Candidates] | None:
     """Tell how a model's detections are read, by its last layer; None where that is no head of detections."""
     head = module.model[-1] if isinstance(getattr(module, "model", None), nn.Sequential) else None
     kinds = {cls.__name__ for cls in type(head).__mro__}
@@ -169,7 +171,7 @@ def _candidates_of(module: Any) -> Callable[[Answer], Candidates] | None:
     return partial(_places, head) if "Detect" in kinds else None
 
 
-def _places(head: Any, answer: Answer) -> Candidates:
+def _places(head: Any, answer: ModelOutput) -> Candidates:
     """Read a YOLO head: a candidate is a cell of one of its levels, level after level.
 
     The boxes are decoded by the head itself. What is found is what the library's own non-maximum suppression leaves, with the
@@ -229,7 +231,7 @@ def _kept_by(head: Any, logits: Tensor, boxes: Tensor) -> list[list[Found]]:
     return [found_of(at, kinds, sure, own[at]) for at, kinds, sure, own in each]
 
 
-def _queries(answer: Answer) -> Candidates:
+def _queries(answer: ModelOutput) -> Candidates:
     """Read the queries of ultralytics' RT-DETR: each is found once, as its best class (the library may keep it twice)."""
     raw = answer.raw[1] if isinstance(answer.raw, tuple | list) and len(answer.raw) == 2 else answer.raw
     if not isinstance(raw, tuple | list) or len(raw) < 2:
@@ -247,4 +249,4 @@ def _queries(answer: Answer) -> Candidates:
     )
 
 
-FAMILIES.put("ultralytics", Family("ultralytics", names, build, recognise))
+FAMILIES.register("ultralytics", Family("ultralytics", names, build, recognise))

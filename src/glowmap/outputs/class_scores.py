@@ -19,8 +19,8 @@ def read_logits(output: Any) -> Tensor:
     if not candidates or not isinstance(candidates[0], Tensor):
         if candidates and isinstance(candidates[0], Mapping) and "boxes" in candidates[0]:
             raise TargetError(
-                "the model answers with detections, not with class scores; ask about one of them with "
-                "target=glowmap.targets.Detection(category, box), or give a callable from the output to one score per image"
+                "the model answers with detections, not with class scores; ask about one of them with target="
+                "glowmap.targets.SimilarDetection(category, box), or give a callable from the output to one score per image"
             )
         keys = f" with the keys {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
         raise TargetError(

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from glowmap.errors import TargetError
-from glowmap.outputs.model_output import Answer
+from glowmap.outputs.model_output import ModelOutput
 from glowmap.shapes import crossed
 
 # What libraries call an embedding of the picture, the most finished first, and parameters that are a class token.
@@ -26,7 +26,7 @@ _REMEDY = (
 )
 
 
-def read_embedding(module: nn.Module, answer: Answer) -> Tensor:
+def read_embedding(module: nn.Module, answer: ModelOutput) -> Tensor:
     """Read images x feature from an output: a tensor of that shape as it is, or what libraries call an embedding.
 
     Those are ``image_embeds`` (CLIP), ``image_features`` (open_clip), ``pooler_output``, ``last_hidden_state`` and the first of
@@ -56,7 +56,7 @@ def read_embedding(module: nn.Module, answer: Answer) -> Tensor:
     raise TargetError(f"the output of {answer.model} ({crossed(found.shape)}) is no embedding of pictures; {_REMEDY}")
 
 
-def doubt_embedding(module: nn.Module, answer: Answer) -> tuple[str, ...]:
+def doubt_embedding(module: nn.Module, answer: ModelOutput) -> tuple[str, ...]:
     """Say so where what is taken for the embedding may well be class scores: the module's last layer is a linear one."""
     scores = _scores(answer)
     if scores is None or not (scores is answer.embedding or scores is answer.raw):
@@ -72,7 +72,7 @@ def doubt_embedding(module: nn.Module, answer: Answer) -> tuple[str, ...]:
     )
 
 
-def _found(answer: Answer) -> Tensor:
+def _found(answer: ModelOutput) -> Tensor:
     raw: Any = answer.raw
     if isinstance(raw, tuple | list) and raw:
         raw = raw[0]
@@ -89,7 +89,7 @@ def _found(answer: Answer) -> Tensor:
     )
 
 
-def _scores(answer: Answer) -> Tensor | None:
+def _scores(answer: ModelOutput) -> Tensor | None:
     try:
         return answer.read_logits(answer.raw)
     except TargetError:

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from glowmap import tree
 from glowmap.errors import TargetError
 from glowmap.outputs.candidates import Candidates
 from glowmap.registry import near_names
 from glowmap.shapes import Labels, Logits
-from glowmap.tree import mapped, wide
 
 
 @dataclass(frozen=True)
-class Answer:
+class ModelOutput:
     """What the model answered, and how to read it.
 
     ``raw`` is the model's own output, and ``inside`` what was kept of its parts' outputs on the way to it, by the names that a
@@ -33,14 +33,14 @@ class Answer:
     model: str = "the model"
     pictures: Sequence[Any] = field(default=(), repr=False)  # each a Picture, Volume or Signal of the inputs
     inside: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    read_candidates: Callable[["Answer"], Candidates] | None = field(default=None, repr=False)
+    read_candidates: Callable[["ModelOutput"], Candidates] | None = field(default=None, repr=False)
     dense_first: bool = False  # though there are candidates, a class is a matter of places
     exclusive: bool | None = (
         None  # scores mean something among each other, or (False) each by itself; None: by their number
     )
-    read_words: Callable[["Answer"], Tensor] | None = field(default=None, repr=False)
-    read_embedding: Callable[["Answer"], Tensor] | None = field(default=None, repr=False)
-    doubt_embedding: Callable[["Answer"], Sequence[str]] = field(default=lambda _: (), repr=False)
+    read_words: Callable[["ModelOutput"], Tensor] | None = field(default=None, repr=False)
+    read_embedding: Callable[["ModelOutput"], Tensor] | None = field(default=None, repr=False)
+    doubt_embedding: Callable[["ModelOutput"], Sequence[str]] = field(default=lambda _: (), repr=False)
     image: int | None = None  # of the batch, which this was cut down to
     nothing: int | None = (
         None  # the class that stands for nothing in particular, where the model has one and no name tells
@@ -107,7 +107,7 @@ class Answer:
             raise TargetError(f"no embedding is found in the output of {self.model}; pass target=a callable")
         return self.read_embedding(self)
 
-    def only(self, image: int) -> "Answer":
+    def only(self, image: int) -> "ModelOutput":
         """Cut the answer down to one image, for a question that is put to this image alone."""
         one = slice(image, image + 1)
         return replace(
@@ -121,7 +121,9 @@ class Answer:
             read_words=self.read_words and (lambda _: self.words[one]),
             read_embedding=self.read_embedding and (lambda _: self.embedding[one]),
             doubt_embedding=lambda _: self.doubt_embedding(self),
-            inside=mapped(dict(self.inside), lambda part: part[one] if part.ndim and len(part) == self.batch else part),
+            inside=tree.map(
+                dict(self.inside), lambda part: part[one] if part.ndim and len(part) == self.batch else part
+            ),
         )
 
     @cached_property
@@ -146,7 +148,7 @@ class Answer:
 
         Or by sigmoid also of several, where each stands for itself. TargetError for one of those that are compared.
         """
-        logits = wide(self.logits)
+        logits = tree.full_precision(self.logits)
         return logits.sigmoid() if self.each_alone else logits.softmax(1)
 
     @property
@@ -155,7 +157,7 @@ class Answer:
         if self.detects and not self.candidates.sigmoid:
             raise TargetError(
                 f"{self.model} gives classes a probability among each other, in each box by itself; ask about one box: "
-                "targets.Detected(0, category=targets.Probability(...)), or about the logit"
+                "targets.Detection(0, category=targets.Probability(...)), or about the logit"
             )
         if self.detects:
             return True

@@ -8,7 +8,7 @@ import torch
 
 from glowmap.errors import TargetError
 from glowmap.outputs.boxes import in_shares
-from glowmap.outputs.model_output import Answer
+from glowmap.outputs.model_output import ModelOutput
 from glowmap.shapes import Labels, Probabilities
 
 
@@ -27,7 +27,7 @@ class Prediction:
     """What the model said, in one of three ways.
 
     A class at every pixel (``labels``), the probability of every class (softmax of the logits), or what was found in each image
-    (``boxes``), the surest first, in the order in which ``targets.Detected`` counts.
+    (``boxes``), the surest first, in the order in which ``targets.SimilarDetection`` counts.
     """
 
     names: tuple[str, ...]
@@ -69,7 +69,7 @@ class Prediction:
         )
 
 
-def predicted_by(answer: Answer) -> Prediction | None:
+def predicted_by(answer: ModelOutput) -> Prediction | None:
     """Keep what the model said for the picture beside the map; an output that cannot be read is no error here."""
     if answer.read_words is not None:
         return None  # the likeliest next word is no class
@@ -90,7 +90,7 @@ def predicted_by(answer: Answer) -> Prediction | None:
         return None
 
 
-def _boxes(answer: Answer) -> Prediction:
+def _boxes(answer: ModelOutput) -> Prediction:
     """Keep what a detector found; its class scores are those of many candidates, and no ranking of the picture's classes."""
     candidates = answer.candidates
     names = tuple(answer.name(index) for index in range(candidates.logits[0].shape[1]))

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glowmap.errors import OutputError
-from glowmap.registry import Shelf
+from glowmap.registry import Registry
 
 Floats = NDArray[np.float64]
 _CONES = np.array(
@@ -69,7 +69,7 @@ def _fits(colours: Floats) -> NDArray[np.bool_]:
 
 
 Table = NDArray[np.uint8]
-COLORMAPS: Shelf[Table] = Shelf("colormap", OutputError)
+COLORMAPS: Registry[Table] = Registry("colormap", OutputError)
 DIVERGING = frozenset({"signed"})  # those whose middle, not whose start, means "nothing here"
 # bilinear resizing in single precision may step this far over an end that no map crosses
 _ROUNDING = 1e-5
@@ -130,9 +130,9 @@ def _rounded(axis: Floats, reach: int = 20) -> Floats:
     return np.convolve(padded, np.full(2 * reach + 1, 1 / (2 * reach + 1)), mode="valid")
 
 
-COLORMAPS.put("glow", _glow())
-COLORMAPS.put("jet", _jet())
-COLORMAPS.put("gray", _gray())
-COLORMAPS.put("signed", _signed())
+COLORMAPS.register("glow", _glow())
+COLORMAPS.register("jet", _jet())
+COLORMAPS.register("gray", _gray())
+COLORMAPS.register("signed", _signed())
 for _, _table in COLORMAPS.items():
     _table.setflags(write=False)

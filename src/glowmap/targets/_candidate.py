@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glowmap import tree
 from glowmap.errors import TargetError
-from glowmap.outputs import Answer, Found
+from glowmap.outputs import Found, ModelOutput
 from glowmap.targets._class import ClassQuestion
 from glowmap.targets._target import changed
 from glowmap.targets.classes import Category, Predicted, as_class
-from glowmap.tree import wide
 
 SIDES: dict[str, Callable[[Tensor], Tensor]] = {  # of left, top, right, bottom
     "left": lambda box: box[0],
@@ -25,7 +25,7 @@ SIDES: dict[str, Callable[[Tensor], Tensor]] = {  # of left, top, right, bottom
 _CUT = 0.5  # pixels from which on a side counts as cut off at the picture's edge
 
 
-def said_of(answer: Answer, image: int, found: Found, of: str) -> Tensor:
+def said_of(answer: ModelOutput, image: int, found: Found, of: str) -> Tensor:
     """List what is said of a candidate at one stage: its class, its box in units of its own size, its objectness."""
     candidates = answer.candidates
     parts: list[Tensor] = []
@@ -41,7 +41,7 @@ def said_of(answer: Answer, image: int, found: Found, of: str) -> Tensor:
     return torch.stack(parts)
 
 
-def levels_of(answer: Answer, found: Sequence[Found], of: str) -> Hashable:
+def levels_of(answer: ModelOutput, found: Sequence[Found], of: str) -> Hashable:
     """Tell from which levels of a pyramid detections come, one an image, which decides their layer; None where it is unknown."""
     candidates = answer.candidates
     if candidates.levels is None or (of == "objectness" and not candidates.anchored):
@@ -55,7 +55,7 @@ def category_of(category: Any, found: Found) -> ClassQuestion:
     return as_class(changed(as_class(category), lambda part: own if isinstance(part, Predicted) else part))
 
 
-def classes_of(answer: Answer, image: int, candidate: int | None) -> Answer:
+def classes_of(answer: ModelOutput, image: int, candidate: int | None) -> ModelOutput:
     """Read one candidate's class logits as a classifier's answer; there being no object is a class there."""
     several, names = answer.candidates, answer.class_names
     logits = several.logits[image][candidate][None]
@@ -73,13 +73,13 @@ def classes_of(answer: Answer, image: int, candidate: int | None) -> Answer:
     )
 
 
-def box_of(answer: Answer, image: int, found: Found) -> Tensor:
+def box_of(answer: ModelOutput, image: int, found: Found) -> Tensor:
     """Give the box of a detection's candidate: left, top, right, bottom, in the graph of the pass."""
     box = answer.candidates.boxes[image][found.candidate]
     return box[found.category] if box.ndim == 2 else box
 
 
-def mask_of(answer: Answer, image: int, found: Found) -> Tensor:
+def mask_of(answer: ModelOutput, image: int, found: Found) -> Tensor:
     """Give the mask of a detection's candidate, in logits. TargetError where the detector has none."""
     masks = answer.candidates.masks
     if masks is None:
@@ -90,7 +90,7 @@ def mask_of(answer: Answer, image: int, found: Found) -> Tensor:
     return masks[image][found.candidate]
 
 
-def objectness_of(answer: Answer, image: int) -> Tensor:
+def objectness_of(answer: ModelOutput, image: int) -> Tensor:
     """Give the logit of there being an object, for each candidate. TargetError where the detector has none."""
     objectness = answer.candidates.objectness
     if objectness is None:
@@ -101,7 +101,7 @@ def objectness_of(answer: Answer, image: int) -> Tensor:
     return objectness[image]
 
 
-def is_cut(answer: Answer, image: int, found: Found, of: str) -> bool:
+def is_cut(answer: ModelOutput, image: int, found: Found, of: str) -> bool:
     """Tell whether the side in question reaches beyond the picture, where the detector cuts it off."""
     if of not in SIDES:
         return False
@@ -119,7 +119,7 @@ def overlaps(boxes: Tensor, box: Tensor) -> Tensor:
 
 def sum_inside(mask: Tensor, inside: Tensor) -> Tensor:
     """Sum a mask's logits at a set of its cells; in half precision such sums overflow."""
-    return (wide(mask) * inside).sum()
+    return (tree.full_precision(mask) * inside).sum()
 
 
 def masks_overlaps(masks: Tensor, mask: Tensor) -> Tensor:
@@ -127,11 +127,11 @@ def masks_overlaps(masks: Tensor, mask: Tensor) -> Tensor:
     return (masks & mask).flatten(1).sum(1) / (masks | mask).flatten(1).sum(1)
 
 
-def spelled(answer: Answer, found: Found) -> str:
+def spelled(answer: ModelOutput, found: Found) -> str:
     """Spell a detection: its class, score and box."""
     return f"{answer.name(found.category)} {found.score:.2f} at {', '.join(f'{side:.0f}' for side in found.box)}"
 
 
-def in_image(answer: Answer, image: int) -> str:
+def in_image(answer: ModelOutput, image: int) -> str:
     """Say in which image, where there are several."""
     return f" in image {image}" if answer.batch > 1 else ""

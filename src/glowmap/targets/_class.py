@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from glowmap import tree
 from glowmap.errors import TargetError
-from glowmap.outputs import Answer
+from glowmap.outputs import ModelOutput
 from glowmap.shapes import PixelSets, Scores
 from glowmap.targets._target import in_images, of_nothing
-from glowmap.tree import wide
 
 
 class ClassQuestion(ABC):
@@ -23,50 +23,50 @@ class ClassQuestion(ABC):
     """
 
     @abstractmethod
-    def chosen(self, answer: Answer, image: int) -> int:
+    def chosen(self, answer: ModelOutput, image: int) -> int:
         """Tell the class that an image is asked about, as an index. TargetError for a class that is none."""
 
-    def indices(self, answer: Answer) -> Tensor:
+    def indices(self, answer: ModelOutput) -> Tensor:
         """Tell the class that each image is asked about: one axis, the batch."""
         return torch.tensor([self.chosen(answer, image) for image in range(answer.batch)])
 
-    def read(self, logits: Tensor, answer: Answer) -> Tensor:
+    def read(self, logits: Tensor, answer: ModelOutput) -> Tensor:
         """Read the score off class scores: batch x class (x places) become batch (x places), in the graph of the pass."""
         return logits[torch.arange(len(logits)), self.indices(answer).to(logits.device)]
 
-    def named(self, answer: Answer, image: int) -> str:
+    def named(self, answer: ModelOutput, image: int) -> str:
         """Name what is asked of an image: "car", "car rather than bus"."""
         return answer.name(self.chosen(answer, image))
 
-    def fixed(self, answer: Answer, image: int) -> "ClassQuestion":
+    def fixed(self, answer: ModelOutput, image: int) -> "ClassQuestion":
         """Put it to one image alone, with the classes and weights fixed that depend on the model's answer to it."""
         return self
 
-    def doubts(self, answer: Answer, places: PixelSets | None = None) -> Sequence[str]:
+    def doubts(self, answer: ModelOutput, places: PixelSets | None = None) -> Sequence[str]:
         """Say what to mind of the score, of a dense model at these places."""
         return ()
 
-    def inside(self, answer: Answer) -> PixelSets:
+    def inside(self, answer: ModelOutput) -> PixelSets:
         """Tell the pixels that a dense model is asked about where no others are named: those predicted as the class."""
         return predicted(answer, self.indices(answer))
 
-    def score(self, answer: Answer) -> Scores:
+    def score(self, answer: ModelOutput) -> Scores:
         if answer.logits.ndim > 2:
             return score_at(self, answer, self.inside(answer))
         return self.read(answer.logits, answer)
 
-    def wording(self, answer: Answer, image: int) -> str:
+    def wording(self, answer: ModelOutput, image: int) -> str:
         return self.named(answer, image)
 
-    def settled(self, answer: Answer, image: int) -> "ClassQuestion | Places":
+    def settled(self, answer: ModelOutput, image: int) -> "ClassQuestion | PinnedPixels":
         one = self.fixed(answer, image)
         if answer.logits.ndim == 2:
             return one
-        return Places(one, self.inside(answer)[image], called=self.wording(answer, image))
+        return PinnedPixels(one, self.inside(answer)[image], called=self.wording(answer, image))
 
 
 @dataclass(frozen=True)
-class Places:
+class PinnedPixels:
     """A question about a class at a fixed set of places of the output, and ``around`` it where it is set off from these.
 
     The sets are as large as the output, for all images alike. This is what questions become that are put again.
@@ -77,14 +77,14 @@ class Places:
     around: Tensor | None = None
     called: str = ""
 
-    def score(self, answer: Answer) -> Scores:
+    def score(self, answer: ModelOutput) -> Scores:
         return score_at(self.question, answer, self.places, self.around)
 
-    def wording(self, answer: Answer, image: int) -> str:
+    def wording(self, answer: ModelOutput, image: int) -> str:
         return self.called or self.question.named(answer, image)
 
 
-def predicted(answer: Answer, indices: Tensor) -> PixelSets:
+def predicted(answer: ModelOutput, indices: Tensor) -> PixelSets:
     """Find the pixels of each image that are predicted as its class. Raises TargetError where there are none."""
     found: Tensor = answer.labels == indices.to(answer.labels.device).reshape(-1, *[1] * (answer.labels.ndim - 1))
     empty = of_nothing(found)
@@ -96,16 +96,16 @@ def predicted(answer: Answer, indices: Tensor) -> PixelSets:
     return found
 
 
-def there(answer: Answer, image: int = 0) -> str:
+def there(answer: ModelOutput, image: int = 0) -> str:
     """Name the classes that a dense model predicts in an image, with the share of the pixels of each."""
     labels = answer.labels[image]
     shares = [f"{answer.name(i)} {(labels == i).float().mean():.1%}" for i in answer.present(image)[:5]]
     return ", ".join(shares) or "none"
 
 
-def score_at(question: ClassQuestion, answer: Answer, places: Tensor, around: Tensor | None = None) -> Scores:
+def score_at(question: ClassQuestion, answer: ModelOutput, places: Tensor, around: Tensor | None = None) -> Scores:
     """Sum what is read over a set of places; or, where it is set off from those ``around``, subtract the means of both."""
-    values = wide(question.read(answer.logits, answer))
+    values = tree.full_precision(question.read(answer.logits, answer))
     if around is None:
         return (values * places).flatten(1).sum(1)
     return _mean(values, places) - _mean(values, around)

@@ -8,7 +8,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from glowmap.errors import TargetError
-from glowmap.outputs import Answer, Corners
+from glowmap.outputs import Corners, ModelOutput
 from glowmap.shapes import Scores
 
 
@@ -29,13 +29,13 @@ class Target(Protocol):
     - ``of_places(answer) -> bool``: whether it asks about a part of the places, so that no head pools all of them;
     - ``prepared(embed) -> Target``: what it becomes once ``embed(picture)`` has told the model's embedding of another picture;
     - ``watches() -> Sequence[str]``: the layers whose output it reads, which it finds in ``answer.inside`` by these names, a list
-      with a ``Watched`` for each run of the layer;
+      with a ``LayerOutput`` for each run of the layer;
     - ``mark(answer, image) -> Mark | Sequence[Mark] | None``: what it points at in the picture, which figures draw;
     - ``ranks``: False where it is about no class, so that a figure shows no ranking of classes beside it.
     """
 
-    def score(self, answer: Answer) -> Scores: ...
-    def wording(self, answer: Answer, image: int) -> str: ...
+    def score(self, answer: ModelOutput) -> Scores: ...
+    def wording(self, answer: ModelOutput, image: int) -> str: ...
 
 
 def changed(question: Target, change: Callable[[Target], Target]) -> Target:
@@ -66,7 +66,7 @@ def leaves(question: Target) -> list[Target]:
     return [leaf for part in parts(question) for leaf in leaves(part)] or [question]
 
 
-def settled(question: Target, answer: Answer, image: int) -> Target:
+def settled(question: Target, answer: ModelOutput, image: int) -> Target:
     """Put a question to one image alone, with all in it fixed that depends on the model's answer to the unchanged image.
 
     When a changed input is scored, a class that was the answer, or the pixels that were predicted, are to stay the same.
@@ -78,7 +78,7 @@ def settled(question: Target, answer: Answer, image: int) -> Target:
     return one
 
 
-def notes_of(question: Target, answer: Answer) -> list[str]:
+def notes_of(question: Target, answer: ModelOutput) -> list[str]:
     """List what to mind before trusting a map of this score: the question's own notes, or else those of its parts."""
     notes = getattr(question, "notes", None)
     if notes is not None:
@@ -86,7 +86,7 @@ def notes_of(question: Target, answer: Answer) -> list[str]:
     return [note for part in parts(question) for note in notes_of(part, answer)]
 
 
-def of_places(question: Target, answer: Answer) -> bool:
+def of_places(question: Target, answer: ModelOutput) -> bool:
     """Tell whether a question is about a part of the places, so that the head does not pool all of them for it."""
     return any(getattr(one, "of_places", lambda _: answer.dense)(answer) for one in leaves(question))
 
@@ -144,7 +144,7 @@ class Mark:
             raise TargetError(f"a mark is one of a point, a box and a region, and this one has {given}; give just one")
 
 
-def marks_of(question: Target, answer: Answer, image: int) -> tuple[Mark, ...]:
+def marks_of(question: Target, answer: ModelOutput, image: int) -> tuple[Mark, ...]:
     """List what a question points at in an image: what it says itself, or else what its parts say, each once."""
     mark = getattr(question, "mark", None)
     if mark is None:

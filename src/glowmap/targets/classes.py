@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from glowmap import tree
 from glowmap.errors import TargetError
-from glowmap.outputs import Answer
+from glowmap.outputs import ModelOutput
 from glowmap.shapes import PixelSets
 from glowmap.targets._class import ClassQuestion, there
 from glowmap.targets._target import Target, in_images
-from glowmap.tree import wide
 
 Change: TypeAlias = Callable[[Target], Target]
 ClassLike: TypeAlias = int | str | Target  # a class as people put it: an index, a name, or a question about one
@@ -30,7 +30,7 @@ def as_class(question: Any) -> ClassQuestion:
     if isinstance(question, Target):
         raise TargetError(
             f"{type(question).__name__} is no question about a class, as this needs; give a class by index or name, or one "
-            "made of classes: targets.Category, Probability, Ranked, Rather or Finer"
+            "made of classes: targets.Category, Probability, Ranked, Contrast or Finer"
         )
     raise TargetError(f"a class is an index or a name, not {type(question).__name__}; give one of these")
 
@@ -50,40 +50,40 @@ class Category(ClassQuestion):
 
     category: int | str
 
-    def chosen(self, answer: Answer, image: int) -> int:
+    def chosen(self, answer: ModelOutput, image: int) -> int:
         return answer.index(self.category)
 
-    def read(self, logits: Tensor, answer: Answer) -> Tensor:
+    def read(self, logits: Tensor, answer: ModelOutput) -> Tensor:
         return logits[:, answer.index(self.category)]
 
-    def fixed(self, answer: Answer, image: int) -> "Category":
+    def fixed(self, answer: ModelOutput, image: int) -> "Category":
         return Category(answer.index(self.category))
 
 
 @dataclass(frozen=True)
-class Value(ClassQuestion):
+class OutputValue(ClassQuestion):
     """A number that the model answers with and that is no class: a regression's output, by its index.
 
     Of a dense model (a depth at every pixel) the sum over all pixels. For an age, a count, an angle: the map shows what speaks
-    for a larger number, and that of ``Not(Value())`` what speaks for a smaller one. Raises TargetError beyond the outputs.
+    for a larger number, and that of ``Not(OutputValue())`` what speaks for a smaller one. Raises TargetError beyond the outputs.
     """
 
     index: int = 0
     ranks: ClassVar[bool] = False  # no figure shows which of such numbers is the likeliest class
 
-    def chosen(self, answer: Answer, image: int) -> int:
+    def chosen(self, answer: ModelOutput, image: int) -> int:
         count = answer.outputs.shape[1]
         if isinstance(self.index, bool) or not isinstance(self.index, int | np.integer) or not 0 <= self.index < count:
             raise TargetError(f"no output {self.index!r}: {answer.model} has {count}, from 0 to {count - 1}")
         return int(self.index)
 
-    def read(self, logits: Tensor, answer: Answer) -> Tensor:
+    def read(self, logits: Tensor, answer: ModelOutput) -> Tensor:
         return (logits[:, 1:] if answer.binary else logits)[:, self.chosen(answer, 0)]
 
-    def named(self, answer: Answer, image: int) -> str:
+    def named(self, answer: ModelOutput, image: int) -> str:
         return f"output {self.chosen(answer, image)}"
 
-    def inside(self, answer: Answer) -> PixelSets:
+    def inside(self, answer: ModelOutput) -> PixelSets:
         return torch.ones_like(answer.labels, dtype=torch.bool)
 
 
@@ -94,12 +94,12 @@ class Predicted(ClassQuestion):
     A background class is no answer of a dense model, unless there is nothing else.
     """
 
-    def chosen(self, answer: Answer, image: int) -> int:
+    def chosen(self, answer: ModelOutput, image: int) -> int:
         if answer.logits.ndim == 2:
             return int(answer.logits[image].argmax())
         return _ranking(answer, image)[0]
 
-    def fixed(self, answer: Answer, image: int) -> Category:
+    def fixed(self, answer: ModelOutput, image: int) -> Category:
         return Category(self.chosen(answer, image))
 
 
@@ -113,7 +113,7 @@ class Ranked(ClassQuestion):
 
     rank: int
 
-    def chosen(self, answer: Answer, image: int) -> int:
+    def chosen(self, answer: ModelOutput, image: int) -> int:
         ranking, rank = _ranking(answer, image), self.rank
         if isinstance(rank, bool) or not isinstance(rank, int | np.integer) or not 0 <= rank < len(ranking):
             dense, many = answer.logits.ndim > 2, f"{len(ranking)} class{'es' * (len(ranking) > 1)}"
@@ -124,7 +124,7 @@ class Ranked(ClassQuestion):
             )
         return ranking[rank]
 
-    def fixed(self, answer: Answer, image: int) -> Category:
+    def fixed(self, answer: ModelOutput, image: int) -> Category:
         return Category(self.chosen(answer, image))
 
 
@@ -134,10 +134,10 @@ class OfEach(ClassQuestion):
 
     categories: tuple[int, ...]
 
-    def chosen(self, answer: Answer, image: int) -> int:
+    def chosen(self, answer: ModelOutput, image: int) -> int:
         return self.categories[image]
 
-    def fixed(self, answer: Answer, image: int) -> Category:
+    def fixed(self, answer: ModelOutput, image: int) -> Category:
         return Category(self.categories[image])
 
 
@@ -148,7 +148,7 @@ def top(count: int) -> list[Ranked]:
     return [Ranked(rank) for rank in range(count)]
 
 
-def _ranking(answer: Answer, image: int) -> list[int]:
+def _ranking(answer: ModelOutput, image: int) -> list[int]:
     """Order the classes of an image, the likeliest first. Raises TargetError where a dense model predicts none."""
     if answer.logits.ndim == 2:
         ordered = answer.logits[image].argsort(descending=True, stable=True).tolist()
@@ -176,28 +176,28 @@ class Probability(ClassQuestion):
     category: ClassLike
     independent: bool = False
 
-    def chosen(self, answer: Answer, image: int) -> int:
+    def chosen(self, answer: ModelOutput, image: int) -> int:
         return one_class(self.category).chosen(answer, image)
 
-    def read(self, logits: Tensor, answer: Answer) -> Tensor:
-        asked, scores = one_class(self.category), wide(logits)
+    def read(self, logits: Tensor, answer: ModelOutput) -> Tensor:
+        asked, scores = one_class(self.category), tree.full_precision(logits)
         if _alone(self.independent, logits, answer):
             return asked.read(scores, answer).sigmoid()
         return asked.read(scores.softmax(1), answer)
 
-    def named(self, answer: Answer, image: int) -> str:
+    def named(self, answer: ModelOutput, image: int) -> str:
         return f"probability of {one_class(self.category).named(answer, image)}"
 
-    def fixed(self, answer: Answer, image: int) -> "Probability":
+    def fixed(self, answer: ModelOutput, image: int) -> "Probability":
         return replace(self, category=one_class(self.category).fixed(answer, image))
 
     def with_parts(self, change: Change) -> "Probability":
         return replace(self, category=changed_class(self.category, change))
 
-    def notes(self, answer: Answer) -> Sequence[str]:
+    def notes(self, answer: ModelOutput) -> Sequence[str]:
         return self.doubts(answer, self.inside(answer) if answer.logits.ndim > 2 else None)
 
-    def doubts(self, answer: Answer, places: PixelSets | None = None) -> Sequence[str]:
+    def doubts(self, answer: ModelOutput, places: PixelSets | None = None) -> Sequence[str]:
         return _saturated(self, answer, places, "the gradient of a probability", both=True)
 
 
@@ -209,16 +209,16 @@ class LogProbability(Probability):
     Close to 1 it is nearly nothing as well, which a note says. Raises TargetError for what is no class.
     """
 
-    def read(self, logits: Tensor, answer: Answer) -> Tensor:
-        asked, scores = one_class(self.category), wide(logits)
+    def read(self, logits: Tensor, answer: ModelOutput) -> Tensor:
+        asked, scores = one_class(self.category), tree.full_precision(logits)
         if _alone(self.independent, logits, answer):
             return F.logsigmoid(asked.read(scores, answer))
         return asked.read(scores.log_softmax(1), answer)
 
-    def named(self, answer: Answer, image: int) -> str:
+    def named(self, answer: ModelOutput, image: int) -> str:
         return f"log-{super().named(answer, image)}"
 
-    def doubts(self, answer: Answer, places: PixelSets | None = None) -> Sequence[str]:
+    def doubts(self, answer: ModelOutput, places: PixelSets | None = None) -> Sequence[str]:
         own = Probability(self.category, self.independent)
         return _saturated(own, answer, places, "the gradient of its logarithm", both=False)
 
@@ -234,13 +234,13 @@ def one_class(category: ClassLike, what: str = "a probability is that of a class
     return question
 
 
-def _alone(independent: bool, logits: Tensor, answer: Answer) -> bool:
+def _alone(independent: bool, logits: Tensor, answer: ModelOutput) -> bool:
     """Tell whether the class's logit makes its probability by itself."""
     return independent or answer.each_alone or logits.shape[1] == 1
 
 
 def _saturated(
-    probability: Probability, answer: Answer, places: PixelSets | None, gradient: str, *, both: bool
+    probability: Probability, answer: ModelOutput, places: PixelSets | None, gradient: str, *, both: bool
 ) -> list[str]:
     """Say where a probability is so near to 1, or to ``both`` its ends, that little is left of its gradient."""
     with torch.no_grad():

@@ -8,18 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from glowmap import tree
 from glowmap.errors import TargetError
-from glowmap.outputs import Answer
+from glowmap.outputs import ModelOutput
 from glowmap.shapes import PixelSets, Scores
 from glowmap.targets._class import ClassQuestion
 from glowmap.targets._target import Target, in_images, settled
 from glowmap.targets.classes import Change, ClassLike, Predicted, as_class, changed_class, one_class
 from glowmap.targets.conversion import as_target
-from glowmap.tree import wide
 
 
 @dataclass(frozen=True)
-class Rather(ClassQuestion):
+class Contrast(ClassQuestion):
     """A class rather than another, or than several: its score minus theirs, or minus their mean.
 
     For a dense model at the same places, those predicted as ``this`` class. Each may be an index, a name or a question about a
@@ -29,46 +29,46 @@ class Rather(ClassQuestion):
     this: ClassLike
     than: ClassLike | Sequence[ClassLike]
 
-    def chosen(self, answer: Answer, image: int) -> int:
+    def chosen(self, answer: ModelOutput, image: int) -> int:
         return as_class(self.this).chosen(answer, image)
 
-    def read(self, logits: Tensor, answer: Answer) -> Tensor:
+    def read(self, logits: Tensor, answer: ModelOutput) -> Tensor:
         others = self._others()
         self._refuse_itself(answer)
         against = torch.stack([other.read(logits, answer) for other in others]).mean(0)
         return as_class(self.this).read(logits, answer) - against
 
-    def named(self, answer: Answer, image: int) -> str:
+    def named(self, answer: ModelOutput, image: int) -> str:
         *first, last = [other.named(answer, image) for other in self._others()]
         others = f"{', '.join(first)} or {last}" if first else last
         return f"{as_class(self.this).named(answer, image)} rather than {others}"
 
-    def inside(self, answer: Answer) -> PixelSets:
+    def inside(self, answer: ModelOutput) -> PixelSets:
         return as_class(self.this).inside(answer)
 
-    def fixed(self, answer: Answer, image: int) -> "Rather":
-        return Rather(as_class(self.this).fixed(answer, image), [one.fixed(answer, image) for one in self._others()])
+    def fixed(self, answer: ModelOutput, image: int) -> "Contrast":
+        return Contrast(as_class(self.this).fixed(answer, image), [one.fixed(answer, image) for one in self._others()])
 
-    def notes(self, answer: Answer) -> list[str]:
+    def notes(self, answer: ModelOutput) -> list[str]:
         places = self.inside(answer) if answer.logits.ndim > 2 else None
         return [note for one in (as_class(self.this), *self._others()) for note in one.doubts(answer, places)]
 
-    def with_parts(self, change: Change) -> "Rather":
-        return Rather(changed_class(self.this, change), [changed_class(one, change) for one in self._listed()])
+    def with_parts(self, change: Change) -> "Contrast":
+        return Contrast(changed_class(self.this, change), [changed_class(one, change) for one in self._listed()])
 
     def _listed(self) -> list[ClassLike]:
         listed: list[Any] = [*self.than] if isinstance(self.than, list | tuple) else [self.than]
         if not listed:
-            raise TargetError("a class rather than no other; give at least one: targets.Rather(this, [other, ...])")
+            raise TargetError("a class rather than no other; give at least one: targets.Contrast(this, [other, ...])")
         return listed
 
     def _others(self) -> list[ClassQuestion]:
         return [as_class(one) for one in self._listed()]
 
-    def _refuse_itself(self, answer: Answer) -> None:
+    def _refuse_itself(self, answer: ModelOutput) -> None:
         one = as_class(self.this)
         for other in self._others():
-            if any(isinstance(part, Rather | Finer | _Weighed) for part in (one, other)):
+            if any(isinstance(part, Contrast | Finer | _Weighed) for part in (one, other)):
                 continue  # which are about more than the one class
             same = [i for i in range(answer.batch) if one.chosen(answer, i) == other.chosen(answer, i)]
             if same:
@@ -93,15 +93,15 @@ class Finer(ClassQuestion):
     rivals: int = 3
     weight: float = 1.0
 
-    def chosen(self, answer: Answer, image: int) -> int:
+    def chosen(self, answer: ModelOutput, image: int) -> int:
         return self._asked().chosen(answer, image)
 
-    def read(self, logits: Tensor, answer: Answer) -> Tensor:
+    def read(self, logits: Tensor, answer: ModelOutput) -> Tensor:
         classes, weights = self._nearest(logits, self.indices(answer).to(logits.device))
         own = self._asked().read(logits, answer)
-        return own - self.weight * (wide(logits).gather(1, classes) * weights).sum(1)
+        return own - self.weight * (tree.full_precision(logits).gather(1, classes) * weights).sum(1)
 
-    def named(self, answer: Answer, image: int) -> str:
+    def named(self, answer: ModelOutput, image: int) -> str:
         own = self._asked().named(answer, image)
         if answer.logits.ndim > 2:
             return f"{own} rather than its rivals"
@@ -109,10 +109,10 @@ class Finer(ClassQuestion):
         *first, last = [answer.name(int(rival)) for rival in classes[0]]
         return f"{own} rather than {', '.join(first)} or {last}" if first else f"{own} rather than {last}"
 
-    def inside(self, answer: Answer) -> PixelSets:
+    def inside(self, answer: ModelOutput) -> PixelSets:
         return self._asked().inside(answer)
 
-    def fixed(self, answer: Answer, image: int) -> ClassQuestion:
+    def fixed(self, answer: ModelOutput, image: int) -> ClassQuestion:
         chosen = torch.tensor([self.chosen(answer, image)])
         classes, weights = self._nearest(answer.logits[image : image + 1], chosen.to(answer.logits.device))
         return _Weighed(int(chosen), classes[0], self.weight * weights[0], self.named(answer, image))
@@ -132,7 +132,7 @@ class Finer(ClassQuestion):
             raise TargetError(f"the rivals' weight is a number, not {self.weight!r}; give one, 1 for all of them")
         if count < 2:
             raise TargetError("the model has one class, which has no rivals; ask about the class alone")
-        scores = wide(logits.detach())
+        scores = tree.full_precision(logits.detach())
         own = chosen.reshape(-1, *[1] * (scores.ndim - 1)).expand(-1, 1, *scores.shape[2:])
         far = (scores - scores.gather(1, own)).abs().scatter(1, own, torch.inf)
         classes = far.topk(min(int(self.rivals), count - 1), 1, largest=False).indices
@@ -149,14 +149,14 @@ class _Weighed(ClassQuestion):
     weights: Tensor
     called: str
 
-    def chosen(self, answer: Answer, image: int) -> int:
+    def chosen(self, answer: ModelOutput, image: int) -> int:
         return self.category
 
-    def read(self, logits: Tensor, answer: Answer) -> Tensor:
-        rivals = wide(logits).gather(1, self.classes.expand(len(logits), *self.classes.shape))
+    def read(self, logits: Tensor, answer: ModelOutput) -> Tensor:
+        rivals = tree.full_precision(logits).gather(1, self.classes.expand(len(logits), *self.classes.shape))
         return logits[:, self.category] - (rivals * self.weights).sum(1)
 
-    def named(self, answer: Answer, image: int) -> str:
+    def named(self, answer: ModelOutput, image: int) -> str:
         return self.called
 
 
@@ -170,17 +170,17 @@ class Not:
 
     target: Any = None
 
-    def score(self, answer: Answer) -> Scores:
+    def score(self, answer: ModelOutput) -> Scores:
         return -self._asked().score(answer)
 
-    def wording(self, answer: Answer, image: int) -> str:
+    def wording(self, answer: ModelOutput, image: int) -> str:
         asked = self._asked()
         if isinstance(asked, Not):
             return asked._asked().wording(answer, image)
         wording = asked.wording(answer, image)
         return f"not ({wording})" if " rather than " in wording else f"not {wording}"
 
-    def settled(self, answer: Answer, image: int) -> "Not":
+    def settled(self, answer: ModelOutput, image: int) -> "Not":
         return Not(settled(self._asked(), answer, image))
 
     def with_parts(self, change: Change) -> "Not":

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from glowmap.errors import TargetError, told
-from glowmap.outputs import Answer
+from glowmap.outputs import ModelOutput
 from glowmap.shapes import Scores
 from glowmap.targets._target import Mark, Target, checked, leaves, marks_of, notes_of, settled
 from glowmap.targets.classes import Category, Predicted
@@ -31,7 +31,7 @@ class Each:
             raise TargetError(f"Each takes a list of questions, one for each image, not {self.questions!r}")
         return [as_target(question) for question in self.questions]
 
-    def _targets(self, answer: Answer) -> list[Target]:
+    def _targets(self, answer: ModelOutput) -> list[Target]:
         if len(self._all) != answer.batch:
             raise TargetError(f"{len(self._all)} targets for {answer.batch} images; give one target for each image")
         return self._all
@@ -40,44 +40,44 @@ class Each:
         """List the questions."""
         return self._all
 
-    def of(self, answer: Answer, image: int) -> Target:
+    def of(self, answer: ModelOutput, image: int) -> Target:
         """Tell which question an image gets."""
         return self._targets(answer)[image]
 
-    def score(self, answer: Answer) -> Scores:
+    def score(self, answer: ModelOutput) -> Scores:
         return torch.stack([self._score(answer, target, i) for i, target in enumerate(self._targets(answer))])
 
-    def _score(self, answer: Answer, target: Target, image: int) -> Tensor:
+    def _score(self, answer: ModelOutput, target: Target, image: int) -> Tensor:
         if by_callable(target):  # what it reads is its own affair, so it gets all and its image is picked after
             return checked(target.score(answer), answer.batch, target.wording(answer, image))[image]
         return target.score(answer.only(image))[0]
 
-    def settled(self, answer: Answer, image: int) -> Target:
+    def settled(self, answer: ModelOutput, image: int) -> Target:
         target = self.of(answer, image)
         return settled(target, answer, image) if by_callable(target) else settled(target, answer.only(image), 0)
 
-    def notes(self, answer: Answer) -> list[str]:
+    def notes(self, answer: ModelOutput) -> list[str]:
         several = [(image, notes_of(target, answer.only(image))) for image, target in enumerate(self._targets(answer))]
         return [f"{note} (image {image})" if answer.batch > 1 else note for image, notes in several for note in notes]
 
     def with_parts(self, change: Callable[[Target], Target]) -> "Each":
         return Each([change(question) for question in self._all])
 
-    def mark(self, answer: Answer, image: int) -> Sequence[Mark]:
+    def mark(self, answer: ModelOutput, image: int) -> Sequence[Mark]:
         return marks_of(self.of(answer, image), answer.only(image), 0)
 
-    def wording(self, answer: Answer, image: int) -> str:
+    def wording(self, answer: ModelOutput, image: int) -> str:
         target = self._targets(answer)[image]
         return target.wording(answer if by_callable(target) else answer.only(image), 0)
 
 
 @dataclass(frozen=True)
-class Custom:
+class FunctionTarget:
     """A callable of the user's own, from the model's raw output to one score per image."""
 
     function: Callable[[Any], Tensor]
 
-    def score(self, answer: Answer) -> Any:  # held to the contract by checked()
+    def score(self, answer: ModelOutput) -> Any:  # held to the contract by checked()
         try:
             return self.function(answer.raw)
         except Exception as error:
@@ -86,13 +86,13 @@ class Custom:
                 f"it is called with the raw output of {answer.model}, here {type(answer.raw).__name__}"
             ) from error
 
-    def wording(self, answer: Answer, image: int) -> str:
+    def wording(self, answer: ModelOutput, image: int) -> str:
         return getattr(self.function, "__name__", type(self.function).__name__)
 
 
 def by_callable(question: Target) -> bool:
     """Tell whether a question, or a part of it, is a callable of the user's own, which reads the output of the whole batch."""
-    return any(isinstance(one, Custom) for one in leaves(question))
+    return any(isinstance(one, FunctionTarget) for one in leaves(question))
 
 
 # One question, as people put it. A list or tuple of these asks several.
@@ -118,7 +118,7 @@ def as_target(question: Any) -> Target:
     if isinstance(question, Tensor | np.ndarray):
         return _labels(question)
     if callable(question):
-        return Custom(question)
+        return FunctionTarget(question)
     raise TargetError(
         f"a target is a class index or name, a question of glowmap.targets, a callable, or a list of those, not "
         f"{type(question).__name__}"

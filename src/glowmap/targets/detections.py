@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from glowmap.errors import TargetError
-from glowmap.outputs import Answer, Found, in_shares
+from glowmap.outputs import Found, ModelOutput, in_shares
 from glowmap.registry import near_names
 from glowmap.shapes import Scores
 from glowmap.targets._candidate import (
@@ -36,7 +36,7 @@ _SHOWN = 5  # of the detections, where an error says what was found
 
 
 @dataclass(frozen=True)
-class Detected:
+class Detection:
     """One detection of those that a detector kept (the surest is 0): its score before suppression, or where its box ends.
 
     ``of`` is what of it is asked about: "class", the logit of its class; "objectness", the logit of there being an object at
@@ -44,7 +44,7 @@ class Detected:
     they are positive, of a model whose candidates have masks of their own; or "left", "top", "right", "bottom",
     "width" or "height" of its box, in pixels of the input, before the box is cut off at the picture's edges. ``category`` asks
     how much the same candidate speaks for another class, an index or a name, or puts any question about classes to it:
-    ``Rather("car", "bus")``. In changed images the candidate is followed: by its number where that is an anchor or a cell, else
+    ``Contrast("car", "bus")``. In changed images the candidate is followed: by its number where that is an anchor or a cell, else
     by its mask or its box (the largest overlap, IoU; of equal ones itself, else the likelier).
 
     The layer found for it is the last through which all passes that is said of this candidate, class and box alike: the level of
@@ -65,11 +65,11 @@ class Detected:
             )
         _refuse_odd(self.of, self.category)
 
-    def score(self, answer: Answer) -> Scores:
+    def score(self, answer: ModelOutput) -> Scores:
         several = [self._found(answer, image) for image in range(answer.batch)]
         return torch.stack([_value(answer, image, found, self) for image, found in enumerate(several)])
 
-    def wording(self, answer: Answer, image: int) -> str:
+    def wording(self, answer: ModelOutput, image: int) -> str:
         found = self._found(answer, image)
         named = f"{answer.name(found.category)} {found.score:.2f}"
         if self.category is not None:
@@ -78,24 +78,24 @@ class Detected:
         part = "" if self.of == "class" else f"{self.of} of "
         return f"{part}{named} (box {self.number})"
 
-    def settled(self, answer: Answer, image: int) -> Target:
+    def settled(self, answer: ModelOutput, image: int) -> Target:
         return _followed(answer, image, self._found(answer, image), self, self.wording(answer, image))
 
-    def said(self, answer: Answer) -> Tensor:
+    def said(self, answer: ModelOutput) -> Tensor:
         several = [self._found(answer, image) for image in range(answer.batch)]
         return torch.stack([said_of(answer, image, found, self.of) for image, found in enumerate(several)]).sum(0)
 
-    def found_as(self, first: Callable[[], Answer]) -> Hashable:
+    def found_as(self, first: Callable[[], ModelOutput]) -> Hashable:
         answer = first()
         return levels_of(answer, [self._found(answer, image) for image in range(answer.batch)], self.of)
 
-    def of_places(self, answer: Answer) -> bool:
+    def of_places(self, answer: ModelOutput) -> bool:
         return True
 
-    def mark(self, answer: Answer, image: int) -> Mark:
+    def mark(self, answer: ModelOutput, image: int) -> Mark:
         return Mark(box=in_shares(self._found(answer, image).box, answer.input_size))
 
-    def notes(self, answer: Answer) -> list[str]:
+    def notes(self, answer: ModelOutput) -> list[str]:
         several = [self._found(answer, image) for image in range(answer.batch)]
         cut = [image for image, found in enumerate(several) if is_cut(answer, image, found, self.of)]
         return [
@@ -104,7 +104,7 @@ class Detected:
             for image in cut
         ]
 
-    def _found(self, answer: Answer, image: int) -> Found:
+    def _found(self, answer: ModelOutput, image: int) -> Found:
         several = answer.candidates.found[image]
         if self.number < len(several):
             return _known(answer, several[self.number])
@@ -117,10 +117,10 @@ class Detected:
 
 
 @dataclass(frozen=True)
-class AllDetected:
+class AllDetections:
     """All detections that were found with at least the score ``above``, of one class where ``category`` names it: their sum.
 
-    ``of`` is what of them is summed, as in :class:`Detected`. Raises TargetError where there is none, with the highest score.
+    ``of`` is what of them is summed, as in :class:`Detection`. Raises TargetError where there is none, with the highest score.
     """
 
     above: int | float = 0.5
@@ -134,7 +134,7 @@ class AllDetected:
             )
         _refuse_odd(self.of, None)
 
-    def score(self, answer: Answer) -> Scores:
+    def score(self, answer: ModelOutput) -> Scores:
         return torch.stack(
             [
                 torch.stack([_value(answer, image, found, self) for found in self._found(answer, image)]).sum()
@@ -142,19 +142,19 @@ class AllDetected:
             ]
         )
 
-    def wording(self, answer: Answer, image: int) -> str:
+    def wording(self, answer: ModelOutput, image: int) -> str:
         count = len(self._found(answer, image))
         part = "" if self.of == "class" else f"{self.of} of "
         named = "" if self.category is None else f"{answer.name(answer.index(self.category))}, "
         return f"{part}{named}{count} box{'es' * (count > 1)} of at least {self.above:g}"
 
-    def settled(self, answer: Answer, image: int) -> Target:
+    def settled(self, answer: ModelOutput, image: int) -> Target:
         wording = self.wording(answer, image)
         return _Together(
             tuple(_followed(answer, image, found, self, wording) for found in self._found(answer, image)), wording
         )
 
-    def said(self, answer: Answer) -> Tensor:
+    def said(self, answer: ModelOutput) -> Tensor:
         return torch.stack(
             [
                 said_of(answer, image, found, self.of)
@@ -163,18 +163,18 @@ class AllDetected:
             ]
         ).sum(0)
 
-    def found_as(self, first: Callable[[], Answer]) -> Hashable:
+    def found_as(self, first: Callable[[], ModelOutput]) -> Hashable:
         answer = first()
         levels = [levels_of(answer, [found], self.of) for found in self._found(answer, 0)]
         return levels[0] if answer.batch == 1 and len(set(levels)) == 1 else None
 
-    def mark(self, answer: Answer, image: int) -> list[Mark]:
+    def mark(self, answer: ModelOutput, image: int) -> list[Mark]:
         return [Mark(box=in_shares(found.box, answer.input_size)) for found in self._found(answer, image)]
 
-    def of_places(self, answer: Answer) -> bool:
+    def of_places(self, answer: ModelOutput) -> bool:
         return True
 
-    def _found(self, answer: Answer, image: int) -> list[Found]:
+    def _found(self, answer: ModelOutput, image: int) -> list[Found]:
         several = answer.candidates.found[image]
         if not several:
             raise TargetError(_nothing(answer, image))
@@ -190,7 +190,7 @@ class AllDetected:
         if not sure:
             raise TargetError(
                 f"{answer.model} found nothing with a score of at least {self.above:g}{in_image(answer, image)}: the highest is "
-                f"{max(found.score for found in fitting):.2g}; ask above a lower one: AllDetected(above=...)"
+                f"{max(found.score for found in fitting):.2g}; ask above a lower one: AllDetections(above=...)"
             )
         return sure
 
@@ -207,16 +207,16 @@ class _Followed:
     called: str
     inside: Tensor | None = None  # where its mask was
 
-    def score(self, answer: Answer) -> Scores:
+    def score(self, answer: ModelOutput) -> Scores:
         return torch.stack([_value(answer, image, self._now(answer, image), self) for image in range(answer.batch)])
 
-    def wording(self, answer: Answer, image: int) -> str:
+    def wording(self, answer: ModelOutput, image: int) -> str:
         return self.called
 
-    def of_places(self, answer: Answer) -> bool:
+    def of_places(self, answer: ModelOutput) -> bool:
         return True
 
-    def _now(self, answer: Answer, image: int) -> Found:
+    def _now(self, answer: ModelOutput, image: int) -> Found:
         candidates = answer.candidates
         if self.candidate is not None:
             return self.found
@@ -242,20 +242,20 @@ class _Together:
     parts: tuple[Target, ...]
     called: str
 
-    def score(self, answer: Answer) -> Scores:
+    def score(self, answer: ModelOutput) -> Scores:
         return torch.stack([part.score(answer) for part in self.parts]).sum(0)
 
-    def wording(self, answer: Answer, image: int) -> str:
+    def wording(self, answer: ModelOutput, image: int) -> str:
         return self.called
 
-    def of_places(self, answer: Answer) -> bool:
+    def of_places(self, answer: ModelOutput) -> bool:
         return True
 
 
-def _value(answer: Answer, image: int, found: Found, asked: Any) -> Tensor:
+def _value(answer: ModelOutput, image: int, found: Found, asked: Any) -> Tensor:
     """Give what is asked ``of`` a candidate, or how it answers a question about classes."""
     candidates, candidate = answer.candidates, found.candidate
-    if isinstance(asked, Detected | _Followed) and asked.category is not None:
+    if isinstance(asked, Detection | _Followed) and asked.category is not None:
         return category_of(asked.category, found).score(classes_of(answer, image, candidate))[0]
     if asked.of == "class":
         return candidates.logits[image][candidate, found.category]
@@ -275,20 +275,20 @@ def _value(answer: Answer, image: int, found: Found, asked: Any) -> Tensor:
     return SIDES[asked.of](box)
 
 
-def _followed(answer: Answer, image: int, found: Found, asked: Any, wording: str) -> _Followed:
+def _followed(answer: ModelOutput, image: int, found: Found, asked: Any, wording: str) -> _Followed:
     kept = found.candidate if answer.candidates.anchored else None
-    category = asked.category if isinstance(asked, Detected) else None
+    category = asked.category if isinstance(asked, Detection) else None
     if category is not None:
         category = category_of(category, found).fixed(classes_of(answer, image, found.candidate), 0)
     inside = None if answer.candidates.masks is None else mask_of(answer, image, found).detach() > 0
     return _Followed(kept, found, box_of(answer, image, found).detach(), asked.of, category, wording, inside)
 
 
-def _known(answer: Answer, found: Found) -> Found:
+def _known(answer: ModelOutput, found: Found) -> Found:
     if found.candidate is None:
         raise TargetError(
             f"which candidate became {spelled(answer, found)} cannot be told, as the suppression of {answer.model} changes boxes "
-            "or scores; use targets.Detection with d_rise, or target=a callable from the output to one score per image"
+            "or scores; use targets.SimilarDetection with d_rise, or target=a callable from the output to one score per image"
         )
     return found
 
@@ -303,21 +303,21 @@ def _refuse_odd(of: Any, category: Any) -> None:
         as_class(category)  # which refuses what is none
 
 
-def _nothing(answer: Answer, image: int) -> str:
+def _nothing(answer: ModelOutput, image: int) -> str:
     return (
         f"{answer.model} found nothing{in_image(answer, image)}; give another picture, lower the model's score threshold "
         "(score_thresh, of R-CNNs roi_heads.score_thresh), or ask about a class: its score is that of the likeliest candidate"
     )
 
 
-def _listed(answer: Answer, image: int) -> str:
+def _listed(answer: ModelOutput, image: int) -> str:
     several = answer.candidates.found[image]
     first = "; ".join(f"{number}: {spelled(answer, found)}" for number, found in enumerate(several[:_SHOWN]))
     return first + ("; ..." if len(several) > _SHOWN else "")
 
 
 @dataclass(frozen=True)
-class Detection:
+class SimilarDetection:
     """How like one detection the likest one found is: its overlap (IoU) times its score, if it is of the same class.
 
     ``box`` is left, top, right, bottom in the pixels of the detector's input; ``category`` the label as the model gives it, or
@@ -329,21 +329,21 @@ class Detection:
     category: Any
     box: Any
 
-    def score(self, answer: Answer) -> Scores:
+    def score(self, answer: ModelOutput) -> Scores:
         found = _detections(answer)
         label, box = self._label(answer), self._box()
         return torch.stack([_likeness(one, label, box) for one in found])
 
-    def wording(self, answer: Answer, image: int) -> str:
+    def wording(self, answer: ModelOutput, image: int) -> str:
         corners = ", ".join(f"{corner:.0f}" for corner in self._box().tolist())
         label = self._label(answer)
         named = answer.class_names is not None and label < len(answer.class_names)
         return f"{answer.name(label) if named else f'class {label}'} at {corners}"
 
-    def mark(self, answer: Answer, image: int) -> Mark:
+    def mark(self, answer: ModelOutput, image: int) -> Mark:
         return Mark(box=in_shares(self._box().tolist(), answer.input_size))
 
-    def _label(self, answer: Answer) -> int:
+    def _label(self, answer: ModelOutput) -> int:
         if not isinstance(self.category, str):
             if isinstance(self.category, bool) or not isinstance(self.category, int | np.integer):
                 raise TargetError(
@@ -365,7 +365,7 @@ class Detection:
         return box
 
 
-def _detections(answer: Answer) -> Sequence[Mapping[str, Tensor]]:
+def _detections(answer: ModelOutput) -> Sequence[Mapping[str, Tensor]]:
     raw: Any = answer.raw
     parts = {"boxes", "labels", "scores"}
     fits = isinstance(raw, list | tuple) and all(isinstance(one, Mapping) and parts <= set(one) for one in raw)

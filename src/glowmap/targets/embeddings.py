@@ -9,18 +9,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from glowmap import tree
 from glowmap.errors import TargetError
-from glowmap.outputs import Answer
+from glowmap.outputs import ModelOutput
 from glowmap.shapes import Scores, crossed
 from glowmap.targets._target import in_images
-from glowmap.tree import wide
 
 Vector: TypeAlias = Tensor | NDArray[Any] | Sequence[Any]
 _THE_SAME = 1e-5  # how near to 1 a cosine is at its top but for rounding
 
 
 @dataclass(frozen=True)
-class Watched:
+class LayerOutput:
     """What a layer put out in one run: the tensor itself, and as images x channel, followed by its places where it has some."""
 
     output: Tensor
@@ -47,12 +47,12 @@ class Similar:
             )
         return Prototype(other[0], self.name)
 
-    def score(self, answer: Answer) -> NoReturn:
+    def score(self, answer: ModelOutput) -> NoReturn:
         raise TargetError(
             "the other picture has not been embedded; ask through glowmap.explain(model, images, target=...)"
         )
 
-    def wording(self, answer: Answer, image: int) -> str:
+    def wording(self, answer: ModelOutput, image: int) -> str:
         return f"similar to {self.name}"
 
 
@@ -71,25 +71,25 @@ class Prototype:
     )  # asked about changed pictures, which may excite nothing
     ranks: ClassVar[bool] = False
 
-    def score(self, answer: Answer) -> Scores:
+    def score(self, answer: ModelOutput) -> Scores:
         return self._cosine(answer)
 
-    def settled(self, answer: Answer, image: int) -> "Prototype":
+    def settled(self, answer: ModelOutput, image: int) -> "Prototype":
         return replace(self, again=True)
 
-    def wording(self, answer: Answer, image: int) -> str:
+    def wording(self, answer: ModelOutput, image: int) -> str:
         return f"similar to {self.name}"
 
-    def said(self, answer: Answer) -> Tensor:
+    def said(self, answer: ModelOutput) -> Tensor:
         return _signed(answer.embedding)
 
-    def of_places(self, answer: Answer) -> bool:
+    def of_places(self, answer: ModelOutput) -> bool:
         return False
 
     def found_as(self, _first: Any) -> tuple[str | None, int]:
         return None, 0  # as all that ask about the embedding
 
-    def notes(self, answer: Answer) -> list[str]:
+    def notes(self, answer: ModelOutput) -> list[str]:
         same = [image for image, one in enumerate(self._cosine(answer).tolist()) if one > 1 - _THE_SAME]
         if not same:
             return [*answer.doubt_embedding(answer)]
@@ -100,8 +100,8 @@ class Prototype:
             "rounding; use a method that asks again (rise, occlusion, ablation_cam), or give another picture",
         ]
 
-    def _cosine(self, answer: Answer) -> Tensor:
-        embedding = wide(answer.embedding)
+    def _cosine(self, answer: ModelOutput) -> Tensor:
+        embedding = tree.full_precision(answer.embedding)
         vector = _vector(self.vector, self.name, mean=True).to(embedding)
         _check_length(len(vector), embedding.shape[1], self.name, f"the embedding of {answer.model}")
         lengths = torch.linalg.vector_norm(embedding, dim=1)
@@ -129,21 +129,21 @@ class Direction:
     name: str = "direction"
     ranks: ClassVar[bool] = False
 
-    def score(self, answer: Answer) -> Scores:
+    def score(self, answer: ModelOutput) -> Scores:
         vector = _vector(self.vector, self.name)
         features = self._features(answer, len(vector))
         return torch.mv(features, _unit_long(vector.to(features)))
 
-    def wording(self, answer: Answer, image: int) -> str:
+    def wording(self, answer: ModelOutput, image: int) -> str:
         return self.name if self.layer is None else f"{self.name} at {self.layer}"
 
     def watches(self) -> tuple[str, ...]:
         return _watching(self.layer)
 
-    def said(self, answer: Answer) -> Tensor:
+    def said(self, answer: ModelOutput) -> Tensor:
         return _signed(self._features(answer, len(_vector(self.vector, self.name))))
 
-    def of_places(self, answer: Answer) -> bool:
+    def of_places(self, answer: ModelOutput) -> bool:
         if self.layer is None:
             return False
         watched = _watched(answer, self.layer)
@@ -152,19 +152,19 @@ class Direction:
     def found_as(self, _first: Any) -> tuple[str | None, int]:
         return self.layer, 0 if self.layer is None else len(_vector(self.vector, self.name))
 
-    def notes(self, answer: Answer) -> list[str]:
+    def notes(self, answer: ModelOutput) -> list[str]:
         return [*answer.doubt_embedding(answer)] if self.layer is None else []
 
-    def _features(self, answer: Answer, length: int) -> Tensor:
+    def _features(self, answer: ModelOutput, length: int) -> Tensor:
         if self.layer is None:
             _check_length(length, answer.embedding.shape[1], self.name, f"the embedding of {answer.model}")
-            return wide(answer.embedding)
+            return tree.full_precision(answer.embedding)
         watched = _watched(answer, self.layer)
         pooled, flat = _pooled(watched), watched.output.flatten(1)
         if length == pooled.shape[1]:
             return pooled
         if watched.maps.ndim > 2 and length == flat.shape[1] and len(flat) == answer.batch:
-            return wide(flat)
+            return tree.full_precision(flat)
         raise TargetError(
             f"{self.name} has {length} numbers, but layer {self.layer!r} has {pooled.shape[1]} channels and {flat.shape[1]} "
             f"numbers in all ({crossed(watched.output.shape[1:])}); give a vector of either length"
@@ -184,23 +184,23 @@ class Unit:
     place: Literal["max"] | tuple[int, ...] | None = None
     ranks: ClassVar[bool] = False
 
-    def score(self, answer: Answer) -> Scores:
+    def score(self, answer: ModelOutput) -> Scores:
         if self.place is None:
             return self._units(answer)[:, self._unit(answer)]
-        channel = wide(self._places(answer)[:, self._unit(answer)])
+        channel = tree.full_precision(self._places(answer)[:, self._unit(answer)])
         if self.place == "max":
             return channel.flatten(1).amax(1)
         for number in self._cell(answer):
             channel = channel[:, number]
         return channel
 
-    def wording(self, answer: Answer, image: int) -> str:
+    def wording(self, answer: ModelOutput, image: int) -> str:
         if self.layer is None:
             return f"unit {self.index} of the embedding"
         where = "" if self.place is None else " at its highest" if self.place == "max" else f" at {self.place}"
         return f"unit {self.index} of {self.layer}{where}"
 
-    def settled(self, answer: Answer, image: int) -> "Unit":
+    def settled(self, answer: ModelOutput, image: int) -> "Unit":
         if self.place != "max":
             return self
         channel = self._places(answer)[image, self._unit(answer)].detach()
@@ -210,22 +210,22 @@ class Unit:
     def watches(self) -> tuple[str, ...]:
         return _watching(self.layer)
 
-    def said(self, answer: Answer) -> Tensor:
+    def said(self, answer: ModelOutput) -> Tensor:
         return _signed(self._units(answer))
 
-    def of_places(self, answer: Answer) -> bool:
+    def of_places(self, answer: ModelOutput) -> bool:
         return self.place is not None
 
     def found_as(self, _first: Any) -> tuple[str | None, int]:
         return self.layer, 0
 
-    def notes(self, answer: Answer) -> list[str]:
+    def notes(self, answer: ModelOutput) -> list[str]:
         return [*answer.doubt_embedding(answer)] if self.layer is None else []
 
-    def _units(self, answer: Answer) -> Tensor:
-        return wide(answer.embedding) if self.layer is None else _pooled(_watched(answer, self.layer))
+    def _units(self, answer: ModelOutput) -> Tensor:
+        return tree.full_precision(answer.embedding) if self.layer is None else _pooled(_watched(answer, self.layer))
 
-    def _unit(self, answer: Answer) -> int:
+    def _unit(self, answer: ModelOutput) -> int:
         count, where = self._units(answer).shape[1], self.layer or f"the embedding of {answer.model}"
         if not isinstance(self.index, int | np.integer) or isinstance(self.index, bool):
             raise TargetError(f"a unit is told by its number, not by {self.index!r}; give one from 0 to {count - 1}")
@@ -233,7 +233,7 @@ class Unit:
             raise TargetError(f"no unit {self.index} in {where}; give one from 0 to {count - 1}")
         return int(self.index)
 
-    def _places(self, answer: Answer) -> Tensor:
+    def _places(self, answer: ModelOutput) -> Tensor:
         maps = None if self.layer is None else _watched(answer, self.layer).maps
         if maps is None or maps.ndim < 3:
             where = "the embedding" if self.layer is None else f"the output of layer {self.layer!r}"
@@ -243,7 +243,7 @@ class Unit:
             )
         return maps
 
-    def _cell(self, answer: Answer) -> tuple[int, ...]:
+    def _cell(self, answer: ModelOutput) -> tuple[int, ...]:
         grid, place = tuple(self._places(answer).shape[2:]), self.place
         if (
             not isinstance(place, tuple | list)
@@ -264,7 +264,7 @@ def _watching(layer: Any) -> tuple[str, ...]:
     return () if layer is None else (layer,)
 
 
-def _watched(answer: Answer, layer: str) -> Watched:
+def _watched(answer: ModelOutput, layer: str) -> LayerOutput:
     """Find the run of a layer that is meant: the one that its name says ("body#2"), or the last."""
     plain, _, number = layer.partition("#")
     runs = answer.inside.get(layer, ())
@@ -274,12 +274,12 @@ def _watched(answer: Answer, layer: str) -> Watched:
         )
     if number and int(number) > len(runs):
         raise TargetError(f"layer {plain!r} ran {len(runs)} times, so there is no {layer!r}; name {plain}#{len(runs)}")
-    watched: Watched = runs[int(number) - 1 if number else -1]
+    watched: LayerOutput = runs[int(number) - 1 if number else -1]
     return watched
 
 
-def _pooled(watched: Watched) -> Tensor:
-    maps = wide(watched.maps)
+def _pooled(watched: LayerOutput) -> Tensor:
+    maps = tree.full_precision(watched.maps)
     return maps.flatten(2).mean(2) if maps.ndim > 2 else maps
 
 
@@ -291,7 +291,7 @@ def _vector(given: Vector, name: str, *, mean: bool = False) -> Tensor:
         raise TargetError(f"{name} is a vector of numbers, one a feature, not {type(given).__name__}") from None
     if vector.is_complex() or vector.dtype == torch.bool:
         raise TargetError(f"{name} is a vector of real numbers, not of {vector.dtype}")
-    vector = wide(vector)
+    vector = tree.full_precision(vector)
     if mean and vector.ndim == 2 and len(vector):
         vector = vector.mean(0)
     if vector.ndim != 1 or not len(vector):
@@ -316,4 +316,4 @@ def _check_length(length: int, features: int, name: str, whose: str) -> None:
 def _signed(features: Tensor) -> Tensor:
     """Add features up with a sign of its own for each, so that none cancels another: by this a layer is found."""
     signs = torch.randint(0, 2, features.shape[1:], generator=torch.Generator().manual_seed(0)) * 2 - 1
-    return (wide(features) * signs.to(features.device)).sum()
+    return (tree.full_precision(features) * signs.to(features.device)).sum()

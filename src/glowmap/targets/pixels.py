@@ -10,11 +10,11 @@ from torch import Tensor
 
 from glowmap.errors import TargetError
 from glowmap.inputs import Mask, parts_seen, read_masks
-from glowmap.outputs import Answer, background_class
+from glowmap.outputs import ModelOutput, background_class
 from glowmap.shapes import PixelSets, Scores, crossed
-from glowmap.targets._class import ClassQuestion, Places, score_at
+from glowmap.targets._class import ClassQuestion, PinnedPixels, score_at
 from glowmap.targets._target import Mark, changed, in_images, of_nothing
-from glowmap.targets.classes import Change, ClassLike, OfEach, Predicted, Value, as_class, changed_class
+from glowmap.targets.classes import Change, ClassLike, OfEach, OutputValue, Predicted, as_class, changed_class
 from glowmap.targets.regions import At, Object, Point, Region, ring, shares_at
 
 
@@ -22,7 +22,7 @@ from glowmap.targets.regions import At, Object, Point, Region, ring, shares_at
 class Pixels:
     """A class at a set of pixels: the sum of its logits there (Vinogradova et al. 2020, arXiv:2002.11434, eq. 2).
 
-    ``category`` is an index, a name or a question about a class, such as ``Rather("car", "bus")``, whose score is then summed.
+    ``category`` is an index, a name or a question about a class, such as ``Contrast("car", "bus")``, whose score is then summed.
     ``where`` is a region (``At(x, y)``, ``Point(x, y)``, ``Object(number)``) or a mask: rows x columns, or batch x rows x columns
     for a mask an image; non-zero is inside. A mask has the size of the picture as it was given, of the model's input, or of its
     output. One that has the picture's size (the size of all of them, where it is one mask for all) marks places of the picture,
@@ -41,11 +41,11 @@ class Pixels:
     _: KW_ONLY
     border: int = 0
 
-    def score(self, answer: Answer) -> Scores:
+    def score(self, answer: ModelOutput) -> Scores:
         inside = self._inside(answer)
         return score_at(self._asked(answer), answer, inside, self._around(answer, inside))
 
-    def wording(self, answer: Answer, image: int) -> str:
+    def wording(self, answer: ModelOutput, image: int) -> str:
         question = self._asked(answer)
         name = question.named(answer, image)
         if isinstance(self.where, Region):
@@ -56,19 +56,19 @@ class Pixels:
             name += " (predicted pixels)"
         return name + ", set off from its border" * bool(self.border)
 
-    def settled(self, answer: Answer, image: int) -> Places:
+    def settled(self, answer: ModelOutput, image: int) -> PinnedPixels:
         inside = self._inside(answer)
         around = self._around(answer, inside)
         one = self._asked(answer).fixed(answer, image)
-        return Places(one, inside[image], None if around is None else around[image], self.wording(answer, image))
+        return PinnedPixels(one, inside[image], None if around is None else around[image], self.wording(answer, image))
 
-    def notes(self, answer: Answer) -> Sequence[str]:
+    def notes(self, answer: ModelOutput) -> Sequence[str]:
         return self._asked(answer).doubts(answer, self._inside(answer))
 
     def with_parts(self, change: Change) -> "Pixels":
         return replace(self, category=changed_class(Predicted() if self.category is None else self.category, change))
 
-    def mark(self, answer: Answer, image: int) -> list[Mark]:
+    def mark(self, answer: ModelOutput, image: int) -> list[Mark]:
         """Point at the region or mask; all pixels of a class are seen in the prediction."""
         where = self.where
         if where is None or len(answer.input_size) != 2:
@@ -76,11 +76,11 @@ class Pixels:
         point = [Mark(point=shares_at(where.x, where.y, answer, image))] if isinstance(where, At | Point) else []
         return point if isinstance(where, Point) else [Mark(region=self._inside(answer)[image].cpu()), *point]
 
-    def _asked(self, answer: Answer) -> ClassQuestion:
+    def _asked(self, answer: ModelOutput) -> ClassQuestion:
         """Read the class, or choose it for each image where none is named."""
         if answer.detects:
             raise TargetError(
-                f"pixels were asked for, but {answer.model} answers with detections; ask about one: targets.Detected(number)"
+                f"pixels were asked for, but {answer.model} answers with detections; ask about one: targets.Detection(number)"
             )
         if answer.logits.ndim < 3:
             raise TargetError(
@@ -88,11 +88,11 @@ class Pixels:
                 f"({crossed(answer.logits.shape)}); pass the class alone as target"
             )
         question = Predicted() if self.category is None else as_class(self.category)
-        if isinstance(question, Value) and isinstance(self.where, At | Object):
+        if isinstance(question, OutputValue) and isinstance(self.where, At | Object):
             raise TargetError("a number that is no class has no objects; give a mask, or targets.Point(x, y)")
         return as_class(changed(question, lambda one: self._there(answer) if isinstance(one, Predicted) else one))
 
-    def _there(self, answer: Answer) -> ClassQuestion:
+    def _there(self, answer: ModelOutput) -> ClassQuestion:
         """Tell the class that is predicted at the point or mask, image by image; elsewhere it is the model's own answer."""
         where = self.where
         if where is None:
@@ -101,7 +101,7 @@ class Pixels:
             return OfEach(tuple(where.category(answer, image) for image in range(answer.batch)))
         return OfEach(tuple(_most(answer, image, mask) for image, mask in enumerate(_fitted(where, answer))))
 
-    def _inside(self, answer: Answer) -> PixelSets:
+    def _inside(self, answer: ModelOutput) -> PixelSets:
         question, where = self._asked(answer), self.where
         if where is None:
             return question.inside(answer)
@@ -117,7 +117,7 @@ class Pixels:
             )
         return inside
 
-    def _around(self, answer: Answer, inside: PixelSets) -> PixelSets | None:
+    def _around(self, answer: ModelOutput, inside: PixelSets) -> PixelSets | None:
         """Find the ring around each set of pixels, where one is asked for."""
         if isinstance(self.border, bool) or not isinstance(self.border, int | np.integer) or self.border < 0:
             raise TargetError(
@@ -135,7 +135,7 @@ class Pixels:
         return around
 
 
-def _most(answer: Answer, image: int, mask: Tensor) -> int:
+def _most(answer: ModelOutput, image: int, mask: Tensor) -> int:
     """Tell the class that is predicted at most pixels of a mask, a background only where there is nothing else."""
     seen = answer.labels[image][mask]
     counted = [(int((seen == index).sum()), index) for index in answer.present(image)]  # a background comes last
@@ -147,7 +147,7 @@ def _most(answer: Answer, image: int, mask: Tensor) -> int:
     return max(others or here, key=lambda one: one[0])[1]
 
 
-def _fitted(mask: Mask, answer: Answer) -> PixelSets:
+def _fitted(mask: Mask, answer: ModelOutput) -> PixelSets:
     """Bring a mask to the output's size: by nearest neighbour from the picture's or the input's size, or as it is."""
     logits = answer.logits
     size = tuple(logits.shape[2:])
@@ -168,7 +168,7 @@ def _fitted(mask: Mask, answer: Answer) -> PixelSets:
     return torch.stack(whole)
 
 
-def _fit_one(mask: Tensor, part: Tensor | None, answer: Answer, size: tuple[int, ...]) -> Tensor | None:
+def _fit_one(mask: Tensor, part: Tensor | None, answer: ModelOutput, size: tuple[int, ...]) -> Tensor | None:
     """Read a mask as of the picture, if it has its size, else as of what the model saw; None where it has no such size."""
     if part is None and tuple(mask.shape) not in (size, answer.input_size):
         return None

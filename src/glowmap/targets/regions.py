@@ -12,7 +12,7 @@ from torch import Tensor
 
 from glowmap.errors import TargetError
 from glowmap.inputs import Shown
-from glowmap.outputs import Answer
+from glowmap.outputs import ModelOutput
 from glowmap.shapes import crossed
 from glowmap.targets._class import there
 from glowmap.targets._target import in_images
@@ -23,15 +23,15 @@ class Region(ABC):
     """A set of places of a dense model's output, which hangs on the picture and on what the model predicts in it."""
 
     @abstractmethod
-    def places(self, answer: Answer, image: int, category: int) -> Tensor:
+    def places(self, answer: ModelOutput, image: int, category: int) -> Tensor:
         """Tell which places of the output belong to it, for a question about this class."""
 
     @abstractmethod
-    def named(self, answer: Answer, image: int, category: int) -> str:
+    def named(self, answer: ModelOutput, image: int, category: int) -> str:
         """Say in a caption where it is, for a question about this class."""
 
     @abstractmethod
-    def category(self, answer: Answer, image: int) -> int:
+    def category(self, answer: ModelOutput, image: int) -> int:
         """Tell the class that is predicted there, for a question that names none."""
 
 
@@ -47,22 +47,22 @@ class At(Region):
     x: int | float
     y: int | float
 
-    def places(self, answer: Answer, image: int, category: int) -> Tensor:
+    def places(self, answer: ModelOutput, image: int, category: int) -> Tensor:
         labels = answer.labels[image]
         cell = cell_at(self.x, self.y, answer, image)
         label = self._label(answer, image)
         objects, _ = connected(labels == label)
         return torch.from_numpy(objects == objects[cell]).to(labels.device)
 
-    def category(self, answer: Answer, image: int) -> int:
+    def category(self, answer: ModelOutput, image: int) -> int:
         return self._label(answer, image)
 
-    def named(self, answer: Answer, image: int, category: int) -> str:
+    def named(self, answer: ModelOutput, image: int, category: int) -> str:
         found = self._label(answer, image)
         another = f"in {'the ' * (answer.class_names is not None)}{answer.name(found)}"
         return f"{'object' if found == category else another} at {self.x:g}, {self.y:g}"
 
-    def _label(self, answer: Answer, image: int) -> int:
+    def _label(self, answer: ModelOutput, image: int) -> int:
         label = label_at(self.x, self.y, answer, image)
         if label < 0:
             raise TargetError(
@@ -82,17 +82,17 @@ class Point(Region):
     x: int | float
     y: int | float
 
-    def places(self, answer: Answer, image: int, category: int) -> Tensor:
+    def places(self, answer: ModelOutput, image: int, category: int) -> Tensor:
         found = torch.zeros_like(answer.labels[image], dtype=torch.bool)
         found[cell_at(self.x, self.y, answer, image)] = True
         return found
 
-    def category(self, answer: Answer, image: int) -> int:
+    def category(self, answer: ModelOutput, image: int) -> int:
         return max(
             label_at(self.x, self.y, answer, image), 0
         )  # of a model with one class that one, also where it is not seen
 
-    def named(self, answer: Answer, image: int, category: int) -> str:
+    def named(self, answer: ModelOutput, image: int, category: int) -> str:
         return f"point {self.x:g}, {self.y:g}"
 
 
@@ -105,7 +105,7 @@ class Object(Region):
 
     number: int = 0
 
-    def places(self, answer: Answer, image: int, category: int) -> Tensor:
+    def places(self, answer: ModelOutput, image: int, category: int) -> Tensor:
         labels = answer.labels[image]
         objects, sizes = connected(labels == category)
         order = np.argsort(-sizes, kind="stable")
@@ -114,14 +114,14 @@ class Object(Region):
             raise TargetError(self._missing(answer, image, category, sizes[order]))
         return torch.from_numpy(objects == order[number] + 1).to(labels.device)
 
-    def category(self, answer: Answer, image: int) -> int:
+    def category(self, answer: ModelOutput, image: int) -> int:
         return Predicted().chosen(answer, image)
 
-    def named(self, answer: Answer, image: int, category: int) -> str:
+    def named(self, answer: ModelOutput, image: int, category: int) -> str:
         number = int(self.number)
         return "largest object" if number == 0 else f"object {number} by size"
 
-    def _missing(self, answer: Answer, image: int, category: int, sizes: NDArray[Any]) -> str:
+    def _missing(self, answer: ModelOutput, image: int, category: int, sizes: NDArray[Any]) -> str:
         which, name = in_images([image], answer.labels), answer.name(category)
         if not len(sizes):
             return (
@@ -150,12 +150,12 @@ def ring(inside: Tensor, width: int) -> Tensor:
     return torch.from_numpy(grown).to(inside.device) & ~inside
 
 
-def label_at(x: int | float, y: int | float, answer: Answer, image: int) -> int:
+def label_at(x: int | float, y: int | float, answer: ModelOutput, image: int) -> int:
     """Tell the class that is predicted at a point of the picture."""
     return int(answer.labels[image][cell_at(x, y, answer, image)])
 
 
-def cell_at(x: int | float, y: int | float, answer: Answer, image: int) -> tuple[int, int]:
+def cell_at(x: int | float, y: int | float, answer: ModelOutput, image: int) -> tuple[int, int]:
     """Find the row and column of a dense model's output under a point of the picture; TargetError outside what was seen."""
     size = tuple(answer.logits.shape[2:])
     if len(size) != 2:
@@ -167,7 +167,7 @@ def cell_at(x: int | float, y: int | float, answer: Answer, image: int) -> tuple
     return min(int(down * size[0]), size[0] - 1), min(int(across * size[1]), size[1] - 1)
 
 
-def shares_at(x: int | float, y: int | float, answer: Answer, image: int) -> tuple[float, float]:
+def shares_at(x: int | float, y: int | float, answer: ModelOutput, image: int) -> tuple[float, float]:
     """Tell where a point of the picture lies, in shares of what the model saw; TargetError outside of it."""
     if not all(isinstance(one, int | float | np.number) for one in (x, y)):
         raise TargetError(f"a point is two numbers, x to the right and y down, not {x!r} and {y!r}")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from glowmap.errors import TargetError
-from glowmap.outputs import Answer
+from glowmap.outputs import ModelOutput
 from glowmap.shapes import Scores
 
 
@@ -49,13 +49,13 @@ class Text:
                 f"word={self.word!r} asks about one word, and each_word=True about all; leave one of them out"
             )
 
-    def score(self, answer: Answer) -> NoReturn:
+    def score(self, answer: ModelOutput) -> NoReturn:
         raise TargetError(
             f"{answer.model} takes no text that glowmap could give it; load a model of pictures and texts by name, or with its "
             "processor: glowmap.load(module, processor=...)"
         )
 
-    def wording(self, answer: Answer, image: int) -> str:
+    def wording(self, answer: ModelOutput, image: int) -> str:
         return repr(self.text) if self.text is not None else "what the model says"
 
 
@@ -88,7 +88,7 @@ def _check(name: str, sentence: Any) -> None:
 
 
 @dataclass(frozen=True)
-class Spoken:
+class TokenSpan:
     """Some words of a sentence: their tokens, and the places of the text at which the logits speak of each.
 
     A place is counted from the text's end, from -1; ``word`` is the one that is asked about, or None for the whole sentence.
@@ -101,31 +101,32 @@ class Spoken:
 
 
 @dataclass(frozen=True)
-class Words:
+class TokenLogProbability:
     """Words that a model writes, or would have to: the sum of the log-probabilities of their tokens, given the words before.
 
-    One :class:`Spoken` for all images, or one for each. The log-probabilities are over the whole vocabulary, in float32 or wider;
+    One :class:`TokenSpan` for all images, or one for each. The log-probabilities are over the whole vocabulary, in float32 or
+    wider;
     their sum over a sentence is the log-probability of the sentence, of which Selvaraju et al. take Grad-CAM for a caption (ICCV
     2017, arXiv:1610.02391, on image captioning). The token that ends a sentence is not among them. Raises TargetError where the
     model says no words, or has not so many in its vocabulary.
     """
 
-    spoken: tuple[Spoken, ...]
+    spoken: tuple[TokenSpan, ...]
     prompt: str | None = None  # what they answer, where a caption is to say so
 
-    def score(self, answer: Answer) -> Scores:
+    def score(self, answer: ModelOutput) -> Scores:
         logits = answer.words
         return torch.stack([_summed(logits[image], self._of(answer, image)) for image in range(answer.batch)])
 
-    def wording(self, answer: Answer, image: int) -> str:
+    def wording(self, answer: ModelOutput, image: int) -> str:
         one = self._of(answer, image)
         said = repr(one.sentence) if one.word is None else f"{one.word!r} in {one.sentence!r}"
         return said if self.prompt is None else f"{said} to {self.prompt!r}"
 
-    def settled(self, answer: Answer, image: int) -> "Words":
+    def settled(self, answer: ModelOutput, image: int) -> "TokenLogProbability":
         return replace(self, spoken=(self._of(answer, image),))
 
-    def _of(self, answer: Answer, image: int) -> Spoken:
+    def _of(self, answer: ModelOutput, image: int) -> TokenSpan:
         if len(self.spoken) == 1:
             return self.spoken[0]
         if answer.image is not None and answer.image < len(self.spoken):  # cut down to one image of the batch
@@ -138,7 +139,7 @@ class Words:
         return self.spoken[image]
 
 
-def _summed(logits: Tensor, spoken: Spoken) -> Tensor:
+def _summed(logits: Tensor, spoken: TokenSpan) -> Tensor:
     """Sum log-probabilities: ``logits`` are place x vocabulary."""
     vocabulary = logits.shape[-1]
     if max(spoken.tokens) >= vocabulary:

@@ -8,7 +8,7 @@ import numpy as np
 
 from glowmap.demo.world.canvas import Brush, Colour
 from glowmap.errors import InputError
-from glowmap.registry import Shelf
+from glowmap.registry import Registry
 
 Draw: TypeAlias = Callable[[Brush, np.random.Generator], None]
 
@@ -23,14 +23,14 @@ class Kind:
     draw: Draw
 
 
-KINDS: Shelf[Kind] = Shelf("kind of object", InputError)
+KINDS: Registry[Kind] = Registry("kind of object", InputError)
 
 
 def kind(*, height: tuple[float, float], width: float) -> Callable[[Draw], Draw]:
     """Put a drawing function on the shelf under its own name."""
 
     def put(draw: Draw) -> Draw:
-        KINDS.put(draw.__name__, Kind(draw.__name__, height, width, draw))
+        KINDS.register(draw.__name__, Kind(draw.__name__, height, width, draw))
         return draw
 
     return put

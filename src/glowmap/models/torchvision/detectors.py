@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from glowmap.capture import opened
-from glowmap.capture.intermediates import Keep
+from glowmap.capture.intermediates import KeepOutput
 from glowmap.errors import TargetError
-from glowmap.outputs import Answer, Candidates, Found, OnDemand
+from glowmap.outputs import Candidates, Found, ModelOutput, OnDemand
 from glowmap.shapes import crossed
 
 _PIXELS, _SCORE = 0.5, 1e-3  # how far a box and a score may lie off those of the candidate that they came from
@@ -43,7 +43,10 @@ def detector_in(module: nn.Module) -> nn.Module | None:
 
 def watched(detector: nn.Module) -> Callable[[nn.Module], AbstractContextManager[None]]:
     """Make what keeps the outputs of a detector's parts while the model is run that it is in."""
-    parts: dict[str, tuple[Any, Keep]] = {"output": (detector, _output), "transform": (detector.transform, _sizes)}
+    parts: dict[str, tuple[Any, KeepOutput]] = {
+        "output": (detector, _output),
+        "transform": (detector.transform, _sizes),
+    }
     if _is_two_staged(detector):
         rpn: Any = detector.rpn
         parts |= {"proposals": (rpn, _output), "rpn_head": (rpn.head, _output)}
@@ -54,13 +57,13 @@ def watched(detector: nn.Module) -> Callable[[nn.Module], AbstractContextManager
     return lambda model: opened(model, {f"{_OF}{name}": part for name, part in parts.items()})
 
 
-def candidates_of(detector: nn.Module) -> Callable[[Answer], Candidates]:
+def candidates_of(detector: nn.Module) -> Callable[[ModelOutput], Candidates]:
     """Make what reads a detector's candidates from the outputs of its parts."""
     read = _of_two_stages if _is_two_staged(detector) else _of_one_stage
     return lambda answer: read(detector, answer)
 
 
-def _of_one_stage(detector: nn.Module, answer: Answer) -> Candidates:
+def _of_one_stage(detector: nn.Module, answer: ModelOutput) -> Candidates:
     kept, sizes = _kept(answer, "head"), _kept(answer, "transform")
     coder: Any = detector.box_coder
     decode = getattr(coder, "decode_single", None) or coder.decode
@@ -80,7 +83,7 @@ def _of_one_stage(detector: nn.Module, answer: Answer) -> Candidates:
     return replace(read, levels=levels, sigmoid=not softmax, background=0 if softmax else None)
 
 
-def _of_two_stages(detector: nn.Module, answer: Answer) -> Candidates:
+def _of_two_stages(detector: nn.Module, answer: ModelOutput) -> Candidates:
     logits, regression = _kept(answer, "boxes")
     sizes, (proposals, _) = _kept(answer, "transform"), _kept(answer, "proposals")
     _refuse_others(proposals, answer)
@@ -100,7 +103,7 @@ def _of_two_stages(detector: nn.Module, answer: Answer) -> Candidates:
 
 
 def _candidates(
-    answer: Answer,
+    answer: ModelOutput,
     sizes: Mapping[str, Any],
     boxes: Sequence[Tensor],
     logits: Sequence[Tensor],
@@ -150,7 +153,7 @@ def _matched(output: Mapping[str, Tensor], boxes: Tensor, scores: Tensor, size: 
     return found
 
 
-def _proposed(detector: nn.Module, answer: Answer, image: int) -> Tensor:
+def _proposed(detector: nn.Module, answer: ModelOutput, image: int) -> Tensor:
     """Find each proposal's logit of being an object: that of the anchor from which the first stage made it."""
     rpn: Any = detector.rpn
     maps, deltas = _kept(answer, "rpn_head")
@@ -179,7 +182,7 @@ def _origin(boxes: Tensor, scores: Tensor, box: Tensor, score: Tensor) -> int:
     return int(alike[(boxes[alike] - box).abs().amax(1).argmin()])
 
 
-def _kept(answer: Answer, name: str) -> Any:
+def _kept(answer: ModelOutput, name: str) -> Any:
     """Give what a part put out, which ran once."""
     several = answer.inside.get(f"{_OF}{name}", ())
     if len(several) != 1:
@@ -190,7 +193,7 @@ def _kept(answer: Answer, name: str) -> Any:
     return several[0]
 
 
-def _for_each(several: Sequence[Any], answer: Answer) -> Sequence[Any]:
+def _for_each(several: Sequence[Any], answer: ModelOutput) -> Sequence[Any]:
     """Give what is there for each image; what is there once, for images of one size, is the same for all of them."""
     if len(several) == 1:
         return list(several) * answer.batch
@@ -198,7 +201,7 @@ def _for_each(several: Sequence[Any], answer: Answer) -> Sequence[Any]:
     return several
 
 
-def _refuse_others(several: Sequence[Any], answer: Answer) -> None:
+def _refuse_others(several: Sequence[Any], answer: ModelOutput) -> None:
     """Refuse what is of other images: the parts that were not run again may still speak of those before."""
     if len(several) != answer.batch:
         raise TargetError(

@@ -118,4 +118,4 @@ def _preprocess(transform: Any) -> Preprocess:
     return Preset(transform, partial(cut, steps), mean, std)
 
 
-FAMILIES.put("torchvision", Family("torchvision", names, build, recognise))
+FAMILIES.register("torchvision", Family("torchvision", names, build, recognise))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from glowmap.capture import forward_of
 from glowmap.errors import InputError, TargetError, told
 from glowmap.inputs import Batch
-from glowmap.models.model import Heard, Model
+from glowmap.models.model import Model, TextPass
 from glowmap.targets import Text
 
 _IN_PATCHES = (
@@ -55,7 +55,7 @@ _BESIDE_ONE_GRID = (
 
 
 @dataclass(frozen=True)
-class Begun:
+class PromptState:
     """What stands before the first word of an answer: tokens by keyword, one row each, as ``before`` was spelled.
 
     ``gap`` is what stands between ``before`` and the first word where they are spelled together. ``fills`` says what goes on in
@@ -85,7 +85,7 @@ class Refusing:
     reason: str
     generates: bool = False
 
-    def heard(self, _model: Model, batch: Batch, texts: Sequence[Text]) -> list[Heard]:
+    def heard(self, _model: Model, batch: Batch, texts: Sequence[Text]) -> list[TextPass]:
         """Refuse texts; words that the batch brings itself may do."""
         if texts or not (len(batch.arguments) > 1 or "input_ids" in batch.keywords):
             raise TargetError(
@@ -193,7 +193,7 @@ def one_picture(processor: Any, picture: Image.Image) -> Tensor:
 
 
 @contextmanager
-def laying_out(module: Any) -> Iterator[None]:
+def as_rows_and_columns(module: Any) -> Iterator[None]:
     """Let a model take images of rows and columns, and put the tokens it makes of them out image by image and row by row."""
     owner = threading.get_ident()
 
@@ -282,7 +282,7 @@ def _windows(tower: Any, grid: Tensor) -> Tensor:
     return found
 
 
-def read_prompt(tokenizer: Any, processor: Any, module: Any, images: Tensor, prompt: str | None) -> Begun:
+def read_prompt(tokenizer: Any, processor: Any, module: Any, images: Tensor, prompt: str | None) -> PromptState:
     """Write a prompt with the picture before it, as the model's chat template or its processor has it."""
     text, gap = _written(tokenizer, processor, prompt)
     picture = image_token(module) or 0  # none is the picture's where there is no such token, which is refused below
@@ -297,7 +297,7 @@ def read_prompt(tokenizer: Any, processor: Any, module: Any, images: Tensor, pro
     end = next((at for at in range(start, len(tokens)) if tokens[at] != picture), len(tokens))
     spelled = torch.tensor([[*tokens[:start], *[picture] * _count(module, images), *tokens[end:]]])
     given, fills = _kinds_of_token(module, spelled, spelled.eq(picture))
-    return Begun({"input_ids": spelled, **given}, text, gap, fills)
+    return PromptState({"input_ids": spelled, **given}, text, gap, fills)
 
 
 def _kinds_of_token(module: Any, tokens: Tensor, of_picture: Tensor) -> tuple[dict[str, Tensor], dict[str, int]]:

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from glowmap.errors import TargetError
 from glowmap.models.transformers.outputs import OutputReader
-from glowmap.outputs import Answer, Candidates, Found, corners, in_pixels, surest_first, surest_first_by_sigmoid
+from glowmap.outputs import Candidates, Found, ModelOutput, corners, in_pixels, surest_first, surest_first_by_sigmoid
 
 _BOXES = ("logits", "pred_boxes")
 _MASKS = ("class_queries_logits", "masks_queries_logits")
 _TOKENS = "input_ids"  # beside boxes: classes are the words of a text
 
 
-def candidates_of(module: nn.Module, reader: OutputReader) -> Callable[[Answer], Candidates] | None:
+def candidates_of(module: nn.Module, reader: OutputReader) -> Callable[[ModelOutput], Candidates] | None:
     """Tell how a model's queries are read as detections: by the output that its forward says it returns; None for no such one."""
     parts = _parts_of_output(module)
     if parts.issuperset(_BOXES) and _TOKENS not in parts:
@@ -40,7 +40,7 @@ def _parts_of_output(module: nn.Module) -> set[str]:
     return {part.name for kind in kinds for part in dataclasses.fields(kind)}
 
 
-def _boxed(reader: OutputReader, answer: Answer) -> Candidates:
+def _boxed(reader: OutputReader, answer: ModelOutput) -> Candidates:
     """Read queries with a class and a box each, and a mask where there is one.
 
     The score is a class's probability as the model's own ``post_process_object_detection`` has it: by softmax where one logit
@@ -72,7 +72,7 @@ def _boxed(reader: OutputReader, answer: Answer) -> Candidates:
     )
 
 
-def _masked(answer: Answer) -> Candidates:
+def _masked(answer: ModelOutput) -> Candidates:
     """Read queries with a class and a mask each: the box of a query is that around its mask, and has no gradient.
 
     The score is the class's probability times the mean probability of the mask's pixels, those of a positive logit, as the
@@ -113,7 +113,7 @@ def _around(mask: Tensor, size: tuple[int, ...]) -> Tensor:
     return in_pixels(edges / edges.new_tensor([*mask.shape[::-1]] * 2), size)
 
 
-def _read(answer: Answer, names: tuple[str, str], axes: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _read(answer: ModelOutput, names: tuple[str, str], axes: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Take two tensors, image x query x ..., from an output of that many axes each."""
     raw: Any = answer.raw
     wanted = (axes, axes) if isinstance(axes, int) else axes

@@ -80,7 +80,7 @@ def recognise(module: nn.Module) -> Model | None:
     )
 
 
-def hearing(model: Model, processor: Any) -> Model:
+def with_processor(model: Model, processor: Any) -> Model:
     """Give a model its processor, whose tokenizer puts texts beside the pictures; its image part serves where none is known.
 
     Raises ModelError for what is neither a processor nor a tokenizer of transformers, and for a tokenizer without use.
@@ -274,4 +274,4 @@ def preset_of(processor: Any) -> Preset:
     return Preset(transform, Measured(colours), mean, std)
 
 
-FAMILIES.put("hf", Family("transformers", names, build, recognise))
+FAMILIES.register("hf", Family("transformers", names, build, recognise))

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from glowmap.capture import opened
 from glowmap.errors import TargetError, told
 from glowmap.inputs import Batch
-from glowmap.models.model import Heard, Model, Speaker
+from glowmap.models.model import Model, TextInterface, TextPass
 from glowmap.models.transformers import chat as chats
 from glowmap.models.transformers.chat import ids
 from glowmap.models.transformers.words import Sentence, continued, refuse_special, refuse_unknown, spelled
-from glowmap.outputs import Answer
+from glowmap.outputs import ModelOutput
 from glowmap.registry import near_names
-from glowmap.targets import Category, Predicted, Spoken, Target, Text, Words
+from glowmap.targets import Category, Predicted, Target, Text, TokenLogProbability, TokenSpan
 
 _AT_MOST = 64  # tokens that a model says by itself
 _BROUGHT = ("input_ids", "decoder_input_ids", "inputs_embeds")
@@ -38,7 +38,7 @@ class Kind:
     which the model says nothing of sense.
     """
 
-    begins: Callable[["Writer", Any, Tensor, str | None], "chats.Begun"]
+    begins: Callable[["Generative", Any, Tensor, str | None], "chats.PromptState"]
     grows: str = "input_ids"
     generating: Callable[[Any, dict[str, Tensor]], dict[str, Tensor]] = lambda _module, given: given
     needs: str = ""
@@ -46,7 +46,7 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Writer:
+class Generative:
     """A speaker for models that write: a text is a sentence, or a word of it, that the model would have to write."""
 
     tokenizer: Any
@@ -54,7 +54,7 @@ class Writer:
     kind: Kind
     generates: ClassVar[bool] = True
 
-    def heard(self, model: Model, batch: Batch, texts: Sequence[Text]) -> list[Heard]:
+    def heard(self, model: Model, batch: Batch, texts: Sequence[Text]) -> list[TextPass]:
         """Give each prompt and sentence a forward pass, which its words share; without any, what the model says itself."""
         if _brought(batch):
             _refuse_beside(model, texts)
@@ -69,7 +69,7 @@ class Writer:
             sentences.setdefault((text.prompt, text.text), []).append(text)
         return [self._pass(model, batch, prompt, alike) for (prompt, _), alike in sentences.items()]
 
-    def _pass(self, model: Model, batch: Batch, prompt: str | None, texts: Sequence[Text]) -> Heard:
+    def _pass(self, model: Model, batch: Batch, prompt: str | None, texts: Sequence[Text]) -> TextPass:
         if self.kind.needs and prompt is None:
             raise TargetError(f"{model.name} answers what it is asked; give a prompt: {self.kind.needs}")
         images, module, text = batch.images, model.module, texts[0].text
@@ -96,14 +96,14 @@ class Writer:
         )
         tokens = torch.tensor([[*row, *[pad] * (length - len(row))] for row in rows])
         given = _on(images, begun.grown(self.kind.grows, tokens), len(images))
-        return Heard(
+        return TextPass(
             Batch((), {**batch.keywords, **given, "pixel_values": images}, images, batch.pictures),
             {one: _targets(model, one, said, length) for one in texts},
             opened=self.kind.opened,
             changes={"read_words": read_words, "grids": lambda one: chats.grids(module, one.images)},
         )
 
-    def _own(self, model: Model, images: Tensor, begun: "chats.Begun") -> list[list[int]]:
+    def _own(self, model: Model, images: Tensor, begun: "chats.PromptState") -> list[list[int]]:
         """Let the model speak: greedily, so that it says the same each time, and up to the token that ends a sentence."""
         module: Any = model.module
         given = _on(images, dict(begun.given), len(images))
@@ -129,7 +129,7 @@ class Writer:
         rows = [row.tolist() for row in said]
         return [row[: next((at for at, token in enumerate(row) if token in ends), len(row))] for row in rows]
 
-    def _room(self, module: Any, begun: "chats.Begun") -> int:
+    def _room(self, module: Any, begun: "chats.PromptState") -> int:
         return max(_positions(module.config) - begun.given[self.kind.grows].shape[1] - 1, 1)
 
     def _refuse_longer(self, model: Model, given: Mapping[str, Tensor], length: int) -> None:
@@ -144,13 +144,13 @@ class Writer:
 
 
 @dataclass(frozen=True)
-class Chooser:
+class AnswerChoice:
     """A speaker for models that answer a question with one of their classes: the text is the class's name."""
 
     tokenizer: Any
     generates: ClassVar[bool] = False
 
-    def heard(self, model: Model, batch: Batch, texts: Sequence[Text]) -> list[Heard]:
+    def heard(self, model: Model, batch: Batch, texts: Sequence[Text]) -> list[TextPass]:
         """Give each prompt a forward pass, which all answers to it share."""
         if _brought(batch):
             _refuse_beside(model, texts)
@@ -166,7 +166,7 @@ class Chooser:
             prompts.setdefault(text.prompt, []).append(text)
         return [self._pass(model, batch, prompt, alike) for prompt, alike in prompts.items()]
 
-    def _pass(self, model: Model, batch: Batch, prompt: str, texts: Sequence[Text]) -> Heard:
+    def _pass(self, model: Model, batch: Batch, prompt: str, texts: Sequence[Text]) -> TextPass:
         refuse_unknown(self.tokenizer, prompt, model.name)
         takes = inspect.signature(model.module.forward).parameters
         read = self.tokenizer(prompt, return_tensors="pt")
@@ -181,10 +181,10 @@ class Chooser:
         targets: dict[Text, list[Target]] = {
             text: [Predicted() if text.text is None else Category(text.text)] for text in texts
         }
-        return Heard(Batch((), keywords, images, batch.pictures), targets)
+        return TextPass(Batch((), keywords, images, batch.pictures), targets)
 
 
-def writer(module: Any, processor: Any) -> Speaker | None:
+def writer(module: Any, processor: Any) -> TextInterface | None:
     """Say how words are put to a transformers model that writes them, or chooses an answer; None for any other.
 
     ``processor`` is its processor, or its tokenizer alone.
@@ -194,7 +194,7 @@ def writer(module: Any, processor: Any) -> Speaker | None:
         return None
     names = [kind.__name__ for kind in type(module).__mro__]
     if "ViltForQuestionAnswering" in names:
-        return Chooser(tokenizer)
+        return AnswerChoice(tokenizer)
     kind = next((_KINDS[name] for name in names if name in _KINDS), None)
     if "Blip2ForConditionalGeneration" in names:
         decoder_alone = module.config.use_decoder_only_language_model
@@ -203,11 +203,11 @@ def writer(module: Any, processor: Any) -> Speaker | None:
         reason = chats.refusal(module)
         if reason:
             return chats.Refusing(f"{type(module).__name__} {reason}")
-        kind = Kind(_chat, opened=chats.laying_out)
-    return None if kind is None else Writer(tokenizer, processor, kind)
+        kind = Kind(_chat, opened=chats.as_rows_and_columns)
+    return None if kind is None else Generative(tokenizer, processor, kind)
 
 
-def read_words(answer: Answer) -> Tensor:
+def read_words(answer: ModelOutput) -> Tensor:
     """Read the logits of the next word at every place, batch x place x vocabulary: the model's own, or those kept inside it."""
     if "words" in answer.inside:
         kept: Tensor = answer.inside["words"][-1]
@@ -218,50 +218,50 @@ def read_words(answer: Answer) -> Tensor:
     return logits
 
 
-def _blip(writer: Writer, module: Any, _images: Tensor, prompt: str | None) -> "chats.Begun":
+def _blip(writer: Generative, module: Any, _images: Tensor, prompt: str | None) -> "chats.PromptState":
     """Begin as BLIP's generate does: with the decoder's own first token in the place of the tokenizer's."""
     return _prompted(writer.tokenizer, [module.config.text_config.bos_token_id], prompt, "input_ids")
 
 
-def _git(writer: Writer, module: Any, _images: Tensor, prompt: str | None) -> "chats.Begun":
+def _git(writer: Generative, module: Any, _images: Tensor, prompt: str | None) -> "chats.PromptState":
     return _prompted(writer.tokenizer, [module.config.bos_token_id], prompt, "input_ids")
 
 
-def _blip_answer(writer: Writer, module: Any, _images: Tensor, prompt: str | None) -> "chats.Begun":
+def _blip_answer(writer: Generative, module: Any, _images: Tensor, prompt: str | None) -> "chats.PromptState":
     question = ids(writer.tokenizer, prompt or "", special=True)
     start = [module.config.text_config.bos_token_id]
-    return chats.Begun({"input_ids": torch.tensor([question]), "decoder_input_ids": torch.tensor([start])})
+    return chats.PromptState({"input_ids": torch.tensor([question]), "decoder_input_ids": torch.tensor([start])})
 
 
-def _decoder(writer: Writer, module: Any, _images: Tensor, prompt: str | None) -> "chats.Begun":
+def _decoder(writer: Generative, module: Any, _images: Tensor, prompt: str | None) -> "chats.PromptState":
     # Donut's prompt is the decoder's first token itself
     own = prompt is not None and "donut" in str(module.config.encoder.model_type)
     return _prompted(writer.tokenizer, [] if own else _starts(module), prompt, "decoder_input_ids")
 
 
-def _florence(writer: Writer, module: Any, images: Tensor, prompt: str | None) -> "chats.Begun":
+def _florence(writer: Generative, module: Any, images: Tensor, prompt: str | None) -> "chats.PromptState":
     question = chats.read_prompt(writer.tokenizer, writer.processor, module, images, prompt or "")
-    return chats.Begun({**question.given, "decoder_input_ids": torch.tensor([_starts(module)])})
+    return chats.PromptState({**question.given, "decoder_input_ids": torch.tensor([_starts(module)])})
 
 
-def _blip2(writer: Writer, module: Any, _images: Tensor, prompt: str | None) -> "chats.Begun":
+def _blip2(writer: Generative, module: Any, _images: Tensor, prompt: str | None) -> "chats.PromptState":
     """Begin with a place for each of the querying transformer's outputs, before the language model's own first token."""
     config = module.config
     pictures = [config.image_token_id] * config.num_query_tokens
     read = ids(writer.tokenizer, prompt or "", special=True)
     if not config.use_decoder_only_language_model:
         given = {"input_ids": torch.tensor([pictures + read]), "decoder_input_ids": torch.tensor([_starts(module)])}
-        return chats.Begun(given)
+        return chats.PromptState(given)
     return _prompted(writer.tokenizer, [*pictures, config.text_config.bos_token_id], prompt, "input_ids")
 
 
-def _chat(writer: Writer, module: Any, images: Tensor, prompt: str | None) -> "chats.Begun":
+def _chat(writer: Generative, module: Any, images: Tensor, prompt: str | None) -> "chats.PromptState":
     return chats.read_prompt(writer.tokenizer, writer.processor, module, images, prompt)
 
 
-def _prompted(tokenizer: Any, start: list[int], prompt: str | None, name: str) -> "chats.Begun":
+def _prompted(tokenizer: Any, start: list[int], prompt: str | None, name: str) -> "chats.PromptState":
     tokens = [*start, *(ids(tokenizer, prompt) if prompt else [])]
-    return chats.Begun({name: torch.tensor([tokens])}, before=prompt or "", gap=" " if prompt else "")
+    return chats.PromptState({name: torch.tensor([tokens])}, before=prompt or "", gap=" " if prompt else "")
 
 
 def _starts(module: Any) -> list[int]:
@@ -319,7 +319,7 @@ _KINDS: dict[str, Kind] = {
 
 def _targets(model: Model, text: Text, said: Sequence[Sentence], length: int) -> list[Target]:
     """Make questions of a text: the sentence, a word of it, or the sentence and each of its words."""
-    whole = Words(tuple(_spoken(one, one.scored, length, None) for one in said))
+    whole = TokenLogProbability(tuple(_spoken(one, one.scored, length, None) for one in said))
     if text.word is None and not text.each_word:  # word by word a title would be lost among prompts
         return [replace(whole, prompt=text.prompt)]
     if len(said) > 1:
@@ -333,9 +333,9 @@ def _targets(model: Model, text: Text, said: Sequence[Sentence], length: int) ->
     return [_word(one, _number(one, text.word), length)]
 
 
-def _word(sentence: Sentence, number: int, length: int) -> Words:
+def _word(sentence: Sentence, number: int, length: int) -> TokenLogProbability:
     written, tokens = sentence.words[number]
-    return Words((_spoken(sentence, tokens, length, written),))
+    return TokenLogProbability((_spoken(sentence, tokens, length, written),))
 
 
 def _number(sentence: Sentence, word: int | str) -> int:
@@ -355,10 +355,10 @@ def _number(sentence: Sentence, word: int | str) -> int:
     raise TargetError(f"there is no word {word!r} in {sentence.text!r}; {near_names(word, names)}")
 
 
-def _spoken(sentence: Sentence, tokens: Sequence[int], length: int, word: str | None) -> Spoken:
+def _spoken(sentence: Sentence, tokens: Sequence[int], length: int, word: str | None) -> TokenSpan:
     """Say where the logits of some tokens are found: at the place before each, counted from the end of a text so long."""
     places = tuple(at - length - 1 for at in tokens)
-    return Spoken(sentence.text, tuple(sentence.tokens[at] for at in tokens), places, word)
+    return TokenSpan(sentence.text, tuple(sentence.tokens[at] for at in tokens), places, word)
 
 
 def _brought(batch: Batch) -> bool:

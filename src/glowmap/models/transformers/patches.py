@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glowmap.inputs import Among, Batch
+from glowmap.inputs import Batch, PatchPositions
 from glowmap.models.transformers.chat import image_token
 
 # Whose tokens of a picture are its patches, or patches merged, row by row; others have queries or newlines in their place.
@@ -26,7 +26,7 @@ _IN_ROWS = (
 )
 
 
-def among_of(module: Any) -> Callable[[Batch], Among | None]:
+def among_of(module: Any) -> Callable[[Batch], PatchPositions | None]:
     """Give what tells where the patches stand in a batch, for a model of which that is known."""
     kinds = {kind.__name__ for kind in type(module).__mro__}
     if "ViltPreTrainedModel" in kinds:
@@ -63,7 +63,7 @@ def _name(module: nn.Module, *lasts: str) -> str:
     return min(found, key=lambda name: name.count("."), default=lasts[0])
 
 
-def _in_the_place_of(part: str, token: int | None, batch: Batch) -> Among | None:
+def _in_the_place_of(part: str, token: int | None, batch: Batch) -> PatchPositions | None:
     """Find the picture's tokens, which stand in one row and at the same place in all images, or cannot be told."""
     words = batch.keywords.get("input_ids")
     if not isinstance(words, Tensor) or words.ndim != 2 or token is None:
@@ -72,16 +72,16 @@ def _in_the_place_of(part: str, token: int | None, batch: Batch) -> Among | None
     places = own[0].nonzero()[:, 0].tolist()
     if not places or places[-1] - places[0] + 1 != len(places) or not bool((own == own[0]).all()):
         return None
-    return Among(part, words.shape[1], places[0], len(places))
+    return PatchPositions(part, words.shape[1], places[0], len(places))
 
 
-def _behind_words(part: str, patch: int, batch: Batch) -> Among | None:
+def _behind_words(part: str, patch: int, batch: Batch) -> PatchPositions | None:
     """Find ViLT's patches: behind the words and a class token."""
     words, images = batch.keywords.get("input_ids"), batch.images
     if not isinstance(words, Tensor) or words.ndim != 2 or batch.keywords.get("pixel_mask") is not None:
         return None
     before, cells = words.shape[1] + 1, (images.shape[-2] // patch) * (images.shape[-1] // patch)
-    return Among(part, before + cells, before, cells)
+    return PatchPositions(part, before + cells, before, cells)
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from glowmap.errors import TargetError, told
 from glowmap.models._family import is_of
-from glowmap.models.model import Speaker
-from glowmap.models.text import Comparing, Matching, remembering
+from glowmap.models.model import TextInterface
+from glowmap.models.text import Contrastive, Matching, remembering
 from glowmap.models.transformers.chat import Refusing
 from glowmap.models.transformers.generation import writer
 from glowmap.models.transformers.words import refuse_unknown
@@ -35,7 +35,7 @@ _MATCHING = {
 _OFFSET = ("roberta", "xlm-roberta", "altclip_text_model", "bridgetower_text_model")
 
 
-def speaker(module: Any, processor: Any) -> Speaker | None:
+def speaker(module: Any, processor: Any) -> TextInterface | None:
     """Say how texts are put to a transformers model; ``processor`` is its processor or its tokenizer.
 
     None for a model that takes none, or none that is known here, and for a processor without a tokenizer.
@@ -48,7 +48,7 @@ def speaker(module: Any, processor: Any) -> Speaker | None:
     comparing = next((_COMPARING[kind] for kind in kinds if kind in _COMPARING), None)
     if comparing is not None:
         tokens = HubTokens.of(module, processor, comparing)
-        return Comparing(tokens, _texts_once, exclusive=comparing == "longest")
+        return Contrastive(tokens, _texts_once, exclusive=comparing == "longest")
     matching = next((_MATCHING[kind] for kind in kinds if kind in _MATCHING), None)
     if matching is not None:
         return Matching(HubTokens.of(module, processor, "longest"), *matching)

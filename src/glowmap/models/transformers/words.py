@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from glowmap.errors import TargetError
-from glowmap.models.transformers.chat import Begun, ids
+from glowmap.models.transformers.chat import PromptState, ids
 
 # Letters and digits with their marks, and what may stand inside a word or number; in scripts without spaces each sign is a word.
 _MARK = "\ue000"  # for any sign that only stands upon a letter
@@ -31,7 +31,7 @@ class Sentence:
     words: tuple[tuple[str, tuple[int, ...]], ...]
 
 
-def continued(tokenizer: Any, begun: Begun, text: str) -> list[int]:
+def continued(tokenizer: Any, begun: PromptState, text: str) -> list[int]:
     """Spell a text as it goes on from what stands before: many tokenizers spell a word otherwise behind another."""
     before = ids(tokenizer, begun.before)
     together = ids(tokenizer, begun.before + begun.gap + text)
