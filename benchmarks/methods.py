@@ -250,7 +250,7 @@ PASSES = {BARE: 0, GLOWMAP: 1, GRAD_CAM: 1, TORCH_CAM: 2}  # before the first ch
 def score(options: Options) -> str:
     """Time Score-CAM at the last layer, and measure its peaks of memory."""
     few, share = Subject(CHECKED), Subject(options.score_channels)
-    corners = glowmap.METHODS["score_cam"].tuned(corners=True)
+    corners = glowmap.METHODS["score_cam"].with_parameters(corners=True)
     as_grad_cam = apart(ours(few, corners)(), SCORE_CAMS[GRAD_CAM](few)())
     as_torch_cam = apart(ours(few, "score_cam")(), SCORE_CAMS[TORCH_CAM](few)())
     variants = {name: partial(make, share) for name, make in {BARE: bare, **SCORE_CAMS}.items()}

@@ -13,7 +13,7 @@ HEAD = "| name | price | what it does | when to use it | paper |\n|---|---|---|-
 
 def table() -> str:
     """Lay the shelf of methods out as a table."""
-    rows = [f"| `{name}` | {one.price} | {one.summary} | {one.use} | {one.paper} |\n" for name, one in METHODS.items()]
+    rows = [f"| `{name}` | {one.cost} | {one.summary} | {one.use} | {one.paper} |\n" for name, one in METHODS.items()]
     return HEAD + "".join(rows)
 
 

@@ -110,6 +110,6 @@ CHEAP = {  # knobs that make the expensive ones quick here
 ON_MAPS = [name for name, method in glowmap.METHODS.items() if not method.of_attention]
 
 
-def tuned(name):
+def with_parameters(name):
     """Take a method from the shelf, made quick enough for a test."""
-    return glowmap.METHODS[name].tuned(**CHEAP.get(name, {}))
+    return glowmap.METHODS[name].with_parameters(**CHEAP.get(name, {}))

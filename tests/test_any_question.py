@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import glowmap
-from cases import Classifier, images, tuned
+from cases import Classifier, images, with_parameters
 from glowmap import targets
 from glowmap.errors import GlowmapError
 from glowmap.methods import Method
@@ -480,17 +480,21 @@ def test_every_question_by_every_kind_of_evidence(name, method):
     layer = None if own.at_input or own.of_attention else asked.layer
     if why is not None:
         with pytest.raises(GlowmapError, match=why):
-            glowmap.explain(asked.model, asked.given, target=question.target, layer=layer, method=tuned(method))
+            glowmap.explain(
+                asked.model, asked.given, target=question.target, layer=layer, method=with_parameters(method)
+            )
         return
-    found = glowmap.explain(asked.model, asked.given, target=question.target, layer=layer, method=tuned(method))
+    found = glowmap.explain(
+        asked.model, asked.given, target=question.target, layer=layer, method=with_parameters(method)
+    )
     score, product = by_hand(name)
     torch.testing.assert_close(found.scores.to(score), score, rtol=1e-4, atol=1e-5)
     assert found.raw.isfinite().all()
     blind = {*own.needs} == {"activations"} and not isinstance(question.target, Predicted)
-    assert blind == any("the same whatever is asked" in note for note in found.notes)
+    assert blind == any("the same whatever is asked" in caution for caution in found.cautions)
     flat = not (found.raw.flatten(1).std(1) > 0).all()
     assert flat == ((name, method) in FLAT)
-    assert not flat or any("the raw map has" in note for note in found.notes)
+    assert not flat or any("the raw map has" in caution for caution in found.cautions)
     if method == "hires_cam":
         torch.testing.assert_close(found.raw.to(product), product, rtol=1e-3, atol=1e-4 * float(product.abs().max()))
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import glowmap
-from cases import Classifier, images, tuned
+from cases import Classifier, images, with_parameters
 from glowmap.errors import InputError, TargetError
 
 
@@ -53,13 +53,13 @@ class Prompted(Classifier):
 @pytest.mark.parametrize("method", ["ablation_cam", "occlusion", "input_gradient"])
 def test_prompts_as_many_as_the_images_are_no_rows_of_theirs(method):
     model, batch, prompts = Prompted().eval(), images(4), torch.randn(4, 4)
-    found = glowmap.explain(model, (batch, prompts), target=0, layer="features.4", method=tuned(method))
+    found = glowmap.explain(model, (batch, prompts), target=0, layer="features.4", method=with_parameters(method))
     for number in range(4):
         alone = glowmap.explain(
-            model, (batch[number : number + 1], prompts), target=0, layer="features.4", method=tuned(method)
+            model, (batch[number : number + 1], prompts), target=0, layer="features.4", method=with_parameters(method)
         )
         torch.testing.assert_close(found.raw[number], alone.raw[0], rtol=1e-3, atol=1e-5 * float(alone.raw.abs().max()))
-    assert not any("another answer" in note for note in found.notes)
+    assert not any("another answer" in caution for caution in found.cautions)
 
 
 class Scaled(Classifier):
@@ -72,16 +72,18 @@ class Scaled(Classifier):
 @pytest.mark.parametrize("method", ["ablation_cam", "occlusion", "input_gradient"])
 def test_what_has_a_row_for_each_image_goes_with_its_image(method):
     model, batch, scale = Scaled().eval(), images(3), torch.tensor([0.5, 2.0, -1.0])
-    found = glowmap.explain(model, (batch, scale), target=0, layer="features.4", method=tuned(method))
+    found = glowmap.explain(model, (batch, scale), target=0, layer="features.4", method=with_parameters(method))
     for number in range(3):
         one = slice(number, number + 1)
-        alone = glowmap.explain(model, (batch[one], scale[one]), target=0, layer="features.4", method=tuned(method))
+        alone = glowmap.explain(
+            model, (batch[one], scale[one]), target=0, layer="features.4", method=with_parameters(method)
+        )
         torch.testing.assert_close(found.raw[number], alone.raw[0], rtol=1e-3, atol=1e-5 * float(alone.raw.abs().max()))
 
 
 def test_a_callable_that_goes_by_position_is_refused():
     labels = torch.tensor([0, 1, 2, 3])
-    method = glowmap.METHODS["integrated_gradients"].tuned(steps=4)
+    method = glowmap.METHODS["integrated_gradients"].with_parameters(steps=4)
     with pytest.raises(TargetError, match="scores 4 copies of image 0 otherwise than the image itself"):
         glowmap.explain(Classifier().eval(), images(4), target=lambda out: out[torch.arange(4), labels], method=method)
     found = glowmap.explain(Classifier().eval(), images(4), target=labels, method=method)
@@ -94,9 +96,13 @@ class BatchBound(Classifier):
 
 
 def test_a_model_that_depends_on_its_batch_gets_a_note():
-    found = glowmap.explain(BatchBound().eval(), images(3), target=1, method=tuned("occlusion"))
-    told = [note for note in found.notes if "gives another answer than before: it depends on the batch" in note]
-    assert [note.split(",")[0] for note in told] == [f"asked about copies of image {number}" for number in range(3)]
+    found = glowmap.explain(BatchBound().eval(), images(3), target=1, method=with_parameters("occlusion"))
+    told = [
+        caution for caution in found.cautions if "gives another answer than before: it depends on the batch" in caution
+    ]
+    assert [caution.split(",")[0] for caution in told] == [
+        f"asked about copies of image {number}" for number in range(3)
+    ]
 
 
 def test_a_model_that_writes_into_its_input_is_smoothed_right():
@@ -130,9 +136,9 @@ def test_smoothing_a_classifier_that_ends_in_a_convolution():
 @pytest.mark.parametrize("method", ["rise", "occlusion", "group_cam", "ablation_cam"])
 def test_under_the_callers_autocast(method):
     model, batch = Classifier().eval(), images(2)
-    wanted = glowmap.explain(model, batch, target=1, layer="features.4", method=tuned(method)).raw
+    wanted = glowmap.explain(model, batch, target=1, layer="features.4", method=with_parameters(method)).raw
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = glowmap.explain(model, batch, target=1, layer="features.4", method=tuned(method)).raw
+        found = glowmap.explain(model, batch, target=1, layer="features.4", method=with_parameters(method)).raw
     assert found.dtype == torch.float32
     together = torch.stack([found.flatten(), wanted.flatten()])
     assert float(torch.corrcoef(together)[0, 1]) > 0.9
@@ -203,16 +209,20 @@ def test_as_many_texts_as_pictures_stay_whole(method, count):
     model, batch = Matching().eval(), images(count)
     texts = torch.randint(0, 20, (count, 4), generator=torch.Generator().manual_seed(4))
     together = glowmap.explain(
-        model, {"pixel_values": batch, "input_ids": texts}, target=1, layer="tower.features", method=tuned(method)
+        model,
+        {"pixel_values": batch, "input_ids": texts},
+        target=1,
+        layer="tower.features",
+        method=with_parameters(method),
     )
-    assert not [note for note in together.notes if "another answer" in note]
+    assert not [caution for caution in together.cautions if "another answer" in caution]
     for image in range(count):
         alone = glowmap.explain(
             model,
             {"pixel_values": batch[image : image + 1], "input_ids": texts},
             target=1,
             layer="tower.features",
-            method=tuned(method),
+            method=with_parameters(method),
         )
         torch.testing.assert_close(together.raw[image : image + 1], alone.raw, rtol=1e-4, atol=1e-6)
-        assert not [note for note in alone.notes if "another answer" in note or "is slow" in note]
+        assert not [caution for caution in alone.cautions if "another answer" in caution or "is slow" in caution]

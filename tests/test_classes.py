@@ -110,7 +110,7 @@ def test_the_score_and_its_grad_cam_are_those_of_the_formula(classifier, target,
 def test_asked_again_it_is_the_same_question(classifier, target, formula, method):
     """The class, the rivals and their weights stay those of the unchanged image, in a batch as in single images."""
     batch = images(2) * 3
-    asked = glowmap.METHODS[method].tuned(**({"samples": 2} if "smooth" in method else {}))
+    asked = glowmap.METHODS[method].with_parameters(**({"samples": 2} if "smooth" in method else {}))
     together = explain(classifier, batch, target, asked, classes=NAMES)
     for image in range(2):
         alone = explain(classifier, batch[image : image + 1], target, asked, classes=NAMES)
@@ -278,7 +278,7 @@ def test_what_a_dense_model_is_asked(three_colours, target, score, wording):
 def test_a_dense_question_asked_again_is_asked_at_the_same_pixels(target):
     torch.manual_seed(3)
     model, batch = Segmenter().eval(), images(2)
-    again = glowmap.METHODS["integrated_grad_cam"].tuned(steps=2)
+    again = glowmap.METHODS["integrated_grad_cam"].with_parameters(steps=2)
     together = glowmap.explain(model, batch, target=target, layer="encoder.2", method=again)
     for image in range(2):
         alone = glowmap.explain(model, batch[image : image + 1], target=target, layer="encoder.2", method=again)
@@ -393,23 +393,25 @@ def test_a_saturated_probability_says_so():
     p = model(batch).softmax(1).amax(1)
     assert p.min() > 0.999
     found = explain(model, batch, Probability(Predicted()), classes=NAMES)
-    told = [note for note in found.notes if "gradient of a probability is nearly nothing there" in note]
-    assert [note.split(" is ")[0] for note in told] == [f"the probability of {NAMES[i]}" for i in likeliest]
+    told = [caution for caution in found.cautions if "gradient of a probability is nearly nothing there" in caution]
+    assert [caution.split(" is ")[0] for caution in told] == [f"the probability of {NAMES[i]}" for i in likeliest]
     assert "in image 0" in told[0]
     assert "speaks of the rivals as much as of the class" in told[0]
     assert "the class alone as target, its logit, says more" in told[0]
     low = explain(model, batch, Each([Probability((i + 1) % 4) for i in likeliest]), classes=NAMES)
-    assert [note[-9:] for note in low.notes if "is 0.00000: " in note] == ["(image 0)", "(image 1)"]
+    assert [caution[-9:] for caution in low.cautions if "is 0.00000: " in caution] == ["(image 0)", "(image 1)"]
     of_logarithm = explain(model, batch, LogProbability(Ranked(3)), classes=NAMES)
-    assert not any("nearly nothing" in note for note in of_logarithm.notes)
-    assert any("nearly nothing" in n for n in explain(model, batch, LogProbability(Predicted()), classes=NAMES).notes)
-    alone = explain(model, batch, Not(Probability(likeliest[0], independent=True)), classes=NAMES).notes
-    assert any("nearly nothing there; the class alone" in note for note in alone)
+    assert not any("nearly nothing" in caution for caution in of_logarithm.cautions)
+    assert any(
+        "nearly nothing" in n for n in explain(model, batch, LogProbability(Predicted()), classes=NAMES).cautions
+    )
+    alone = explain(model, batch, Not(Probability(likeliest[0], independent=True)), classes=NAMES).cautions
+    assert any("nearly nothing there; the class alone" in caution for caution in alone)
 
 
 def test_an_unsaturated_probability_says_nothing(classifier):
     for target in (Probability(1), LogProbability(1), Not(Probability(1))):
-        assert not any("nearly nothing" in note for note in explain(classifier, images(2), target).notes)
+        assert not any("nearly nothing" in caution for caution in explain(classifier, images(2), target).cautions)
 
 
 # what cannot be asked

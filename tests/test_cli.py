@@ -92,7 +92,7 @@ def test_several_methods_with_their_knobs_smoothed_and_fused(own, run):
         "street.png",
         target="red",
         layer=["features.0", "features.1"],
-        method=glowmap.METHODS["seg_xres_cam"].tuned(window=3),
+        method=glowmap.METHODS["seg_xres_cam"].with_parameters(window=3),
         smooth="flips",
     ).fused("max")
     assert np.array_equal(found[0].raw, wanted[0].raw)
@@ -152,7 +152,7 @@ def test_methods_lists_the_shelf(run, monkeypatch):
     assert code == 0
     for name, method in glowmap.METHODS.items():
         (line,) = [line for line in out.splitlines() if line.split()[:1] == [name]]
-        assert method.price in line
+        assert method.cost in line
         assert method.paper in line
 
 

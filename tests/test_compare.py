@@ -42,8 +42,8 @@ def test_one_forward_and_one_backward_pass_serve_all(classifier, monkeypatch):
 
 
 def test_methods_are_named_or_tuned_and_stand_in_rows(classifier):
-    tuned = glowmap.METHODS["fem"].tuned(sigmas=1.0)
-    found = glowmap.compare(classifier, images(1), 1, methods=["hires_cam", tuned], layers=LAYERS[:2])
+    with_parameters = glowmap.METHODS["fem"].with_parameters(sigmas=1.0)
+    found = glowmap.compare(classifier, images(1), 1, methods=["hires_cam", with_parameters], layers=LAYERS[:2])
     assert [one.method for one in found] == ["hires_cam"] * 2 + ["fem"] * 2
     plain = glowmap.explain(classifier, images(1), target=1, layer=LAYERS[0], method="fem")
     assert not torch.equal(found[2].raw, plain.raw)
@@ -58,7 +58,7 @@ def test_errors_name_the_fact_and_the_remedy(classifier):
     with pytest.raises(MethodError, match="an empty list of methods; give at least one of cam, eigen_cam"):
         glowmap.compare(classifier, images(1), 1, methods=[], layers=LAYERS)
     with pytest.raises(MethodError, match="fem has no knob 'sigma'; near names: sigmas"):
-        glowmap.METHODS["fem"].tuned(sigma=1.0)
+        glowmap.METHODS["fem"].with_parameters(sigma=1.0)
     with pytest.raises(LayerError, match="an empty list of layers"):
         glowmap.compare(classifier, images(1), 1, layers=[])
 
@@ -142,5 +142,5 @@ def test_concepts_of_a_dense_model_and_of_one_without_classes():
 
 
 def test_negative_activations_are_noted(classifier):
-    (note,) = {*glowmap.concepts(classifier, images(1), layer="features.0", count=2).notes}
-    assert note == "layer 'features.0' has negative activations, which no concept counts"
+    (caution,) = {*glowmap.concepts(classifier, images(1), layer="features.0", count=2).cautions}
+    assert caution == "layer 'features.0' has negative activations, which no concept counts"

@@ -314,7 +314,7 @@ def test_the_sides_of_a_box_are_explained_by_their_gradient(name, of):
     explanation = glowmap.explain(module, batch, target=Detection(number, of=of), method="hires_cam")
     assert float(explanation.scores) == pytest.approx(sides[of], abs=2e-3)
     assert explanation.targets[0].startswith(f"{of} of class {found.category} ")
-    assert not any("beyond the picture's edge" in note for note in explanation.notes)
+    assert not any("beyond the picture's edge" in caution for caution in explanation.cautions)
     ends = {"left": [1, 0, 0, 0], "top": [0, 1, 0, 0], "right": [0, 0, 1, 0], "bottom": [0, 0, 0, 1]}
     weights = torch.tensor({**ends, "width": [-1, 0, 1, 0], "height": [0, -1, 0, 1]}[of])
     wanted = by_hand(module, batch, explanation.layer, lambda now: (box_of(now, 0, found) * weights).sum())
@@ -336,7 +336,7 @@ def test_a_side_that_is_cut_off_keeps_its_gradient_and_says_so(name):
     number, side, own = beyond[0]
     found = glowmap.explain(module, batch, target=Detection(number, of=side))
     assert float(found.scores) == pytest.approx(own, rel=1e-3)
-    assert any("reaches beyond the picture's edge" in note for note in found.notes)
+    assert any("reaches beyond the picture's edge" in caution for caution in found.cautions)
     assert found.raw.abs().max() > 0
 
 
@@ -402,7 +402,7 @@ def test_a_settled_question_gives_the_unchanged_image_the_same_score(name):
                     fixed = glowmap.targets.settled(question, answer, image)
                     wanted = float(question.score(answer)[image])
                     assert float(fixed.score(alone)) == pytest.approx(wanted, rel=1e-4, abs=1e-3)
-                    assert fixed.wording(alone, 0) == question.wording(answer, image)
+                    assert fixed.describe(alone, 0) == question.describe(answer, image)
             every = AllDetections(0.0)
             together = glowmap.targets.settled(every, answer, image).score(alone)
             assert float(together) == pytest.approx(float(every.score(answer)[image]), rel=1e-4)
@@ -420,7 +420,7 @@ def test_a_candidate_without_a_fixed_place_is_followed_by_its_box():
     boxes = torch.tensor([[0.0, 0, 10, 10], [20.0, 20, 40, 40], [22.0, 20, 42, 40]])
     logits = torch.tensor([[0.0, 1.0], [0.0, 5.0], [0.0, 9.0]])
     found = glowmap.targets.Found(1, 1, 0.9, (20.0, 20.0, 40.0, 40.0))
-    fixed = Detection(0).settled(candidates_answer(boxes, logits, [found]), 0)
+    fixed = Detection(0).pin(candidates_answer(boxes, logits, [found]), 0)
     moved = candidates_answer(boxes.flip(0), logits.flip(0))
     assert float(fixed.score(moved)) == 5.0  # and not 9, the surest, nor the one at number 1
     twice = candidates_answer(boxes[[1, 1, 0]], torch.tensor([[0.0, 2.0], [0.0, 3.0], [0.0, 7.0]]))
@@ -433,7 +433,7 @@ def test_occlusion_asks_the_same_anchor_in_every_changed_image():
     module, batch = made("RetinaNet"), images(rows=64, columns=96)
     _, candidates = read(module, batch)
     found = candidates.found[0][2]
-    method = glowmap.METHODS["occlusion"].tuned(window=32, stride=32)
+    method = glowmap.METHODS["occlusion"].with_parameters(window=32, stride=32)
     explanation = glowmap.explain(module, batch, target=Detection(2), method=method)
     whole = float(candidates.logits[0][found.candidate, found.category])
     for row in range(0, 64, 32):
@@ -454,7 +454,7 @@ def test_ablation_runs_on_from_the_level_alone():
     hook = layer.register_forward_hook(lambda _m, _a, out: kept.append(out.detach()))
     read(module, batch)
     hook.remove()
-    assert not any("the whole model is run" in note for note in explanation.notes)
+    assert not any("the whole model is run" in caution for caution in explanation.cautions)
     whole = float(explanation.scores)
     wanted = torch.zeros_like(kept[0][0, 0])
     for channel in range(8):
@@ -529,7 +529,7 @@ def test_detections_from_different_layers_are_explained_one_by_one():
     torch.testing.assert_close(alike.raw[0], alike.raw[1], rtol=1e-3, atol=1e-5)
     named = glowmap.explain(module, batch, target=apart, layer=f"backbone.fpn.layer_blocks.{fine}")
     assert named.raw[0].abs().max() > 0
-    assert any("gradient is zero everywhere" in note for note in named.notes)
+    assert any("gradient is zero everywhere" in caution for caution in named.cautions)
 
 
 def test_several_detections_are_each_explained_at_their_own_layer():
@@ -581,7 +581,7 @@ def test_the_map_lies_on_the_picture_and_not_on_the_padded_canvas(rows, columns)
         cell = 8 * rows / shrunk[0]
         assert float((heat.sum(1) * down).sum() / heat.sum()) == pytest.approx(top + 12.5, abs=cell)
         assert float((heat.sum(0) * across).sum() / heat.sum()) == pytest.approx(left + 12.5, abs=cell)
-        assert not any("padded canvas" in note for note in found.notes)
+        assert not any("padded canvas" in caution for caution in found.cautions)
 
 
 # --- the model is borrowed
@@ -741,12 +741,13 @@ def test_a_detector_by_name_is_explained_with_nothing_said(street):
 
 
 def test_d_rise_without_a_detection_says_so():
-    method = glowmap.METHODS["d_rise"].tuned(masks=4, cells=2)
+    method = glowmap.METHODS["d_rise"].with_parameters(masks=4, cells=2)
     module, batch = made("SSD"), images()
     assert any(
-        "this question is about none" in note for note in glowmap.explain(module, batch, target=1, method=method).notes
+        "this question is about none" in caution
+        for caution in glowmap.explain(module, batch, target=1, method=method).cautions
     )
     boxes = read(module, batch)[0][0]
     for target in (Detection(0), SimilarDetection(int(boxes["labels"][0]), boxes["boxes"][0].tolist())):
         found = glowmap.explain(module, batch, target=target, method=method)
-        assert not any("this question is about none" in note for note in found.notes)
+        assert not any("this question is about none" in caution for caution in found.cautions)

@@ -330,9 +330,9 @@ def test_a_query_is_followed_by_its_mask(name, of):
         output, answer = asked(module, pixels)
         for number, one in enumerate(answer.candidates.found[0]):
             target = glowmap.targets.Detection(number, of=of)
-            follow = target.settled(answer, 0)
+            follow = target.pin(answer, 0)
             assert torch.equal(follow.score(answer), target.score(answer))
-            assert follow.wording(answer, 0) == target.wording(answer, 0)
+            assert follow.describe(answer, 0) == target.describe(answer, 0)
             changed = output.copy()  # where the query comes last, and says something else
             order = [query for query in range(6) if query != one.candidate] + [one.candidate]
             changed["masks_queries_logits"] = output.masks_queries_logits[:, order] * 2
@@ -391,10 +391,10 @@ def test_padded_pictures_are_noted():
     module, mask = DETECTORS["Detr"][0](), torch.ones(1, 64, 96, dtype=torch.long)
     given = {"pixel_values": images(1, 64, 96), "pixel_mask": mask}
     layer = "model.input_projection"
-    assert not any("padded" in note for note in glowmap.explain(module, given, layer=layer).notes)
+    assert not any("padded" in caution for caution in glowmap.explain(module, given, layer=layer).cautions)
     mask[:, 40:] = 0
     explained = glowmap.explain(module, given, layer=layer)
-    assert explained.notes[0].startswith(
+    assert explained.cautions[0].startswith(
         "the pictures are padded (pixel_mask has zeros), and boxes are read as shares of"
     )
 

@@ -35,7 +35,7 @@ def test_the_score_is_overlap_times_score_of_the_likest_of_the_class():
             SimilarDetection(2, BOX),
             SimilarDetection(3, BOX),
         ],
-        method=glowmap.METHODS["occlusion"].tuned(window=8, stride=8),
+        method=glowmap.METHODS["occlusion"].with_parameters(window=8, stride=8),
     )
     wanted = [
         [0.5, 0.25],
@@ -51,7 +51,7 @@ def test_the_score_is_overlap_times_score_of_the_likest_of_the_class():
 def test_d_rise_puts_the_heat_where_the_detection_looks():
     inside = np.zeros((16, 20))
     inside[4:12, 6:14] = 1
-    method = glowmap.METHODS["d_rise"].tuned(masks=400, cells=5)
+    method = glowmap.METHODS["d_rise"].with_parameters(masks=400, cells=5)
     found = glowmap.explain(Bright(), torch.ones(1, 3, 16, 20), target=SimilarDetection(1, BOX), method=method)
     heat = found.raw[0] - found.raw.min()
     assert float(heat[4:12, 6:14].mean()) > 2 * float(heat[inside == 0].mean())
@@ -74,7 +74,7 @@ def test_a_torchvision_detector_answers_so():
     with torch.no_grad():
         said = model(batch)[0]
     target = SimilarDetection(int(said["labels"][0]), said["boxes"][0].tolist())
-    method = glowmap.METHODS["occlusion"].tuned(window=32, stride=32)
+    method = glowmap.METHODS["occlusion"].with_parameters(window=32, stride=32)
     found = glowmap.explain(model, batch, target=target, method=method)
     assert float(found.scores) == pytest.approx(float(said["scores"][0]), rel=1e-4)
 

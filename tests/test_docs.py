@@ -95,7 +95,7 @@ def test_commands_run(page, at_home, monkeypatch):
 def test_the_readmes_table_is_the_shelf():
     readme = (ROOT / "README.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \| (.*?) \| (.*?) \|$", readme, re.M)
-    assert rows == [(name, one.price, one.summary, one.use, one.paper) for name, one in glowmap.METHODS.items()]
+    assert rows == [(name, one.cost, one.summary, one.use, one.paper) for name, one in glowmap.METHODS.items()]
 
 
 def test_every_chore_of_the_makefile_is_listed():

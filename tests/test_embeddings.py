@@ -145,7 +145,7 @@ def test_the_highest_place_stays_that_of_the_unchanged_picture():
     model, given = backbone(), batch(1)
     channel = model.features(model.first(given)).detach()[0, 4]
     row, column = divmod(int(channel.argmax()), channel.shape[1])
-    method = glowmap.METHODS["rise"].tuned(masks=30, cells=3)
+    method = glowmap.METHODS["rise"].with_parameters(masks=30, cells=3)
     found = glowmap.explain(model, given, target=Unit(4, "features", "max"), method=method)
     fixed = glowmap.explain(model, given, target=Unit(4, "features", (row, column)), method=method)
     torch.testing.assert_close(found.raw, fixed.raw)
@@ -241,7 +241,7 @@ def test_the_layer_is_found_without_a_head_and_no_note_doubts_the_embedding():
     model = headless()
     found = glowmap.explain(model, images(2, 64, 64), target=Similar(images(1, 64, 64, seed=7)))
     assert found.layer == "layer4"
-    assert not [note for note in found.notes if "embedding" in note]
+    assert not [caution for caution in found.cautions if "embedding" in caution]
 
 
 def test_a_class_token_is_read_before_the_last_block_mixes_it():
@@ -253,7 +253,7 @@ def test_a_class_token_is_read_before_the_last_block_mixes_it():
     assert found.layer in ("blocks.1", "blocks.2.norm1")
     assert float(found.raw.std()) > 0
     assert float(last.raw.abs().max()) == 0
-    assert any("zero everywhere" in note for note in last.notes)
+    assert any("zero everywhere" in caution for caution in last.cautions)
 
 
 def test_a_layer_is_found_that_the_unit_depends_on():
@@ -263,7 +263,7 @@ def test_a_layer_is_found_that_the_unit_depends_on():
         found = glowmap.explain(model, given, target=Unit(3, name))
         order = [one for one, _ in model.named_modules()]
         assert order.index(found.layer) <= order.index(name)
-        assert not any("zero everywhere" in note for note in found.notes)
+        assert not any("zero everywhere" in caution for caution in found.cautions)
 
 
 def test_questions_about_other_things_keep_the_layer_of_their_own():
@@ -424,12 +424,12 @@ def test_class_scores_are_no_embedding_where_they_are_known_as_such():
     with pytest.raises(TargetError, match="answers with the scores of 4 classes, not with an embedding"):
         glowmap.explain(named, images(), target=Similar(images(1)))
     found = glowmap.explain(Classifier().eval(), images(), target=Similar(images(1, seed=7)))
-    assert any("the 4 outputs of Classifier are taken for its embedding" in note for note in found.notes)
+    assert any("the 4 outputs of Classifier are taken for its embedding" in caution for caution in found.cautions)
 
 
 def test_the_picture_itself_is_noted():
     found = glowmap.explain(backbone(), batch(), target=Similar(batch()[:1]), layer="features")
-    assert any("in image 0 is the given picture's own" in note for note in found.notes)
+    assert any("in image 0 is the given picture's own" in caution for caution in found.cautions)
     assert float(found.raw[0].abs().max()) < 1e-9 < float(found.raw[1].abs().max())
 
 

@@ -160,7 +160,7 @@ def test_notes_say_why_a_map_is_blank():
     negative = glowmap.explain(model, images(1), target=lambda out: -out[:, 0], layer="features.4")
     blank = positive if positive.raw.max() <= 0 else negative
     for one in (positive, negative):
-        assert ("no positive value" in " ".join(one.notes)) == (not one.heatmap.any())
+        assert ("no positive value" in " ".join(one.cautions)) == (not one.heatmap.any())
     torch.testing.assert_close(positive.raw, -negative.raw)
     assert blank is not None
 
@@ -230,7 +230,7 @@ def test_saving_the_numbers_and_reading_them_back(explained, tmp_path):
     for one, other in zip(explained, found, strict=True):
         for field in ("raw", "scores", "heatmap"):
             assert torch.equal(getattr(one, field), getattr(other, field))
-        for field in ("layer", "method", "model", "targets", "input_size", "notes"):
+        for field in ("layer", "method", "model", "targets", "input_size", "cautions"):
             assert getattr(one, field) == getattr(other, field)
         assert torch.equal(one.prediction.labels, other.prediction.labels)
     assert found.panel().tobytes() == explained.panel().tobytes()
@@ -323,7 +323,7 @@ def test_a_nearly_flat_map_says_why_it_is_blank():
     even[0, 0, 0, 0] += 3e-8
     found = glowmap.explain(Even().eval(), even, target=0, layer="layer")
     assert not found.heatmap.any()
-    assert "class 0 at 'layer': the raw map has the same value everywhere" in found.notes[0]
+    assert "class 0 at 'layer': the raw map has the same value everywhere" in found.cautions[0]
 
 
 def test_slices_are_smaller_batches(explained):
@@ -593,11 +593,11 @@ class TestCanvas:
             arrays = dict(stored)
         described = json.loads(str(arrays["explanations"]))
         for one in described:
-            for later in ("canvas", "marks", "boxes"):
+            for later in ("canvas", "annotations", "boxes"):
                 one.pop(later, None)
         np.savez(path, **(arrays | {"explanations": np.array(json.dumps(described))}))
         read = Explanation.load(path)
-        assert (read.canvas, read.marks, read.prediction) == ((), (), None)
+        assert (read.canvas, read.annotations, read.prediction) == ((), (), None)
         assert torch.equal(read.heatmap, of(self.RAW, (6, 10)).heatmap)
 
 

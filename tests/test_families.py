@@ -68,7 +68,7 @@ def test_timm_by_name_is_explained_with_its_class_names():
     found = glowmap.explain(model, picture(), target="tabby", layer="layer4")
     assert found.targets == ("tabby, tabby cat",)
     assert model.class_names[281] == "tabby, tabby cat"
-    assert found.notes[0].startswith("the weights are random")
+    assert found.cautions[0].startswith("the weights are random")
     with torch.no_grad():
         score = model.module(model.read(picture()).images)[0, 281]
     torch.testing.assert_close(found.scores[0], score)
@@ -87,7 +87,7 @@ def test_timm_takes_a_checkpoint(tmp_path):
     save_file(trained.state_dict(), tmp_path / "own.safetensors")
     model = glowmap.load("timm/test_resnet", weights=tmp_path / "own.safetensors")
     assert torch.equal(model.module.fc.weight, trained.fc.weight)
-    assert model.notes == ()
+    assert model.cautions == ()
     assert not model.module.training
 
 
@@ -132,7 +132,7 @@ def test_names_that_nobody_knows(name, message):
 def test_a_timm_module_brings_its_preprocessing_but_no_names_that_are_guessed():
     module = timm.create_model("test_resnet", num_classes=5).eval()
     model = as_model(module)
-    assert (model.name, model.class_names, model.notes) == ("ResNet", None, ())
+    assert (model.name, model.class_names, model.cautions) == ("ResNet", None, ())
     by_name = glowmap.load("timm/test_resnet", weights="random").read(picture())
     assert torch.equal(model.read(picture()).images, by_name.images)
     assert glowmap.explain(module, picture(), target=3, layer="layer4").input_size == (160, 160)
@@ -232,7 +232,7 @@ def test_a_folder_gives_class_names_weights_and_seed(tmp_path):
     name = saved(tmp_path, module)
     model = glowmap.load(name)
     assert model.class_names == ("cat", "dog", "cow")
-    assert model.notes[0].startswith("no mean and std were given")
+    assert model.cautions[0].startswith("no mean and std were given")
     tensors = images(2, 64, 64)
     found = glowmap.explain(model, tensors, target="dog", layer=model_layer(model))
     with torch.no_grad():
@@ -281,8 +281,11 @@ def test_what_a_weights_file_lacks_is_noted(tmp_path):
     saved(tmp_path, module)
     held = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith("classifier")}
     save_file(held, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    notes = glowmap.load(f"hf/{tmp_path}", mean=0.5).notes
-    assert any("2 tensors of hf/" in note and "classifier.bias" in note and "at random" in note for note in notes)
+    cautions = glowmap.load(f"hf/{tmp_path}", mean=0.5).cautions
+    assert any(
+        "2 tensors of hf/" in caution and "classifier.bias" in caution and "at random" in caution
+        for caution in cautions
+    )
 
 
 def test_queries_with_a_class_and_a_mask_become_scores_of_every_pixel():
@@ -455,7 +458,7 @@ def test_a_checkpoint_tells_how_many_classes_a_segmentation_model_has(tmp_path):
     model = glowmap.load("smp/fpn-resnet18", weights=tmp_path / "own.safetensors")
     assert model.module.segmentation_head[0].out_channels == 7
     assert torch.equal(model.module.segmentation_head[0].weight, trained.segmentation_head[0].weight)
-    assert any("the mean and std of this encoder are not known here" in note for note in model.notes)
+    assert any("the mean and std of this encoder are not known here" in caution for caution in model.cautions)
 
 
 def test_a_trained_encoder_brings_its_colours_and_a_note_of_the_rest(tmp_path, monkeypatch):
@@ -466,11 +469,11 @@ def test_a_trained_encoder_brings_its_colours_and_a_note_of_the_rest(tmp_path, m
     model = glowmap.load("smp/Unet-resnet18")
     assert torch.equal(model.module.encoder.conv1.weight, encoder.conv1.weight)
     assert (model.preprocess.mean, model.preprocess.std) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
-    assert model.notes == (
+    assert model.cautions == (
         "only the encoder is trained: decoder and head are drawn at random, and so is what they say of a picture",
     )
     bare = as_model(smp.FPN("resnet18", encoder_weights=None))
-    assert (bare.preprocess.mean, bare.preprocess.multiple, bare.notes) == ([0.1, 0.2, 0.3], 32, ())
+    assert (bare.preprocess.mean, bare.preprocess.multiple, bare.cautions) == ([0.1, 0.2, 0.3], 32, ())
 
 
 def test_open_clip_compares_a_picture_with_texts():
@@ -556,7 +559,7 @@ def test_detectors_and_video_models_by_name(street):
     with pytest.raises(TargetError, match=r"answers with detections, .* target=glowmap.targets.SimilarDetection"):
         detector.read_logits(output)
     rcnn = glowmap.load("fasterrcnn_mobilenet_v3_large_320_fpn", weights="random")
-    assert not any("the map covers the padded canvas" in note for note in rcnn.notes)  # which is cut off
+    assert not any("the map covers the padded canvas" in caution for caution in rcnn.cautions)  # which is cut off
 
     video = glowmap.load("r3d_18", weights="random")
     assert video.class_names[0] == "abseiling"
@@ -579,7 +582,7 @@ def test_detectors_and_video_models_by_name(street):
 def test_a_bare_torchvision_model_does_not_say_what_its_classes_are():
     torchvision = pytest.importorskip("torchvision")
     model = as_model(torchvision.models.resnet18(weights=None))
-    assert (model.name, model.class_names, model.preprocess, model.notes) == ("ResNet", None, None, ())
+    assert (model.name, model.class_names, model.preprocess, model.cautions) == ("ResNet", None, None, ())
 
 
 # --- wrappers
@@ -591,12 +594,12 @@ def test_wrappers_are_taken_off_and_noted():
         model = as_model(wrapper)
         assert model.module is inner
         assert model.name == "Classifier"
-        assert word in model.notes[0]
+        assert word in model.cautions[0]
         found = glowmap.explain(wrapper, images(), target=1, layer="features")
         assert torch.equal(found.raw, glowmap.explain(inner, images(), target=1, layer="features").raw)
         assert found.model == "Classifier"
     both = as_model(nn.DataParallel(torch.compile(timm.create_model("test_resnet"))))
-    assert (both.name, len(both.notes)) == ("ResNet", 2)
+    assert (both.name, len(both.cautions)) == ("ResNet", 2)
     assert both.preprocess is not None
 
 
@@ -648,7 +651,7 @@ def test_no_network_is_told_early_with_what_to_do(name, message, no_network):
 
 def test_random_weights_need_no_network(no_network):
     for name in ("timm/test_vit", "smp/Unet-tu-convnext_atto", "open_clip/RN50"):
-        assert glowmap.load(name, weights="random", mean=0.5).notes[0].startswith("the weights are random"), name
+        assert glowmap.load(name, weights="random", mean=0.5).cautions[0].startswith("the weights are random"), name
 
 
 @pytest.mark.parametrize(
@@ -717,4 +720,4 @@ def test_a_video_model_that_takes_frames_first_says_how_it_can_be_explained():
     explained = glowmap.explain(ColoursFirst(), torch.randn(1, 3, 6, 32, 32))
     assert explained.grid == (3, 4, 4)
     assert explained.layer == "model.videomae.encoder.layer.1"
-    assert not [note for note in explained.notes if "proven" in note]
+    assert not [caution for caution in explained.cautions if "proven" in caution]

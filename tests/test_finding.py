@@ -165,18 +165,18 @@ def test_a_named_layer_of_patches_among_words_is_read_rightly_too():
     (gradient,) = torch.autograd.grad(model(batch)[:, 1].sum(), recorded["maps"])
     maps, slope = (each[:, 8:56].transpose(1, 2).unflatten(2, (6, 8)) for each in (recorded["maps"], gradient))
     assert torch.allclose(one.raw, (slope.mean((2, 3), keepdim=True) * maps).sum(1), atol=1e-6)
-    assert one.notes == ()
+    assert one.cautions == ()
 
 
 def test_a_named_layer_whose_tokens_lie_otherwise_says_that_nothing_is_proven():
     order = torch.randperm(48, generator=torch.Generator().manual_seed(0))
     scramble = (1, lambda tokens: torch.cat([tokens[:, :1], tokens[:, 1:][:, order]], 1))
     model = Transformer(scramble=scramble, width=24).eval()
-    (note,) = glowmap.explain(model, images(1, 24, 32), target=1, layer="blocks.1").notes
-    assert note.startswith(
+    (caution,) = glowmap.explain(model, images(1, 24, 32), target=1, layer="blocks.1").cautions
+    assert caution.startswith(
         "the output of layer 'blocks.1' was read as tokens, 6 x 8 after 1 other, which could not be proven"
     )
-    assert glowmap.explain(model, images(1, 24, 32), target=1, layer="blocks.0").notes == ()
+    assert glowmap.explain(model, images(1, 24, 32), target=1, layer="blocks.0").cautions == ()
 
 
 def test_a_named_module_that_hands_its_tokens_through_is_proven_as_they_are():
@@ -185,7 +185,7 @@ def test_a_named_module_that_hands_its_tokens_through_is_proven_as_they_are():
             super().__init__(width=24)
             self.blocks = nn.Sequential(Block(24), nn.Identity(), Block(24))
 
-    assert glowmap.explain(Through().eval(), images(1, 24, 32), target=1, layer="blocks.1").notes == ()
+    assert glowmap.explain(Through().eval(), images(1, 24, 32), target=1, layer="blocks.1").cautions == ()
 
 
 class TokensFirst(Transformer):
@@ -259,8 +259,10 @@ def test_where_ways_meet_late_the_last_is_taken_and_said_not_to_be_all():
     choice = found(Branches())
     assert choice.name == "coarse"
     assert "some evidence goes past it" in choice.reason
-    notes = glowmap.explain(Branches().eval(), images(), target=0).notes
-    assert any("no layer was named, and 'coarse' was found" in note and "goes past it" in note for note in notes)
+    cautions = glowmap.explain(Branches().eval(), images(), target=0).cautions
+    assert any(
+        "no layer was named, and 'coarse' was found" in caution and "goes past it" in caution for caution in cautions
+    )
 
 
 class Unet(nn.Module):
@@ -446,7 +448,7 @@ def test_no_gradient_is_said_with_its_reason_and_other_methods_still_find_a_laye
         glowmap.explain(model, images(), target=0)
     explained = glowmap.explain(model, images(), target=0, method="eigen_cam")
     assert explained.layer == "features"
-    assert any("no gradient to go by" in note for note in explained.notes)
+    assert any("no gradient to go by" in caution for caution in explained.cautions)
     zero = Classifier().eval()
     nn.init.zeros_(zero.head.weight)
     with pytest.raises(
@@ -648,11 +650,11 @@ def test_a_picture_that_is_changed_inside_the_model_is_said_to_be(change):
             return super().forward(change(batch))
 
     batch = images(1, 96, 96)
-    assert glowmap.explain(Classifier().eval(), batch, target=0).notes == ()
-    notes = glowmap.explain(Inside().eval(), batch, target=0).notes
+    assert glowmap.explain(Classifier().eval(), batch, target=0).cautions == ()
+    cautions = glowmap.explain(Inside().eval(), batch, target=0).cautions
     assert any(
-        "its cells look elsewhere in the picture: does the model crop, flip or warp its input?" in note
-        for note in notes
+        "its cells look elsewhere in the picture: does the model crop, flip or warp its input?" in caution
+        for caution in cautions
     )
 
 
@@ -670,7 +672,7 @@ def test_a_head_that_reads_a_few_cells_is_explained_with_a_word_of_doubt():
 
     explained = glowmap.explain(Corner().eval(), images(1, 40, 40), target=0)
     assert explained.layer == "features"
-    assert any("through 4% of its places alone" in note for note in explained.notes)
+    assert any("through 4% of its places alone" in caution for caution in explained.cautions)
 
 
 def test_maps_of_two_axes_that_are_no_classes_at_places_are_not_read_as_such():

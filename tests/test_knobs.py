@@ -4,14 +4,14 @@ import pytest
 import torch
 
 import glowmap
-from glowmap.cli.parsing import knob_value, tuned
+from glowmap.cli.parsing import knob_value, with_parameters
 from glowmap.errors import InputError, MethodError
 
 METHODS = glowmap.METHODS
 
 
 @pytest.mark.parametrize(
-    ("name", "knobs", "message"),
+    ("name", "parameters", "message"),
     [
         ("rise", {"masks": "3"}, "masks of rise is a whole number \\(by default 2000\\), not '3'"),
         ("rise", {"masks": 2.5}, "masks of rise is a whole number"),
@@ -24,15 +24,15 @@ METHODS = glowmap.METHODS
         ("rise", {"mask": 3}, "rise has no knob 'mask'; near names: masks"),
     ],
 )
-def test_a_value_of_another_kind_is_refused(name, knobs, message):
+def test_a_value_of_another_kind_is_refused(name, parameters, message):
     with pytest.raises(MethodError, match=message):
-        METHODS[name].tuned(**knobs)
+        METHODS[name].with_parameters(**parameters)
 
 
 def test_values_that_fit_are_used():
-    chosen = METHODS["rise"].tuned(masks=7).tuned(keep=1).chosen
+    chosen = METHODS["rise"].with_parameters(masks=7).with_parameters(keep=1).chosen
     assert chosen == {"masks": 7, "keep": 1}
-    assert METHODS["occlusion"].tuned(window=4, stride=None).chosen == {"window": 4, "stride": None}
+    assert METHODS["occlusion"].with_parameters(window=4, stride=None).chosen == {"window": 4, "stride": None}
     assert METHODS["rise"].chosen == {}
 
 
@@ -59,12 +59,12 @@ def test_knobs_are_read_from_text(text, default, value):
 
 def test_a_knob_goes_to_the_methods_that_have_it():
     names = ["rise", "grad_cam"]
-    assert tuned(METHODS["rise"], ["masks=50"], names).chosen == {"masks": 50}
-    assert tuned(METHODS["grad_cam"], ["masks=50"], names).chosen == {}
+    assert with_parameters(METHODS["rise"], ["masks=50"], names).chosen == {"masks": 50}
+    assert with_parameters(METHODS["grad_cam"], ["masks=50"], names).chosen == {}
     with pytest.raises(MethodError, match="grad_cam has no knob 'masks'"):
-        tuned(METHODS["grad_cam"], ["masks=50"], ["grad_cam"])
+        with_parameters(METHODS["grad_cam"], ["masks=50"], ["grad_cam"])
     with pytest.raises(InputError, match="--set 'masks' cannot be read; write KNOB=VALUE"):
-        tuned(METHODS["rise"], ["masks"], names)
+        with_parameters(METHODS["rise"], ["masks"], names)
 
 
 def test_a_switch_changes_the_map():
@@ -73,7 +73,11 @@ def test_a_switch_changes_the_map():
     model(batch)
     maps = {
         text: glowmap.explain(
-            model.eval(), batch, target=0, layer="0", method=tuned(METHODS["score_cam"], [f"corners={text}"], [])
+            model.eval(),
+            batch,
+            target=0,
+            layer="0",
+            method=with_parameters(METHODS["score_cam"], [f"corners={text}"], []),
         ).raw
         for text in ("true", "false")
     }

@@ -138,7 +138,7 @@ def test_the_end_of_a_backbone_under_no_grad_can_be_explained():
 def test_a_layer_that_runs_twice_is_explained_at_its_last_run_and_said():
     model = Odd("twice").eval()
     found = glowmap.explain(model, images(), target=0, layer="odd")
-    assert "layer 'odd' ran 2 times; its last run is explained (layer='odd#1' is the first)" in found.notes
+    assert "layer 'odd' ran 2 times; its last run is explained (layer='odd#1' is the first)" in found.cautions
     doubled = glowmap.explain(model, images(), target=0, layer="features")
     torch.testing.assert_close(found.raw, doubled.raw)  # twice the activations, half the gradient
 
@@ -176,7 +176,7 @@ def test_a_layer_whose_gradient_is_zero_is_no_silent_zero_map():
     model = FlattenClassifier().eval()
     nn.init.zeros_(model.head.weight)
     found = glowmap.explain(model, images(1, 8, 8), target=0, layer="conv")
-    assert "class 0 at 'conv': the score's gradient is zero everywhere" in found.notes[0]
+    assert "class 0 at 'conv': the score's gradient is zero everywhere" in found.cautions[0]
     assert not found.heatmap.any()
 
 
@@ -257,8 +257,8 @@ def test_a_layer_under_no_grad_with_a_way_around_is_noted():
                 twice = maps * 2
             return self.head((maps + twice).mean((2, 3)))
 
-    (note,) = glowmap.explain(HalfFrozen().eval(), images(), target=1, layer="features").notes
-    assert "runs layer 'features' under torch.no_grad()" in note
+    (caution,) = glowmap.explain(HalfFrozen().eval(), images(), target=1, layer="features").cautions
+    assert "runs layer 'features' under torch.no_grad()" in caution
 
 
 def test_another_thread_that_only_predicts_does_not_interfere():
@@ -274,7 +274,7 @@ def test_another_thread_that_only_predicts_does_not_interfere():
     model = Slow().eval()
     found = glowmap.explain(model, images(), target=1, layer="features")
     assert torch.equal(found.raw, glowmap.explain(model, images(), target=1, layer="features").raw)
-    assert found.notes == ()
+    assert found.cautions == ()
     assert found.grid == (4, 5)
 
 
@@ -310,7 +310,7 @@ def test_tokens_are_laid_out_as_the_patches_they_stand_for(before, method):
     found = glowmap.explain(model, batch, target=1, layer="layer", method=method)
     wanted = glowmap.explain(model, batch, target=1, layer="features", method=method)
     torch.testing.assert_close(found.raw, wanted.raw)
-    assert found.notes == ()  # proven by where they look
+    assert found.cautions == ()  # proven by where they look
 
 
 @pytest.mark.parametrize(("size", "grid"), [((64,), (16,)), ((32, 32), (8, 8))], ids=["1D", "2D"])

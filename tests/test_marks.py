@@ -16,7 +16,7 @@ from glowmap.inputs import whole
 from glowmap.outputs import Box, Candidates, Found, Prediction
 from glowmap.render import LabelledBox, label_colour, outlined, paint_boxes
 from glowmap.render.outlines import DARK, LIGHT
-from glowmap.targets import At, Contrast, Detection, Each, Mark, Not, Object, Pixels, Point
+from glowmap.targets import Annotation, At, Contrast, Detection, Each, Not, Object, Pixels, Point
 
 GROUNDS = [(255, 255, 255), (128, 128, 128), (0, 0, 0), (255, 220, 120), (120, 20, 60)]
 
@@ -177,21 +177,21 @@ def segmented(*questions, **fields):
 
 class TestAsked:
     def test_a_point_is_kept_in_shares_of_what_the_model_saw(self):
-        ((mark,),) = segmented(Point(3, 5))[0].marks
+        ((mark,),) = segmented(Point(3, 5))[0].annotations
         assert mark.point == (3.5 / 20, 5.5 / 16)
         assert (mark.box, mark.region) == (None, None)
 
     def test_an_object_is_kept_with_the_point_on_it(self):
-        ((region, point),) = segmented(At(3, 5))[0].marks
+        ((region, point),) = segmented(At(3, 5))[0].annotations
         wanted = torch.zeros(16, 20, dtype=torch.bool)
         wanted[4:8, 2:6] = True
         assert torch.equal(region.region, wanted)
         assert point.point == (3.5 / 20, 5.5 / 16)
-        ((largest,),) = segmented(Pixels("red", Object(0)))[0].marks
+        ((largest,),) = segmented(Pixels("red", Object(0)))[0].annotations
         assert torch.equal(largest.region, wanted)
 
     def test_all_pixels_of_a_class_are_seen_in_the_prediction_and_not_marked(self):
-        assert [one.marks for one in segmented("red", Pixels("green"), None)] == [((),)] * 3
+        assert [one.annotations for one in segmented("red", Pixels("green"), None)] == [((),)] * 3
 
     def test_questions_made_of_others_point_at_what_those_point_at(self):
         mask = np.zeros((16, 20))
@@ -199,18 +199,18 @@ class TestAsked:
         against, rather, custom = segmented(
             Not(Point(3, 5)), Pixels(Contrast("red", "blue"), mask), lambda out: out[:, 0].sum((1, 2))
         )
-        assert against.marks[0][0].point == (3.5 / 20, 5.5 / 16)
-        assert torch.equal(rather.marks[0][0].region, torch.from_numpy(mask > 0))
-        assert custom.marks == ((),)
+        assert against.annotations[0][0].point == (3.5 / 20, 5.5 / 16)
+        assert torch.equal(rather.annotations[0][0].region, torch.from_numpy(mask > 0))
+        assert custom.annotations == ((),)
 
     def test_each_image_has_its_own(self):
         batch = images(2).abs()
         found = glowmap.explain(ColourSegmenter(), batch, target=Each([Point(0, 0), Point(19, 15)]), layer="layer")
-        assert [[one.point for one in several] for several in found.marks] == [
+        assert [[one.point for one in several] for several in found.annotations] == [
             [(0.5 / 20, 0.5 / 16)],
             [(19.5 / 20, 15.5 / 16)],
         ]
-        assert [one.point for one in found[1].marks[0]] == [(19.5 / 20, 15.5 / 16)]
+        assert [one.point for one in found[1].annotations[0]] == [(19.5 / 20, 15.5 / 16)]
 
     def test_a_target_of_ones_own_may_point_at_something(self):
         @dataclass(frozen=True)
@@ -218,14 +218,14 @@ class TestAsked:
             def score(self, answer):
                 return answer.logits[:, 0]
 
-            def wording(self, answer, image):
+            def describe(self, answer, image):
                 return "corner"
 
-            def mark(self, answer, image):
-                return Mark(box=(0.0, 0.0, 0.5, 0.25))
+            def annotations(self, answer, image):
+                return Annotation(box=(0.0, 0.0, 0.5, 0.25))
 
         found = glowmap.explain(Classifier().eval(), images(), target=Corner(), layer="features.3")
-        assert [one.box for several in found.marks for one in several] == [(0.0, 0.0, 0.5, 0.25)] * 2
+        assert [one.box for several in found.annotations for one in several] == [(0.0, 0.0, 0.5, 0.25)] * 2
 
     def test_what_two_parts_point_at_is_kept_once(self):
         @dataclass(frozen=True)
@@ -235,27 +235,30 @@ class TestAsked:
             def score(self, answer):
                 return sum(part.score(answer) for part in self.parts)
 
-            def wording(self, answer, image):
+            def describe(self, answer, image):
                 return "both"
 
             def with_parts(self, change):
                 return Both(tuple(change(part) for part in self.parts))
 
         both = Both((Pixels("red", Point(3, 5)), Pixels("blue", Point(3, 5)), Pixels("blue", Point(4, 5))))
-        assert [one.point for one in segmented(both)[0].marks[0]] == [(3.5 / 20, 5.5 / 16), (4.5 / 20, 5.5 / 16)]
+        assert [one.point for one in segmented(both)[0].annotations[0]] == [(3.5 / 20, 5.5 / 16), (4.5 / 20, 5.5 / 16)]
 
     @pytest.mark.parametrize("given", [{}, {"point": (0.5, 0.5), "box": (0.0, 0.0, 1.0, 1.0)}])
     def test_a_mark_is_one_thing(self, given):
         with pytest.raises(
             TargetError, match=f"a point, a box and a region, and this one has {len(given)}; give just one"
         ):
-            Mark(**given)
+            Annotation(**given)
 
     def test_the_bare_overlay_has_none_unless_asked(self):
         found = segmented(At(3, 5))[0]
-        bare = replace(found, marks=())
+        bare = replace(found, annotations=())
         assert found.overlay().tobytes() == bare.overlay().tobytes()
-        marked, wanted = found.overlay(marks=True), outlined(found.overlay(), [found.marks[0][0].region.numpy()])
+        marked, wanted = (
+            found.overlay(annotations=True),
+            outlined(found.overlay(), [found.annotations[0][0].region.numpy()]),
+        )
         assert changed(found.overlay(), marked)[4:8, 1].any()
         assert (changed(found.overlay(), marked) | ~changed(found.overlay(), wanted)).all()
         assert found.panel().tobytes() != bare.panel().tobytes()
@@ -311,7 +314,7 @@ class TestDetections:
         assert repr(said) == "<Prediction of 4 classes in boxes: 3 found>"
 
     def test_the_box_asked_about_is_marked_and_drawn_stronger(self, detected, monkeypatch):
-        assert [one.marks[0][0].box for one in detected] == [(0.1, 0.25, 0.6, 1.0), (0.5, 0.0, 1.0, 0.5)]
+        assert [one.annotations[0][0].box for one in detected] == [(0.1, 0.25, 0.6, 1.0), (0.5, 0.0, 1.0, 0.5)]
         drawn = []
         monkeypatch.setattr(
             "glowmap.explanation.tiles.paint_boxes",
@@ -334,13 +337,13 @@ class TestDetections:
         )
         many = tuple(Box("bus", 2, 1 - n / 100, (n / 100, 0.1, n / 100 + 0.2, 0.4)) for n in range(50))
         said = Prediction(detected[0].prediction.names, boxes=(many,))
-        one = replace(detected[0], prediction=said, marks=((Mark(box=many[37].corners),),))
+        one = replace(detected[0], prediction=said, annotations=((Annotation(box=many[37].corners),),))
         (tile,) = prediction_tile(one, 0)
         assert [box.label.split()[0] for box in drawn[0]] == [*map(str, range(20)), "37"]
         assert tile.caption == ("21 of the 50 found",)
 
     def test_nothing_found_is_said(self, detected):
-        one = replace(detected[0], prediction=Prediction(("a", "b"), boxes=((),)), marks=())
+        one = replace(detected[0], prediction=Prediction(("a", "b"), boxes=((),)), annotations=())
         (tile,) = prediction_tile(one, 0)
         assert tile.caption == ("nothing found",)
         assert tile.image.tobytes() == one.pictures[0].as_seen().tobytes()
@@ -357,7 +360,7 @@ class TestDetections:
     def test_they_are_saved_and_read_back(self, detected, tmp_path):
         read = Explanations.load(detected.save(tmp_path / "boxes.npz"))
         assert [one.prediction.boxes for one in read] == [one.prediction.boxes for one in detected]
-        assert [one.marks[0][0].box for one in read] == [one.marks[0][0].box for one in detected]
+        assert [one.annotations[0][0].box for one in read] == [one.annotations[0][0].box for one in detected]
         assert read.panel().tobytes() == detected.panel().tobytes()
         assert detected[0].prediction.same_as(read[0].prediction)
 
@@ -371,7 +374,11 @@ class TestDetections:
 
 def test_points_boxes_and_regions_are_saved_and_read_back(tmp_path):
     region = torch.rand(6, 7) > 0.5
-    marks = ((Mark(point=(0.125, 0.3)), Mark(region=region)), (), (Mark(box=(0.1, 0.2, 0.3, 0.4)),))
+    annotations = (
+        (Annotation(point=(0.125, 0.3)), Annotation(region=region)),
+        (),
+        (Annotation(box=(0.1, 0.2, 0.3, 0.4)),),
+    )
     found = Explanation(
         torch.rand(3, 2, 2),
         torch.zeros(3),
@@ -381,14 +388,14 @@ def test_points_boxes_and_regions_are_saved_and_read_back(tmp_path):
         ("a", "b", "c"),
         (8, 8),
         (whole(plain()),) * 3,
-        marks=marks,
+        annotations=annotations,
     )
     read = Explanation.load(found.save(tmp_path / "marks.npz"))
-    assert [len(several) for several in read.marks] == [2, 0, 1]
-    assert read.marks[0][0].point == (0.125, 0.3)
-    assert torch.equal(read.marks[0][1].region, region)
-    assert read.marks[2][0].box == (0.1, 0.2, 0.3, 0.4)
-    assert found[1:].marks == marks[1:]
+    assert [len(several) for several in read.annotations] == [2, 0, 1]
+    assert read.annotations[0][0].point == (0.125, 0.3)
+    assert torch.equal(read.annotations[0][1].region, region)
+    assert read.annotations[2][0].box == (0.1, 0.2, 0.3, 0.4)
+    assert found[1:].annotations == annotations[1:]
     assert read.panel().tobytes() == found.panel().tobytes()
 
 

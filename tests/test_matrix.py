@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import glowmap
-from cases import ON_MAPS, images, tuned
+from cases import ON_MAPS, images, with_parameters
 
 every_method = pytest.mark.parametrize("name", ON_MAPS)
 
@@ -27,7 +27,7 @@ class Net(nn.Module):
 
 def explained(model, batch, name, **options):
     options = {"layer": "features.3", "target": torch.arange(len(batch)) % 4} | options
-    return glowmap.explain(model, batch, method=tuned(name), **options)
+    return glowmap.explain(model, batch, method=with_parameters(name), **options)
 
 
 @every_method

@@ -81,7 +81,7 @@ def test_torchvision_classifiers_by_name(name, layer, street):
     found = glowmap.explain(model, street, target="tabby", layer=layer)
     assert found.targets == ("tabby",)
     assert found.input_size == (224, 224)
-    assert "weights are random" in found.notes[0]
+    assert "weights are random" in found.cautions[0]
     assert len(model.class_names) == 1000
 
 
@@ -239,7 +239,7 @@ def test_default_weights_are_loaded_where_they_are(monkeypatch, street):
     model = glowmap.load("resnet18")
     assert asked == [torchvision.models.ResNet18_Weights.DEFAULT.url]
     assert torch.equal(model.module.conv1.weight, trained.conv1.weight)
-    assert glowmap.explain(model, street, layer="layer4").notes == ()
+    assert glowmap.explain(model, street, layer="layer4").cautions == ()
 
 
 def test_no_network_says_which_file_to_put_where(monkeypatch):
@@ -340,13 +340,14 @@ def test_detectors_that_pad_their_input_come_with_a_note():
             return super().forward(self.transform(list(images))[0].tensors)
 
     found = glowmap.explain(Detector().eval(), images().abs(), target=1, layer="features")
-    assert "the map covers the padded canvas" in found.notes[0]
+    assert "the map covers the padded canvas" in found.cautions[0]
 
 
 def test_pictures_without_mean_and_std_are_noted(street):
     whole = glowmap.targets.Category(1)
-    (note,) = glowmap.explain(glowmap.load(Classifier().eval()), street, target=whole, layer="features").notes
-    assert "no mean and std were given" in note
+    (caution,) = glowmap.explain(glowmap.load(Classifier().eval()), street, target=whole, layer="features").cautions
+    assert "no mean and std were given" in caution
     assert (
-        glowmap.explain(glowmap.load(Classifier().eval(), mean=0.5), street, target=whole, layer="features").notes == ()
+        glowmap.explain(glowmap.load(Classifier().eval(), mean=0.5), street, target=whole, layer="features").cautions
+        == ()
     )

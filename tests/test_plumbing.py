@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import glowmap
-from cases import Classifier, images, tuned
+from cases import Classifier, images, with_parameters
 from glowmap.errors import InputError, LayerError, ModelError, TargetError
 from test_promises import assert_same, everything_of
 
@@ -21,7 +21,9 @@ METHODS = ["grad_cam", "eigen_cam", "ablation_cam", "occlusion", "input_gradient
 def raw(model, given, layer="features.3", method="grad_cam", **asked):
     """The raw map for class 1; the model is given back as it was, always."""
     before = everything_of(model)
-    found = glowmap.explain(model, given, target=asked.pop("target", 1), layer=layer, method=tuned(method), **asked)
+    found = glowmap.explain(
+        model, given, target=asked.pop("target", 1), layer=layer, method=with_parameters(method), **asked
+    )
     assert_same(before, everything_of(model))
     return found.raw
 
@@ -134,7 +136,7 @@ def test_several_inputs_that_could_be_the_images_are_told():
             return super().forward(left) - super().forward(right) * 2
 
     found = glowmap.explain(Stereo().eval(), (images(2), images(2, seed=3)), target=1, layer="features.3#1")
-    assert found.notes[:2] == (
+    assert found.cautions[:2] == (
         "of 2 inputs with 4 axes (2 x 3 x 16 x 20, 2 x 3 x 16 x 20) the first is taken for the images",
         "layer 'features.3' ran 2 times; run 1 is explained (layer='features.3#1' is the first)",
     )
@@ -282,7 +284,7 @@ def test_layers_that_return_structures(way, method):
 def test_which_of_several_maps_is_taken_is_stated():
     model, plain = alike(Layered, *HANDED["second of two"])
     found = glowmap.explain(model, images(), target=1, layer="layer", smooth="flips")
-    assert found.notes == (
+    assert found.cautions == (
         "layer 'layer' returns 2 maps (2 x 8 x 4 x 5, 2 x 8 x 4 x 5); number 2 of them is explained, on which alone the model's "
         "answer depends",
     )
@@ -350,7 +352,7 @@ def test_several_runs_at_once_and_what_is_said_of_them():
     wanted = glowmap.explain(unrolled, images(), target=1, layer=["bodies.0", "bodies.1", "bodies.2"])
     for one, own in zip(found, (0, 2, 2, 1), strict=True):
         torch.testing.assert_close(one.raw, wanted[own].raw)
-    assert [note.split("; ")[1].split(" (")[0] for note in found[0].notes] == [
+    assert [caution.split("; ")[1].split(" (")[0] for caution in found[0].cautions] == [
         "run 1 is explained",
         "its last run is explained",
         "run 2 is explained",

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import glowmap
-from cases import Classifier, images, tuned
+from cases import Classifier, images, with_parameters
 from glowmap.capture.activations import WITHOUT_GRADIENTS
 from glowmap.errors import GlowmapError, LayerError, ModelError, TargetError
 from test_promises import assert_same, everything_of
@@ -19,7 +19,7 @@ OF_THE_INPUT = ["occlusion", "rise"]
 
 def raw(model, method, layer="features.3", given=None):
     given = images(2) if given is None else given
-    return glowmap.explain(model, given, target=1, layer=layer, method=tuned(method)).raw
+    return glowmap.explain(model, given, target=1, layer=layer, method=with_parameters(method)).raw
 
 
 def refused(model, method="grad_cam", layer="features.3"):

@@ -10,7 +10,7 @@ import torch.utils.checkpoint
 from torch import nn
 
 import glowmap
-from cases import Classifier, images, tuned
+from cases import Classifier, images, with_parameters
 from glowmap.errors import ModelError
 from test_promises import assert_same, everything_of
 
@@ -20,7 +20,7 @@ METHODS = ["grad_cam", "eigen_cam", "ablation_cam", "integrated_grad_cam", "inpu
 def raw(model, layer="features.3", method="grad_cam", given=None):
     before = everything_of(model)
     given = images(2) if given is None else given
-    found = glowmap.explain(model, given, target=1, layer=layer, method=tuned(method)).raw
+    found = glowmap.explain(model, given, target=1, layer=layer, method=with_parameters(method)).raw
     assert_same(before, everything_of(model))
     return found
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import glowmap
-from cases import ON_MAPS, Classifier, Segmenter, images, tuned
+from cases import ON_MAPS, Classifier, Segmenter, images, with_parameters
 from glowmap.errors import GlowmapError
 
 NEEDS = {name: {*glowmap.METHODS[name].needs} for name in ON_MAPS}
@@ -60,7 +60,7 @@ def test_all_is_given_back(method, training):
     model(images()).sum().backward()  # the user's own gradients
     before, batch = everything_of(model), images().requires_grad_()
     kept = batch.detach().clone()
-    glowmap.explain(model, batch, target=1, layer=layer_for(method), method=tuned(method))
+    glowmap.explain(model, batch, target=1, layer=layer_for(method), method=with_parameters(method))
     assert_same(before, everything_of(model))
     assert torch.equal(batch, kept)
     assert batch.grad is None
@@ -80,7 +80,7 @@ def test_all_is_given_back_after_an_exception(method, where):
     handle = module.register_forward_hook(fail)
     before = everything_of(model)
     with pytest.raises(GlowmapError, match="in the middle"):
-        glowmap.explain(model, images(), target=1, layer=layer_for(method), method=tuned(method))
+        glowmap.explain(model, images(), target=1, layer=layer_for(method), method=with_parameters(method))
     assert_same(before, everything_of(model))
     handle.remove()
 
@@ -90,16 +90,16 @@ def test_all_is_given_back_after_a_failing_target(method):
     model = Classifier().train()
     before = everything_of(model)
     with pytest.raises(GlowmapError, match="no class 9"):
-        glowmap.explain(model, images(), target=9, layer=layer_for(method), method=tuned(method))
+        glowmap.explain(model, images(), target=9, layer=layer_for(method), method=with_parameters(method))
     assert_same(before, everything_of(model))
 
 
 @every_method
 def test_a_frozen_model_gives_the_same_map(method):
     model = Classifier().eval()
-    free = glowmap.explain(model, images(), target=1, layer=layer_for(method), method=tuned(method))
+    free = glowmap.explain(model, images(), target=1, layer=layer_for(method), method=with_parameters(method))
     frozen = glowmap.explain(
-        model.requires_grad_(False), images(), target=1, layer=layer_for(method), method=tuned(method)
+        model.requires_grad_(False), images(), target=1, layer=layer_for(method), method=with_parameters(method)
     )
     assert torch.equal(free.raw, frozen.raw)
     assert free.raw.any()
@@ -110,8 +110,8 @@ def test_an_inplace_relu_after_the_layer_spoils_nothing(method):
     plain, inplace = Classifier().eval(), Classifier(inplace=True).eval()
     inplace.load_state_dict(plain.state_dict())
     for layer in ("features.0", "features.3", "features.4"):
-        wanted = glowmap.explain(plain, images(), target=1, layer=layer, method=tuned(method)).raw
-        found = glowmap.explain(inplace, images(), target=1, layer=layer, method=tuned(method)).raw
+        wanted = glowmap.explain(plain, images(), target=1, layer=layer, method=with_parameters(method)).raw
+        found = glowmap.explain(inplace, images(), target=1, layer=layer, method=with_parameters(method)).raw
         assert torch.equal(found, wanted), layer
         assert found.any()
 
@@ -120,20 +120,20 @@ def test_an_inplace_relu_after_the_layer_spoils_nothing(method):
 def test_training_mode_is_explained_as_evaluation_and_said(method):
     model = Classifier()
     model(images())  # running statistics that differ from the batch's
-    wanted = glowmap.explain(model.eval(), images(), target=1, layer=layer_for(method), method=tuned(method))
-    found = glowmap.explain(model.train(), images(), target=1, layer=layer_for(method), method=tuned(method))
+    wanted = glowmap.explain(model.eval(), images(), target=1, layer=layer_for(method), method=with_parameters(method))
+    found = glowmap.explain(model.train(), images(), target=1, layer=layer_for(method), method=with_parameters(method))
     assert torch.equal(found.raw, wanted.raw)
-    assert "training mode" in found.notes[0]
-    assert found.notes[1:] == wanted.notes
+    assert "training mode" in found.cautions[0]
+    assert found.cautions[1:] == wanted.cautions
 
 
 @every_method
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_callers_under_no_grad_get_the_same_map(method, mode):
     model = Classifier().eval()
-    wanted = glowmap.explain(model, images(), target=1, layer=layer_for(method), method=tuned(method))
+    wanted = glowmap.explain(model, images(), target=1, layer=layer_for(method), method=with_parameters(method))
     with mode():
-        found = glowmap.explain(model, images(), target=1, layer=layer_for(method), method=tuned(method))
+        found = glowmap.explain(model, images(), target=1, layer=layer_for(method), method=with_parameters(method))
         assert not torch.is_grad_enabled()
     assert torch.equal(found.raw, wanted.raw)
 
@@ -146,7 +146,7 @@ def test_a_model_that_writes_into_its_input_leaves_the_callers_alone(method):
 
     batch = images()
     kept = batch.clone()
-    found = glowmap.explain(Shifting().eval(), batch, target=1, layer=layer_for(method), method=tuned(method))
+    found = glowmap.explain(Shifting().eval(), batch, target=1, layer=layer_for(method), method=with_parameters(method))
     assert torch.equal(batch, kept)
     assert found.raw.any()
 
@@ -158,8 +158,8 @@ def test_random_draws_of_the_model_leave_the_global_generator_alone(method):
             return super().forward(images + torch.randn_like(images))
 
     model = Noisy().eval()
-    first = glowmap.explain(model, images(), target=1, layer=layer_for(method), method=tuned(method))
-    again = glowmap.explain(model, images(), target=1, layer=layer_for(method), method=tuned(method))
+    first = glowmap.explain(model, images(), target=1, layer=layer_for(method), method=with_parameters(method))
+    again = glowmap.explain(model, images(), target=1, layer=layer_for(method), method=with_parameters(method))
     assert torch.equal(first.raw, again.raw)
 
 
@@ -178,7 +178,7 @@ def test_buffers_that_a_model_writes_in_eval_mode_are_restored(method):
 
     model = Counting().eval()
     assigned = model.assigned
-    glowmap.explain(model, images(), target=1, layer=layer_for(method), method=tuned(method))
+    glowmap.explain(model, images(), target=1, layer=layer_for(method), method=with_parameters(method))
     assert model.written.tolist() == [0, 0]
     assert model.assigned is assigned
 
@@ -187,7 +187,7 @@ def test_buffers_that_a_model_writes_in_eval_mode_are_restored(method):
 def test_nothing_is_kept(method):
     """No graph, no activations, no model: only what the explanation shows."""
     model = Classifier().eval()
-    found = glowmap.explain(model, images(), target=1, layer=layer_for(method), method=tuned(method))
+    found = glowmap.explain(model, images(), target=1, layer=layer_for(method), method=with_parameters(method))
     assert not found.raw.requires_grad
     assert not found.scores.requires_grad
     assert not found.heatmap.requires_grad
@@ -210,7 +210,7 @@ def test_no_graph_below_the_layer_and_no_weight_gradients(method, monkeypatch):
 
     monkeypatch.setattr(torch.autograd, "grad", spy)
     monkeypatch.setattr(torch.Tensor, "backward", lambda *_: pytest.fail("a full backward pass"))
-    glowmap.explain(model, images(), target=1, layer=layer_for(method), method=tuned(method))
+    glowmap.explain(model, images(), target=1, layer=layer_for(method), method=with_parameters(method))
     handle.remove()
     assert below == [False]
     assert [tuple(tensor.shape) for tensor in asked] == [(2, 8, 4, 5)] * ("gradients" in NEEDS[method])
@@ -223,9 +223,9 @@ def test_a_batch_is_its_images_one_by_one(method, model, layers):
     model, batch = model().eval(), images(3)
     target = glowmap.targets.Pixels(1, torch.ones(16, 20)) if layers == "encoder.2" else 1
     layers = layer_for(method) if layers == "features.3" else layers
-    together = glowmap.explain(model, batch, target=target, layer=layers, method=tuned(method))
+    together = glowmap.explain(model, batch, target=target, layer=layers, method=with_parameters(method))
     for i in range(3):
-        alone = glowmap.explain(model, batch[i : i + 1], target=target, layer=layers, method=tuned(method))
+        alone = glowmap.explain(model, batch[i : i + 1], target=target, layer=layers, method=with_parameters(method))
         span = float(alone.raw.abs().max())
         torch.testing.assert_close(together.raw[i : i + 1], alone.raw, rtol=1e-4, atol=1e-5 * span + 1e-12)
         torch.testing.assert_close(together.heatmap[i : i + 1], alone.heatmap, rtol=0, atol=1e-3)
@@ -236,12 +236,12 @@ def test_several_layers_and_questions_equal_one_by_one_from_one_forward_pass(met
     model, passes = Classifier().eval(), []
     model.head.register_forward_hook(lambda *_: passes.append(1))
     layers, questions = ["features.0", "features.3", "features.4"], [2, 0]
-    together = glowmap.explain(model, images(), target=questions, layer=layers, method=tuned(method))
+    together = glowmap.explain(model, images(), target=questions, layer=layers, method=with_parameters(method))
     assert len(passes) == 1
     assert [(one.targets[0], one.layer) for one in together] == [(f"class {q}", x) for q in questions for x in layers]
     for one in together:
         question = int(one.targets[0].removeprefix("class "))
-        alone = glowmap.explain(model, images(), target=question, layer=one.layer, method=tuned(method))
+        alone = glowmap.explain(model, images(), target=question, layer=one.layer, method=with_parameters(method))
         torch.testing.assert_close(one.raw, alone.raw, rtol=1e-5, atol=1e-7)
 
 
@@ -249,9 +249,9 @@ def test_several_layers_and_questions_equal_one_by_one_from_one_forward_pass(met
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_precisions(method, dtype):
     model = Classifier().eval()
-    wanted = glowmap.explain(model, images(), target=1, layer=layer_for(method), method=tuned(method)).raw
+    wanted = glowmap.explain(model, images(), target=1, layer=layer_for(method), method=with_parameters(method)).raw
     found = glowmap.explain(
-        model.to(dtype), images().to(dtype), target=1, layer=layer_for(method), method=tuned(method)
+        model.to(dtype), images().to(dtype), target=1, layer=layer_for(method), method=with_parameters(method)
     ).raw
     assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     tolerance = {torch.float16: 3e-3, torch.bfloat16: 8e-2, torch.float64: 1e-6}[dtype]
@@ -272,7 +272,7 @@ def test_signals_and_volumes(method, convolution, shape, grid):
         def forward(self, images):
             return self.head(self.layer(images).relu().flatten(2).mean(2))
 
-    found = glowmap.explain(Net().eval(), torch.randn(shape), target=0, layer="layer", method=tuned(method))
+    found = glowmap.explain(Net().eval(), torch.randn(shape), target=0, layer="layer", method=with_parameters(method))
     assert found.raw.shape[1:] == grid
     assert found.raw.any()
     assert found.heatmap.shape == (shape[0], *shape[2:])
@@ -290,8 +290,8 @@ def test_channels_last_output_is_read_by_its_strides(method):
 
     model = ChannelsLast().eval()
     wide = images(rows=32, columns=64)
-    first = glowmap.explain(model, wide, target=1, layer="features.4", method=tuned(method))
-    last = glowmap.explain(model, wide, target=1, layer="last", method=tuned(method))
+    first = glowmap.explain(model, wide, target=1, layer="features.4", method=with_parameters(method))
+    last = glowmap.explain(model, wide, target=1, layer="last", method=with_parameters(method))
     assert last.grid == (8, 16)
     torch.testing.assert_close(last.raw, first.raw, rtol=1e-3, atol=1e-4 * float(first.raw.abs().max()))
 
@@ -299,14 +299,16 @@ def test_channels_last_output_is_read_by_its_strides(method):
 @every_method
 def test_a_target_may_itself_ask_for_an_explanation(method):
     model = Classifier().eval()
-    wanted = glowmap.explain(model, images(), target=1, layer=layer_for(method), method=tuned(method))
+    wanted = glowmap.explain(model, images(), target=1, layer=layer_for(method), method=with_parameters(method))
 
     def curious(output):
-        inner = glowmap.explain(model, images(seed=9), target=0, layer=layer_for(method), method=tuned(method))
+        inner = glowmap.explain(
+            model, images(seed=9), target=0, layer=layer_for(method), method=with_parameters(method)
+        )
         assert inner.raw.any()
         return output[:, 1]
 
-    found = glowmap.explain(model, images(), target=curious, layer=layer_for(method), method=tuned(method))
+    found = glowmap.explain(model, images(), target=curious, layer=layer_for(method), method=with_parameters(method))
     assert torch.equal(found.raw, wanted.raw)
 
 
@@ -316,13 +318,14 @@ def test_threads_that_share_a_model_take_turns(method):
     before = everything_of(model)
     batches = [images(seed=seed) for seed in range(8)]
     alone = [
-        glowmap.explain(model, batch, target=1, layer=layer_for(method), method=tuned(method)).raw for batch in batches
+        glowmap.explain(model, batch, target=1, layer=layer_for(method), method=with_parameters(method)).raw
+        for batch in batches
     ]
     with ThreadPoolExecutor(4) as pool:
         together = list(
             pool.map(
                 lambda batch: (
-                    glowmap.explain(model, batch, target=1, layer=layer_for(method), method=tuned(method)).raw
+                    glowmap.explain(model, batch, target=1, layer=layer_for(method), method=with_parameters(method)).raw
                 ),
                 batches * 4,
             )
@@ -361,7 +364,7 @@ def test_new_buffers_and_flags_set_while_the_model_runs_are_undone(method):
 
     model = Caching().eval().requires_grad_(False)
     before = everything_of(model)
-    glowmap.explain(model, images(), target=1, layer=layer_for(method), method=tuned(method))
+    glowmap.explain(model, images(), target=1, layer=layer_for(method), method=with_parameters(method))
     assert_same(before, everything_of(model))
     assert model.cache is None
 
@@ -377,7 +380,7 @@ def test_a_model_that_is_not_ready_is_refused_before_it_is_touched(method):
     ):
         flags = [parameter.requires_grad for parameter in model.parameters()]
         with pytest.raises(GlowmapError, match=message):
-            glowmap.explain(model, images(), target=1, layer=layer, method=tuned(method))
+            glowmap.explain(model, images(), target=1, layer=layer, method=with_parameters(method))
         assert [parameter.requires_grad for parameter in model.parameters()] == flags
 
 
@@ -389,12 +392,12 @@ def test_models_that_reuse_their_input_work_under_inference_mode(method):
             return self.head((self.features(images) * images.mean()).mean((2, 3)))
 
     model = Reusing().eval()
-    wanted = glowmap.explain(model, images(), target=1, layer=layer_for(method), method=tuned(method))
+    wanted = glowmap.explain(model, images(), target=1, layer=layer_for(method), method=with_parameters(method))
     with torch.inference_mode():
-        found = glowmap.explain(model, images(), target=1, layer=layer_for(method), method=tuned(method))
+        found = glowmap.explain(model, images(), target=1, layer=layer_for(method), method=with_parameters(method))
         loaded = glowmap.load(model, mean=0.0)
         pictures = glowmap.explain(
-            loaded, np.full((16, 20, 3), 0.5), target=1, layer=layer_for(method), method=tuned(method)
+            loaded, np.full((16, 20, 3), 0.5), target=1, layer=layer_for(method), method=with_parameters(method)
         )
     assert torch.equal(found.raw, wanted.raw)
     assert pictures.raw.isfinite().all()

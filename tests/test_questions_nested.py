@@ -81,7 +81,7 @@ def test_a_finer_class_may_stand_in_a_contrast_that_is_asked_again():
 def test_an_image_is_asked_again_about_its_own_question_alone(questions, method):
     model, batch = halves()
     method = glowmap.METHODS[method]
-    method = method.tuned(window=4, stride=4) if method.name == "occlusion" else method
+    method = method.with_parameters(window=4, stride=4) if method.name == "occlusion" else method
     found = glowmap.explain(model, batch, target=Each(questions), layer="layer", method=method)
     for number, question in enumerate(questions):
         alone = glowmap.explain(model, batch[number : number + 1], target=question, layer="layer", method=method)
@@ -107,12 +107,12 @@ def test_notes_speak_of_the_places_that_are_asked_about():
     mask = torch.zeros(8, 12)
     mask[:, 8:] = 1
     at_mask = glowmap.explain(model, batch[:1], target=Pixels(Probability("d"), mask), layer="layer")
-    (note,) = [note for note in at_mask.notes if "probability of d" in note]
+    (caution,) = [caution for caution in at_mask.cautions if "probability of d" in caution]
     with torch.no_grad():
         wanted = (model.module(batch[:1]).softmax(1)[0, 3] * mask).sum() / mask.sum()
-    assert f"is {float(wanted):.5f}" in note
+    assert f"is {float(wanted):.5f}" in caution
     against = glowmap.explain(model, batch[:1], target=Contrast(Probability("a"), Probability("d")), layer="layer")
-    assert any("probability of d" in note for note in against.notes)
+    assert any("probability of d" in caution for caution in against.cautions)
 
 
 def detector(**options):
@@ -165,7 +165,7 @@ def test_each_image_has_a_detection_of_its_own():
     with torch.no_grad():
         said = list(module(batch))
     questions = [SimilarDetection(int(one["labels"][0]), one["boxes"][0].tolist()) for one in said]
-    method = glowmap.METHODS["occlusion"].tuned(window=48, stride=48)
+    method = glowmap.METHODS["occlusion"].with_parameters(window=48, stride=48)
     found = glowmap.explain(module, batch, target=Each(questions), method=method)
     assert found.scores.tolist() == pytest.approx([float(one["scores"][0]) for one in said], rel=1e-4)
 

@@ -383,8 +383,8 @@ def test_smoothing_keeps_the_region():
 @pytest.mark.parametrize("target", [At(2, 1), Not(None), Finer(None)])
 def test_a_method_that_never_reads_the_score_says_so_of_these_questions_too(target):
     found = explain(STREET, target, method="eigen_cam")
-    assert any("never at the score" in note for note in found.notes)
-    assert not any("never at the score" in note for note in explain(STREET, None, method="eigen_cam").notes)
+    assert any("never at the score" in caution for caution in found.cautions)
+    assert not any("never at the score" in caution for caution in explain(STREET, None, method="eigen_cam").cautions)
 
 
 # where the picture lies in what the model saw: presets cut and pad
@@ -447,7 +447,7 @@ def test_points_and_masks_are_of_the_picture_as_it_was_given_where_it_is_padded(
     for x, y in ((12, 8), (29, 8), (12, 19), (29, 19), (20.4, 11.6)):
         found = explained(At(x, y))
         assert found.targets == (f"red (object at {x:g}, {y:g})",)
-        region, point = found.marks[0]
+        region, point = found.annotations[0]
         assert torch.equal(region.region, wanted)
         across, down = (left + (x + 0.5) * scale) / size[1], (top + (y + 0.5) * scale) / size[0]
         assert point.point == pytest.approx((across, down))
@@ -458,7 +458,7 @@ def test_points_and_masks_are_of_the_picture_as_it_was_given_where_it_is_padded(
     half = mask & (np.arange(60) < 21)
     inside = wanted & (torch.arange(size[1]) < left + 21 * scale)
     found = explained(Pixels("red", half))
-    assert torch.equal(found.marks[0][0].region, inside)
+    assert torch.equal(found.annotations[0][0].region, inside)
     torch.testing.assert_close(found.scores, red[inside].sum()[None])
     whole = explained("red")
     assert whole.share(mask) == pytest.approx([1.0])
@@ -492,7 +492,7 @@ def test_a_mask_as_large_as_the_picture_is_of_the_picture_though_the_input_is_as
     found = glowmap.explain(model, picture, target=Pixels("red", mask), layer="layer", method="hires_cam")
     left = torch.zeros(64, 64, dtype=torch.bool)
     left[:, :12] = True  # 1.25 x 16 - 8
-    assert torch.equal(found.marks[0][0].region, left)
+    assert torch.equal(found.annotations[0][0].region, left)
     assert torch.equal(found.prediction.labels[0] == 2, left)
     torch.testing.assert_close(found.scores, model.read(picture).images[0, 0][left].sum()[None])
     assert found.share(mask) == pytest.approx([1.0], abs=0.02)
@@ -508,9 +508,9 @@ def test_a_mask_as_large_as_the_picture_is_of_the_picture_though_the_output_is_a
     transform = as_timm(64, 64, padded=False)  # columns 1.6 to 14.4
     model = prepared(transform).changed(module=Quarter())
     found = glowmap.explain(model, picture, target=Pixels("red", mask), layer="layer")
-    assert found.marks[0][0].region[0].tolist() == [True] * 3 + [False] * 13  # 1.25 x 4 - 2
+    assert found.annotations[0][0].region[0].tolist() == [True] * 3 + [False] * 13  # 1.25 x 4 - 2
     every = glowmap.explain(model, picture, target=Pixels("red", np.ones((64, 64))), layer="layer")
-    assert every.marks[0][0].region.all()
+    assert every.annotations[0][0].region.all()
 
 
 def test_one_mask_for_several_pictures_is_read_in_one_way():
@@ -521,7 +521,7 @@ def test_one_mask_for_several_pictures_is_read_in_one_way():
 
     def columns(pictures, where):
         found = glowmap.explain(model, pictures, target=Pixels("red", where), layer="layer", method="hires_cam")
-        return [int(image[0].region[0].sum()) for image in found.marks], found
+        return [int(image[0].region[0].sum()) for image in found.annotations], found
 
     assert columns([small, small], mask)[0] == [12, 12]
     assert columns([small, large], mask)[0] == [16, 16]

@@ -75,7 +75,7 @@ def test_running_on_is_a_full_pass_with_the_layers_output_exchanged(layer):
     for image in range(3):
         torch.testing.assert_close(kept[image], by_hand(model, batch, layer, lambda out: out[:, 2], image))
     assert "forward" not in vars(model.get_submodule(layer))
-    assert not any("running on" in note for note in found.notes)
+    assert not any("running on" in caution for caution in found.cautions)
 
 
 def test_the_trunk_is_paid_once():
@@ -135,7 +135,7 @@ class Twice(Skipping):
 def test_where_running_on_is_not_proven_the_whole_model_runs_and_a_note_says_so():
     model, batch, kept = Twice().eval(), images(2), []
     found = glowmap.explain(model, batch, target=1, layer="first", method=asking(kept))
-    assert any("running on from layer 'first' alone does not give" in note for note in found.notes)
+    assert any("running on from layer 'first' alone does not give" in caution for caution in found.cautions)
     with torch.no_grad():
         once = model.first(model.act(model.trunk(batch)))
         wanted = [model.head((model.first(once) * factor).mean((2, 3)))[:, 1] for factor in FACTORS]
@@ -151,7 +151,7 @@ class Counting(Skipping):
 
 def test_a_model_whose_answer_depends_on_the_batch_is_not_trusted():
     found = glowmap.explain(Counting().eval(), images(3), target=1, layer="second", method=asking([]))
-    assert any("running on from layer 'second'" in note for note in found.notes)
+    assert any("running on from layer 'second'" in caution for caution in found.cautions)
 
 
 def test_all_is_given_back_when_the_head_fails():

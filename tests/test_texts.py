@@ -115,7 +115,7 @@ def test_pictures_go_through_the_processor_that_came_with_the_tokenizer():
     found = glowmap.explain(model, picture(), target=Text(DOG))
     torch.testing.assert_close(found.scores, wanted)
     np.testing.assert_allclose(found.pictures[0].seen, (10, 0, 50, 40), atol=1)
-    assert not any("mean and std" in note for note in found.notes)
+    assert not any("mean and std" in caution for caution in found.cautions)
 
 
 @pytest.mark.parametrize("make", [clip, siglip])
@@ -212,7 +212,7 @@ METHODS = ["grad_cam", "legrad", "grad_eclip", "gae", "ablation_cam", "full_grad
 def test_every_kind_of_method_says_the_same_of_a_sentence_as_of_its_tokens_given_by_hand(name, method):
     model = loaded(name)
     images = pictures(model.module)
-    how = glowmap.METHODS["rise"].tuned(masks=40) if method == "rise" else method
+    how = glowmap.METHODS["rise"].with_parameters(masks=40) if method == "rise" else method
     if name == "open_resnet" and method == "legrad":  # which needs the tokens of several blocks
         with pytest.raises(GlowmapError) as refused:
             glowmap.explain(model, beside(model, images, [CAT, DOG]), target=1, method=how)
@@ -276,14 +276,14 @@ def test_each_picture_of_a_batch_may_have_a_sentence_of_its_own():
 def test_as_many_sentences_as_pictures_are_no_trouble(name, method):
     model = loaded(name)
     images = pictures(model.module, 3)
-    how = glowmap.METHODS["rise"].tuned(masks=20) if method == "rise" else method
+    how = glowmap.METHODS["rise"].with_parameters(masks=20) if method == "rise" else method
     layer = "visual.transformer.resblocks.1" if name == "open_vit" else "vision_model.encoder.layers.1"
     together = glowmap.explain(model, images, target=[Text(DOG), Text(CAT), Text(CAR)], method=how, layer=layer)
     for question, sentence in zip(together, [DOG, CAT, CAR], strict=True):
-        assert not any("copies" in note or "slow" in note for note in question.notes)
+        assert not any("copies" in caution or "slow" in caution for caution in question.cautions)
         for image in range(3):
             one = glowmap.explain(model, images[image : image + 1], target=Text(sentence), method=how, layer=layer)
-            assert not any("copies" in note or "slow" in note for note in one.notes)
+            assert not any("copies" in caution or "slow" in caution for caution in one.cautions)
             torch.testing.assert_close(question.raw[image : image + 1], one.raw, rtol=1e-3, atol=1e-4)
 
 
@@ -324,7 +324,7 @@ def runs_of(part):
 @pytest.mark.parametrize(
     "asked",
     [
-        {"method": glowmap.METHODS["rise"].tuned(masks=200)},
+        {"method": glowmap.METHODS["rise"].with_parameters(masks=200)},
         {"smooth": ["flips", "noise"]},
         {"method": "ablation_cam"},
         {"method": ["grad_cam", "gae"], "target": [Text(DOG), Text(CAT), Text(CAR)]},
@@ -385,7 +385,7 @@ def test_the_model_is_given_back_as_it_was_also_after_an_exception(name):
         def score(self, answer):
             raise TargetError("no")
 
-        def wording(self, answer, image):
+        def describe(self, answer, image):
             return "no"
 
     glowmap.explain(model, pictures(module), target=Text(DOG), method="ablation_cam")
@@ -418,7 +418,7 @@ def test_another_thread_gets_its_own_texts_read():
             assert len(runs) == before + 2
             return answer.logits[:, 0]
 
-        def wording(self, answer, image):
+        def describe(self, answer, image):
             return "asking"
 
     glowmap.explain(model, pictures(module), target=[Text(DOG), Asking()])
@@ -568,7 +568,7 @@ def test_maps_of_a_matcher_are_those_of_the_gradient_by_hand():
     activations, slopes = by_hand(model.module, layer, images, score)
     found = glowmap.explain(model, images, target=Text(DOG), layer=layer, method="hires_cam")
     torch.testing.assert_close(found.raw, (on_grid(activations) * on_grid(slopes)).sum(1))
-    asked = glowmap.explain(model, images, target=Text(DOG), method=glowmap.METHODS["rise"].tuned(masks=30))
+    asked = glowmap.explain(model, images, target=Text(DOG), method=glowmap.METHODS["rise"].with_parameters(masks=30))
     torch.testing.assert_close(asked.scores, found.scores)
 
 
@@ -593,7 +593,7 @@ def test_vilts_patches_lie_where_they_are_in_the_picture_though_it_draws_their_o
     model, images = loaded("vilt"), pictures(built(vilt), 2)
     torch.manual_seed(3)
     found = glowmap.explain(model, images, target=Text(DOG), layer=layer, method="hires_cam")
-    assert not any("proven" in note for note in found.notes)
+    assert not any("proven" in caution for caution in found.cautions)
     for image in range(2):
         wanted = vilt_by_hand(images[image : image + 1], layer)
         torch.testing.assert_close(found.raw[image], wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))

@@ -154,7 +154,7 @@ def test_pictures_become_the_patches_that_the_processor_makes(name):
     torch.testing.assert_close(patches, own["pixel_values"], rtol=0, atol=0)
     found = glowmap.explain(model, picture, target=Text(ANSWER, prompt=PROMPT))
     assert found.raw.shape[1:] == (grid[0, 1] // 2, grid[0, 2] // 2)
-    assert not any("mean and std" in note for note in found.notes)
+    assert not any("mean and std" in caution for caution in found.cautions)
 
 
 def _words_of_qwen():
@@ -236,13 +236,15 @@ def test_another_prompt_leads_to_another_score():
 @pytest.mark.parametrize("name", ["llava", *QWEN])
 def test_methods_that_ask_again_run_on_answers(name, method):
     _, model, images = made(name, 2)
-    knobs = {"rise": {"masks": 6}, "integrated_gradients": {"steps": 3}, "occlusion": {"window": 16}}.get(method, {})
-    tuned = glowmap.METHODS[method].tuned(**knobs)
-    together = glowmap.explain(model, images, target=Text(ANSWER, prompt=PROMPT), method=tuned)
-    one = glowmap.explain(model, images[:1], target=Text(ANSWER, prompt=PROMPT), method=tuned)
+    parameters = {"rise": {"masks": 6}, "integrated_gradients": {"steps": 3}, "occlusion": {"window": 16}}.get(
+        method, {}
+    )
+    with_parameters = glowmap.METHODS[method].with_parameters(**parameters)
+    together = glowmap.explain(model, images, target=Text(ANSWER, prompt=PROMPT), method=with_parameters)
+    one = glowmap.explain(model, images[:1], target=Text(ANSWER, prompt=PROMPT), method=with_parameters)
     torch.testing.assert_close(together.raw[:1], one.raw, rtol=1e-2, atol=1e-3)
     assert together.raw.any()
-    assert not any("another answer" in note for note in together.notes)
+    assert not any("another answer" in caution for caution in together.cautions)
 
 
 @every_qwen
@@ -422,7 +424,7 @@ def test_a_layer_among_words_is_read_where_the_pictures_tokens_are(name, prompt)
         wanted = cam_at_the_picture(module, given, layer, lambda own: sum(scored_by_hand(module, own, answer)))
         torch.testing.assert_close(found.raw.flatten(), wanted, rtol=1e-3, atol=1e-5)
         assert found.raw.abs().max() > 1e-4
-        assert not any("proven" in note for note in found.notes)
+        assert not any("proven" in caution for caution in found.cautions)
 
 
 @pytest.mark.parametrize("name", ["llava", "paligemma", "gemma3", "internvl"])

@@ -295,23 +295,23 @@ def test_another_prompt_leads_to_another_score():
 @pytest.mark.parametrize("name", ["gpt2", "answers"])
 def test_methods_that_ask_again_run_on_words(name, method):
     _, model, images, *_, prompt = begun(name)
-    knobs = {"rise": {"masks": 8}, "integrated_gradients": {"steps": 4}}.get(method, {})
+    parameters = {"rise": {"masks": 8}, "integrated_gradients": {"steps": 4}}.get(method, {})
     two = torch.cat([images, images.flip(-1)])
-    tuned = glowmap.METHODS[method].tuned(**knobs)
-    found = glowmap.explain(model, two, target=Text(SENTENCE, prompt=prompt), method=tuned)
-    one = glowmap.explain(model, two[:1], target=Text(SENTENCE, prompt=prompt), method=tuned)
+    with_parameters = glowmap.METHODS[method].with_parameters(**parameters)
+    found = glowmap.explain(model, two, target=Text(SENTENCE, prompt=prompt), method=with_parameters)
+    one = glowmap.explain(model, two[:1], target=Text(SENTENCE, prompt=prompt), method=with_parameters)
     torch.testing.assert_close(found.raw[:1], one.raw, rtol=1e-3, atol=1e-4)
-    assert not any("copies of image" in note for note in found.notes)
+    assert not any("copies of image" in caution for caution in found.cautions)
     assert found.raw.any()
 
 
 def test_own_words_stay_the_same_when_the_picture_is_changed():
     _, model, images, *_ = begun("gpt2")
     two = torch.cat([images, images.flip(-1) * 1.5])
-    tuned = glowmap.METHODS["occlusion"].tuned(window=32)
-    together = glowmap.explain(model, two, method=tuned)
+    with_parameters = glowmap.METHODS["occlusion"].with_parameters(window=32)
+    together = glowmap.explain(model, two, method=with_parameters)
     for at in range(2):
-        alone = glowmap.explain(model, two[at : at + 1], method=tuned)
+        alone = glowmap.explain(model, two[at : at + 1], method=with_parameters)
         torch.testing.assert_close(together.raw[at], alone.raw[0], rtol=1e-3, atol=1e-4)
 
 
@@ -503,16 +503,16 @@ def test_a_picture_without_words_of_its_own_is_refused():
 def test_each_picture_may_be_asked_about_what_the_model_says_of_it(method):
     _, model, images, *_ = begun("gpt2")
     two = torch.cat([images, images.flip(-1) * 1.5])
-    tuned = glowmap.METHODS["rise"].tuned(masks=8) if method == "rise" else method
-    own = glowmap.explain(model, two, method=tuned)
+    with_parameters = glowmap.METHODS["rise"].with_parameters(masks=8) if method == "rise" else method
+    own = glowmap.explain(model, two, method=with_parameters)
     assert own.targets[0] != own.targets[1]
     for questions in ([None, None], [Text(), None]):
-        found = glowmap.explain(model, two, target=Each(questions), method=tuned)
+        found = glowmap.explain(model, two, target=Each(questions), method=with_parameters)
         assert found.targets == own.targets
         assert torch.equal(found.scores, own.scores)
         assert torch.equal(found.raw, own.raw)
     with pytest.raises(TargetError, match="'a dog' and what it says itself cannot be part of one question"):
-        glowmap.explain(model, two, target=Each([Text("a dog"), None]), method=tuned)
+        glowmap.explain(model, two, target=Each([Text("a dog"), None]), method=with_parameters)
 
 
 def test_a_model_that_generates_a_dict_is_let_speak_all_the_same():

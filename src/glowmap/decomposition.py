@@ -59,7 +59,7 @@ def concepts(
                     f"NaN or infinity in the activations of layer {name!r}; look for overflow in the model"
                 )
             maps, vectors = factorised(activations, count, together=together)
-            notes = [f"layer {name!r} has negative activations, which no concept counts"] * bool(
+            cautions = [f"layer {name!r} has negative activations, which no concept counts"] * bool(
                 (activations < 0).any()
             )
             filled = vectors.reshape(*vectors.shape, *[1] * (maps.ndim - 2)).expand(*vectors.shape, *maps.shape[2:])
@@ -73,7 +73,7 @@ def concepts(
                         layer=name,
                         method=CONCEPTS,
                         targets=tuple(wording for wording, _ in told),
-                        notes=(*run.notes, *visit.doubts(name), *notes),
+                        cautions=(*run.cautions, *visit.doubts(name), *cautions),
                         **shared,
                     )
                 )

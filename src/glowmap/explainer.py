@@ -13,10 +13,10 @@ from glowmap import tree
 from glowmap.capture import borrow
 from glowmap.capture.call import called
 from glowmap.errors import LayerError, TargetError
+from glowmap.evidence.cautions import MethodMap, blind_cautions, changed_cautions, map_cautions
 from glowmap.evidence.forward_pass import ForwardPass
 from glowmap.evidence.layer import Evidence
 from glowmap.evidence.maps import Job, _averaged, _maps, _score
-from glowmap.evidence.notes import MethodMap, blind_notes, changed_notes, map_notes
 from glowmap.evidence.preparation import prepared
 from glowmap.evidence.session import ATTENTION, INPUT, Session, visited
 from glowmap.explanation.explanation import Explanation, Explanations
@@ -27,7 +27,7 @@ from glowmap.methods import METHODS, Method
 from glowmap.methods._method import asks, differentiates, methods_asked, resumes, smoothing_asked
 from glowmap.models import Model, as_model
 from glowmap.outputs import ModelOutput
-from glowmap.targets import Target, TargetLike, as_questions, marks_of, notes_of, of_places, ranks
+from glowmap.targets import Target, TargetLike, annotations_of, as_questions, cautions_of, of_places, ranks
 
 
 def survey(model: nn.Module | Model, images: Any, *, depth: int = 2) -> list[Surveyed]:
@@ -90,9 +90,9 @@ def explain(
     image, or None for the model's own answer: the likeliest class, the one predicted at most pixels, the surest detection, or
     the words that it says. ``layer`` is a dotted name or a module of the model, or None for the one that is found by evidence
     (``glowmap.Explainer(model).find(images)`` says which and why). ``method`` is a name of ``METHODS``, or one of them with its
-    knobs set, ``METHODS["rise"].tuned(masks=2000)``; None is hires_cam for questions about a part of the places (pixels,
-    detections) and grad_cam for others. A list of targets, of methods or of layers gives :class:`Explanations`, question by
-    question, method by method and layer by layer, from one forward pass, but for texts that the model reads one by one.
+    parameters set, ``METHODS["rise"].with_parameters(masks=2000)``; None is hires_cam for questions about a part of the places
+    (pixels, detections) and grad_cam for others. A list of targets, of methods or of layers gives :class:`Explanations`, question
+    by question, method by method and layer by layer, from one forward pass, but for texts that the model reads one by one.
 
     ``smooth`` averages the maps of changed images ("flips", "scales", "noise", drawn from ``seed``), or takes the "principal"
     component of the channels in the place of their sum; several are combined.
@@ -220,7 +220,7 @@ def _answered(
         )
         for at, (number, question) in enumerate(questions)
     ]
-    run.notes += changed_notes(kinds, [one.question for one in asked], run)
+    run.cautions += changed_cautions(kinds, [one.question for one in asked], run)
     maps = (
         _averaged(visit, run, asked, kinds, seed)
         if kinds
@@ -232,7 +232,7 @@ def _answered(
         (one.number, _explanation(visit, run, noted, one, " + ".join((one.methods[by].name, *kinds)), layer, shared))
         for one, own in zip(asked, maps, strict=True)
         for (by, layer), found in own.items()
-        for noted in [replace(found, notes=(*found.notes, *blind_notes(one.methods[by], one.question)))]
+        for noted in [replace(found, cautions=(*found.cautions, *blind_cautions(one.methods[by], one.question)))]
     ]
 
 
@@ -261,8 +261,8 @@ def _explanation(
     visit: Session, run: ForwardPass, found: MethodMap, asked: Job, method: str, layer: str, shared: dict[str, Any]
 ) -> Explanation:
     answer, question = run.answer, asked.question
-    wordings = tuple(question.wording(answer, image) for image in range(answer.batch))
-    own = (*visit.doubts(layer), *notes_of(question, answer), *map_notes(found, layer, wordings))
+    wordings = tuple(question.describe(answer, image) for image in range(answer.batch))
+    own = (*visit.doubts(layer), *cautions_of(question, answer), *map_cautions(found, layer, wordings))
     canvas = None if layer in (INPUT, ATTENTION) else answer.canvas
     said = shared["prediction"]
     return Explanation(
@@ -272,7 +272,7 @@ def _explanation(
         method=method,
         targets=wordings,
         canvas=canvas or answer.input_size,
-        marks=tuple(marks_of(question, answer, image) for image in range(answer.batch)),
-        notes=tuple(dict.fromkeys((*run.notes, *own))),
+        annotations=tuple(annotations_of(question, answer, image) for image in range(answer.batch)),
+        cautions=tuple(dict.fromkeys((*run.cautions, *own))),
         **(shared | {"prediction": said if ranks(question) or answer.detects else None}),
     )

@@ -69,7 +69,7 @@ def test_it_loads_like_any_other_model(tmp_path):
     assert explanation.grid == (32, 48)
     assert explanation.heatmap.shape == (1, 128, 192)
     assert explanation.overlay().size == (576, 384)
-    assert explanation.notes == ("the demo's models know drawn streets; of a photograph their answers mean nothing",)
+    assert explanation.cautions == ("the demo's models know drawn streets; of a photograph their answers mean nothing",)
     checkpoint = tmp_path / "own.pt"
     torch.save(model.module.state_dict(), checkpoint)
     again = glowmap.load("demo", weights=checkpoint, size=(96, 144))
@@ -81,7 +81,7 @@ def test_random_weights_come_from_the_seed_and_are_noted():
     one, again, other = (glowmap.load("demo/honest", weights="random", seed=seed) for seed in (1, 1, 2))
     assert torch.equal(one.module.conv1.weight, again.module.conv1.weight)
     assert not torch.equal(one.module.conv1.weight, other.module.conv1.weight)
-    assert "the weights are random" in one.notes[0]
+    assert "the weights are random" in one.cautions[0]
     assert one.class_names == ANSWERS
 
 

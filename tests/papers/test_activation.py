@@ -77,7 +77,7 @@ def test_signals_and_volumes_go_the_same_way(name, sides):
 
 
 @pytest.mark.parametrize(
-    ("name", "knobs"),
+    ("name", "parameters"),
     [
         ("kpca_cam", {"kernel": "rbf"}),
         ("kpca_cam", {"kernel": "rbf", "gamma": 0.7}),
@@ -86,13 +86,13 @@ def test_signals_and_volumes_go_the_same_way(name, sides):
         ("fem", {"sigmas": 0.0}),
     ],
 )
-def test_knobs_are_the_equations(name, knobs):
+def test_knobs_are_the_equations(name, parameters):
     model, batch = Layer().double().eval(), images(2, 5, 6).double()
-    found = glowmap.explain(model, batch, target=1, layer="conv", method=METHODS[name].tuned(**knobs))
+    found = glowmap.explain(model, batch, target=1, layer="conv", method=METHODS[name].with_parameters(**parameters))
     usual = glowmap.explain(model, batch, target=1, layer="conv", method=name)
     assert not torch.allclose(found.raw, usual.raw, rtol=1e-2)
     for A, raw in zip(maps_of(model, batch), found.raw, strict=True):
-        np.testing.assert_allclose(raw, TWINS[name](A, **knobs), rtol=1e-9, atol=1e-11)
+        np.testing.assert_allclose(raw, TWINS[name](A, **parameters), rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("sides", [(9,), (5, 6), (2, 3, 4)])
@@ -173,14 +173,14 @@ def test_single_precision_keeps_six_digits(name):
     torch.testing.assert_close(narrow.double(), wide, rtol=0, atol=2e-6 * float(wide.abs().max()))
 
 
-@pytest.mark.parametrize("knobs", [{}, {"kernel": "rbf"}])
+@pytest.mark.parametrize("parameters", [{}, {"kernel": "rbf"}])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ["eigen_cam", "kpca_cam", "fem"])
-def test_flat_maps_say_nothing(name, dtype, knobs):
+def test_flat_maps_say_nothing(name, dtype, parameters):
     """0.1 and its sums are no binary fractions: a mean that is off by a rounding must not become a map."""
     maps = torch.tensor([0.1, -0.7, 1 / 3], dtype=dtype)[None, :, None, None].expand(2, 3, 7, 7).clone()
     maps[1, 0, 2, 2] = 5.0
-    raw = map_of(maps, METHODS[name].tuned(**knobs) if name == "kpca_cam" else name)
+    raw = map_of(maps, METHODS[name].with_parameters(**parameters) if name == "kpca_cam" else name)
     assert (raw[0] == 0).all()
     assert raw[1].abs().max() > 0.09
     assert raw[1].flatten().argmax() == 16
@@ -189,7 +189,7 @@ def test_flat_maps_say_nothing(name, dtype, knobs):
 def test_fem_takes_no_rounding_for_a_deviation():
     maps = torch.full((1, 2, 7, 7), 0.1)
     maps[:, 1] = images(1, 7, 7)[:, 0]
-    raw = map_of(maps, METHODS["fem"].tuned(sigmas=0.0))[0]
+    raw = map_of(maps, METHODS["fem"].with_parameters(sigmas=0.0))[0]
     share = (maps[0, 1] > maps[0, 1].mean()).float().mean()
     torch.testing.assert_close(raw, share * maps[0, 1])
 
@@ -218,14 +218,14 @@ def test_what_is_not_finite_is_told_and_is_not_a_solvers_error(name, sides, wron
 
 def test_kpca_cam_comes_near_eigen_cam_where_the_kernel_is_straight():
     maps = images(2, 5, 6).double()
-    bent, straight = (map_of(maps, METHODS["kpca_cam"].tuned(gamma=1e-6)), map_of(maps, "eigen_cam"))
+    bent, straight = (map_of(maps, METHODS["kpca_cam"].with_parameters(gamma=1e-6)), map_of(maps, "eigen_cam"))
     # tanh(1 + t) rises by 1 - tanh(1)^2 a unit of t, and t is gamma times the inner product
     slope = 1e-6 * (1 - np.tanh(1) ** 2)
     torch.testing.assert_close(bent / slope**0.5, straight, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize(
-    ("knobs", "told"),
+    ("parameters", "told"),
     [
         ({"kernel": "poly"}, "no kernel 'poly'; there are sigmoid, rbf"),
         ({"gamma": 0.0}, "the gamma of kpca_cam is 0.0; give a positive number"),
@@ -233,9 +233,9 @@ def test_kpca_cam_comes_near_eigen_cam_where_the_kernel_is_straight():
         ({"gamma": float("nan")}, "gamma of kpca_cam is a number or None"),
     ],
 )
-def test_kpca_cam_refuses_knobs_that_are_no_kernel(knobs, told):
+def test_kpca_cam_refuses_knobs_that_are_no_kernel(parameters, told):
     with pytest.raises(MethodError, match=told):
-        map_of(images(1, 5, 6), METHODS["kpca_cam"].tuned(**knobs))
+        map_of(images(1, 5, 6), METHODS["kpca_cam"].with_parameters(**parameters))
 
 
 def test_kpca_cam_refuses_a_grid_whose_products_would_fill_the_memory():

@@ -219,7 +219,7 @@ def test_an_attention_pooler_is_followed_by_the_cross_rule_and_by_grad_eclip():
 # -- ViT-CX ------------------------------------------------------------------------------------------------------------
 
 
-def asked_of(model, layer, picture, category, seed=0, **knobs):
+def asked_of(model, layer, picture, category, seed=0, **parameters):
     """Ask the twin about one picture."""
     kept = []
     handle = model.get_submodule(layer).register_forward_hook(lambda *args: kept.append(args[2].detach()[0].numpy()))
@@ -239,7 +239,7 @@ def asked_of(model, layer, picture, category, seed=0, **knobs):
         return nn.functional.interpolate(torch.tensor(mask)[None, None], size, mode=mode)[0, 0].numpy()
 
     with torch.no_grad():
-        return TWINS["vit_cx"](kept[0], picture.numpy(), score, noise_of, enlarge, **knobs)
+        return TWINS["vit_cx"](kept[0], picture.numpy(), score, noise_of, enlarge, **parameters)
 
 
 class Net(nn.Module):
@@ -259,7 +259,7 @@ class Net(nn.Module):
 @pytest.mark.parametrize(("distance", "noise", "seed"), [(0.1, 0.1, 0), (0.03, 0.5, 7), (0.3, 0.0, 0)])
 def test_vit_cx(sides, distance, noise, seed):
     model, batch = made(Net, len(sides)), pictures(*sides)
-    method = METHODS["vit_cx"].tuned(distance=distance, noise=noise, seed=seed)
+    method = METHODS["vit_cx"].with_parameters(distance=distance, noise=noise, seed=seed)
     found = glowmap.explain(model, batch, target=1, layer="layer", method=method).raw
     for number, picture in enumerate(batch):
         wanted, masks = asked_of(model, "layer", picture, 1, seed, delta=distance, sigma=noise)
@@ -283,25 +283,33 @@ def test_vit_cx_counts_no_flat_channel_and_no_cell_without_a_mask():
     batch = torch.zeros(1, 3, 4, 4).double()
     batch[0, 0, 0, 0], batch[0, 1, 1, 1], batch[0, 2] = 2.0, 3.0, 5.0  # the third is flat
     model.head.weight.data[1] = torch.tensor([1.0, -1.0, 0.0])
-    method = METHODS["vit_cx"].tuned(noise=0.0)
+    method = METHODS["vit_cx"].with_parameters(noise=0.0)
     found = glowmap.explain(model, batch, target=1, layer="features.0", method=method).raw[0]
     # the mask of each spot leaves that spot alone: 2/16 for the first, -3/16 for the second, beside what the image says
     assert float(found[0, 0] - found[1, 1]) == pytest.approx((2 / 16 + 3 / 16) / 2)
     assert not found[2:].any()
 
 
-@pytest.mark.parametrize("knobs", [{"distance": 0.0}, {"distance": 1.5}, {"noise": -0.1}])
-def test_vit_cx_refuses_knobs_that_are_none(knobs):
+@pytest.mark.parametrize("parameters", [{"distance": 0.0}, {"distance": 1.5}, {"noise": -0.1}])
+def test_vit_cx_refuses_knobs_that_are_none(parameters):
     with pytest.raises(MethodError, match=r"vit_cx takes a distance in \(0, 1\] and noise of at least 0, not"):
         glowmap.explain(
-            Classifier().eval(), images(), target=1, layer="features.4", method=METHODS["vit_cx"].tuned(**knobs)
+            Classifier().eval(),
+            images(),
+            target=1,
+            layer="features.4",
+            method=METHODS["vit_cx"].with_parameters(**parameters),
         )
 
 
 def test_vit_cx_refuses_a_single_mask_which_would_show_nothing():
     with pytest.raises(MethodError, match="all channels of the layer are within a distance of 1 of each other"):
         glowmap.explain(
-            made(Net, 2), pictures(8, 12), target=1, layer="layer", method=METHODS["vit_cx"].tuned(distance=1.0)
+            made(Net, 2),
+            pictures(8, 12),
+            target=1,
+            layer="layer",
+            method=METHODS["vit_cx"].with_parameters(distance=1.0),
         )
 
 

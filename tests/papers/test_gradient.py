@@ -80,8 +80,8 @@ def curved(*sides, channels=5, batch=3):
     return Curved(*sides, channels=channels).double().eval(), picture
 
 
-def explained(model, batch, name, **knobs):
-    return glowmap.explain(model, batch, target=1, layer="conv", method=METHODS[name].tuned(**knobs)).raw
+def explained(model, batch, name, **parameters):
+    return glowmap.explain(model, batch, target=1, layer="conv", method=METHODS[name].with_parameters(**parameters)).raw
 
 
 def gradient_at(model, A, like):
@@ -98,7 +98,7 @@ def noisy_gradients(model, image, samples=8, spread=0.15, seed=0):
     return [gradient_at(model, one.numpy(), one) for one in maps]
 
 
-def twin(name, model, image, **knobs):
+def twin(name, model, image, **parameters):
     """Ask the twin about one image; but for windows the places of cells do not matter, so that any axes are columns to it."""
     maps = model.conv(image[None])[0].detach()
     flat = (lambda a: a) if name == "seg_xres_cam" else (lambda a: a.reshape(len(a), -1, 1))
@@ -109,12 +109,14 @@ def twin(name, model, image, **knobs):
         )
         evidence = (A, G, hessian.numpy())
     elif name == "smooth_grad_cam_pp":
-        return TWINS[name](A, [flat(one) for one in noisy_gradients(model, image, **knobs)]).reshape(maps.shape[1:])
+        return TWINS[name](A, [flat(one) for one in noisy_gradients(model, image, **parameters)]).reshape(
+            maps.shape[1:]
+        )
     elif name == "integrated_grad_cam":
         evidence = (A, lambda a: gradient_at(model, a, maps))
     else:
         evidence = (A, G)
-    return TWINS[name](*evidence, **knobs).reshape(maps.shape[1:])
+    return TWINS[name](*evidence, **parameters).reshape(maps.shape[1:])
 
 
 @pytest.mark.parametrize("sides", [(11,), (4, 5), (2, 3, 2)])
@@ -135,7 +137,7 @@ def test_components_are_the_same_from_the_other_side(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "knobs"),
+    ("name", "parameters"),
     [
         ("seg_xres_cam", {"window": 3}),
         ("seg_xres_cam", {"pooling": "max"}),
@@ -146,12 +148,12 @@ def test_components_are_the_same_from_the_other_side(name):
         ("integrated_grad_cam", {"steps": 3}),
     ],
 )
-def test_knobs_are_the_equations(name, knobs):
+def test_knobs_are_the_equations(name, parameters):
     model, batch = curved(5, 7)
-    raw = explained(model, batch, name, **knobs)
+    raw = explained(model, batch, name, **parameters)
     assert not torch.allclose(raw, explained(model, batch, name), rtol=1e-4)
     for image, found in zip(batch, raw, strict=True):
-        np.testing.assert_allclose(found, twin(name, model, image, **knobs), rtol=1e-9, atol=1e-11)
+        np.testing.assert_allclose(found, twin(name, model, image, **parameters), rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max"])
@@ -238,7 +240,7 @@ def test_smooth_grad_cam_pp_repeats_itself_and_leaves_the_generator_alone():
 def test_smooth_grad_cam_pp_weighs_the_images_own_maps():
     """torch-cam weighs those of the last noisy copy: under a constant gradient, where noise changes nothing else, it shows."""
     maps, gradients = images(2, 4, 5), images(1, 4, 5, seed=2)
-    smooth = map_of(maps, gradients, METHODS["smooth_grad_cam_pp"].tuned(spread=1.0))
+    smooth = map_of(maps, gradients, METHODS["smooth_grad_cam_pp"].with_parameters(spread=1.0))
     torch.testing.assert_close(smooth, map_of(maps, gradients, "grad_cam_pp"), rtol=1e-4, atol=1e-6)
 
 
@@ -308,11 +310,11 @@ class Square(nn.Module):
 
 
 @pytest.mark.parametrize("name", ["integrated_grad_cam", "shapley_cam"])
-@pytest.mark.parametrize("knobs", [{}, {"steps": 1}])
-def test_of_a_square_they_are_half_of_grad_cam(name, knobs):
+@pytest.mark.parametrize("parameters", [{}, {"steps": 1}])
+def test_of_a_square_they_are_half_of_grad_cam(name, parameters):
     """2 A - 1/2 2 A = A, and the mean of 2 t A is A, by the midpoint rule in any number of steps."""
     batch = images(2, 4, 5).double()
-    raw = explained(Square(), batch, name, **(knobs if name == "integrated_grad_cam" else {}))
+    raw = explained(Square(), batch, name, **(parameters if name == "integrated_grad_cam" else {}))
     torch.testing.assert_close(raw, explained(Square(), batch, "grad_cam") / 2, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(raw, batch[:, 1].mean((1, 2), keepdim=True) * batch[:, 1], rtol=1e-10, atol=1e-12)
 
@@ -330,7 +332,7 @@ def test_seg_xres_cam_lies_between_hires_cam_and_grad_cam(window, name):
 def test_a_last_window_averages_what_it_has():
     maps, gradients = torch.ones(1, 1, 1, 5), torch.tensor([[[[1.0, 3.0, 5.0, 7.0, 10.0]]]])
     assert map_of(maps, gradients, "seg_xres_cam").tolist() == [[[2.0, 2.0, 6.0, 6.0, 10.0]]]
-    largest = map_of(maps, -gradients, METHODS["seg_xres_cam"].tuned(pooling="max", window=3))
+    largest = map_of(maps, -gradients, METHODS["seg_xres_cam"].with_parameters(pooling="max", window=3))
     assert largest.tolist() == [[[-1.0, -1.0, -1.0, -7.0, -7.0]]]
 
 
@@ -378,7 +380,7 @@ def test_flat_products_say_nothing(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "knobs", "told"),
+    ("name", "parameters", "told"),
     [
         ("seg_xres_cam", {"window": 0}, "the window of seg_xres_cam is 0 cells; give 1 or more"),
         ("seg_xres_cam", {"pooling": "median"}, "seg_xres_cam pools by mean or max, not by 'median'"),
@@ -386,7 +388,7 @@ def test_flat_products_say_nothing(name):
         ("integrated_grad_cam", {"steps": 0}, "integrated_grad_cam takes 0 steps; give 1 or more"),
     ],
 )
-def test_knobs_that_mean_nothing_are_refused(name, knobs, told):
+def test_knobs_that_mean_nothing_are_refused(name, parameters, told):
     model, batch = curved(4, 5)
     with pytest.raises(MethodError, match=told):
-        explained(model, batch, name, **knobs)
+        explained(model, batch, name, **parameters)

@@ -56,8 +56,8 @@ def made(size):
     return Bent(size).double().eval(), batch
 
 
-def explained(model, batch, name, layer="conv", target=1, **knobs):
-    return glowmap.explain(model, batch, target=target, layer=layer, method=METHODS[name].tuned(**knobs))
+def explained(model, batch, name, layer="conv", target=1, **parameters):
+    return glowmap.explain(model, batch, target=target, layer=layer, method=METHODS[name].with_parameters(**parameters))
 
 
 class Asked:
@@ -240,19 +240,19 @@ def drawn(size, masks, cells, keep, seed):
 @every_size
 def test_rise(size):
     model, batch = made(size)
-    knobs = {"masks": 9, "cells": 3, "keep": 0.4, "seed": 2}
-    found = explained(model, batch, "rise", layer=None, **knobs)
+    parameters = {"masks": 9, "cells": 3, "keep": 0.4, "seed": 2}
+    found = explained(model, batch, "rise", layer=None, **parameters)
     assert found.layer == "input"
-    assert_twin(found.raw, batch, model, lambda one: TWINS["rise"](one.x, one.f, *drawn(size, **knobs), 0.4))
+    assert_twin(found.raw, batch, model, lambda one: TWINS["rise"](one.x, one.f, *drawn(size, **parameters), 0.4))
 
 
 @every_size
 def test_d_rise_is_the_papers_over_a_constant(size):
     model, batch = made(size)
-    knobs = {"masks": 9, "cells": 4, "keep": 0.6, "seed": 2}
-    found = explained(model, batch, "d_rise", layer=None, **knobs)
+    parameters = {"masks": 9, "cells": 4, "keep": 0.6, "seed": 2}
+    found = explained(model, batch, "d_rise", layer=None, **parameters)
     twin = TWINS["d_rise"]
-    assert_twin(found.raw, batch, model, lambda one: twin(one.x, one.f, *drawn(size, **knobs)) / (9 * 0.6))
+    assert_twin(found.raw, batch, model, lambda one: twin(one.x, one.f, *drawn(size, **parameters)) / (9 * 0.6))
 
 
 def test_rise_with_everything_kept_tells_no_place_from_another():
@@ -273,9 +273,9 @@ class Patch(nn.Module):
         return torch.stack([seen, -seen], 1)
 
 
-@pytest.mark.parametrize(("name", "knobs"), [("rise", {}), ("occlusion", {"window": 2, "stride": 1})])
-def test_the_heat_lies_where_the_model_looks(name, knobs):
-    found = explained(Patch().eval(), torch.ones(1, 3, 12, 16), name, layer=None, target=0, **knobs)
+@pytest.mark.parametrize(("name", "parameters"), [("rise", {}), ("occlusion", {"window": 2, "stride": 1})])
+def test_the_heat_lies_where_the_model_looks(name, parameters):
+    found = explained(Patch().eval(), torch.ones(1, 3, 12, 16), name, layer=None, target=0, **parameters)
     row, column = divmod(int(found.raw[0].argmax()), 16)
     assert 4 <= row < 6
     assert 8 <= column < 11
@@ -305,7 +305,7 @@ def test_occlusions_window_is_an_eighth_of_the_shortest_axis_and_moves_by_half()
 
 
 @pytest.mark.parametrize(
-    ("name", "knobs", "message"),
+    ("name", "parameters", "message"),
     [
         ("ss_cam", {"samples": 0}, "samples is 0; give at least 1"),
         ("is_cam", {"steps": 0}, "steps is 0; give at least 1"),
@@ -323,10 +323,10 @@ def test_occlusions_window_is_an_eighth_of_the_shortest_axis_and_moves_by_half()
         ("occlusion", {"window": 2, "stride": 3}, "stride of 3 skips pixels between windows of 2; give at most 2"),
     ],
 )
-def test_knobs_that_mean_nothing_are_refused(name, knobs, message):
+def test_knobs_that_mean_nothing_are_refused(name, parameters, message):
     model, batch = made((7, 9))
     with pytest.raises(MethodError, match=message):
-        explained(model, batch, name, **knobs)
+        explained(model, batch, name, **parameters)
 
 
 class Flat(Bent):
@@ -460,7 +460,7 @@ def patch_activation(model, image, change):
 def test_resumed_or_not_the_map_is_that_of_whole_passes(name, kind, proven):
     model, batch = kind().double().eval(), images(2, 8, 10).double()
     found = explained(model, batch, name, layer="layer", target=2)
-    assert proven != any("running on from layer 'layer' alone" in note for note in found.notes)
+    assert proven != any("running on from layer 'layer' alone" in caution for caution in found.cautions)
     for image, raw, score in zip(batch, found.raw, found.scores, strict=True):
         A, _ = patch_activation(model, image[None], np.zeros((6, 4, 5)))
         A = A[0].numpy()

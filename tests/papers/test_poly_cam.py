@@ -32,8 +32,10 @@ class Deep(nn.Module):
         return torch.sin(self.head(torch.tanh(self.maps[2]).flatten(2).mean(2))).exp()
 
 
-def explained(model, batch, layers=LAYERS, **knobs):
-    return glowmap.explain(model, batch, target=1, layer=layers, method=glowmap.METHODS["poly_cam"].tuned(**knobs))
+def explained(model, batch, layers=LAYERS, **parameters):
+    return glowmap.explain(
+        model, batch, target=1, layer=layers, method=glowmap.METHODS["poly_cam"].with_parameters(**parameters)
+    )
 
 
 @pytest.mark.parametrize("size", [(9,), (8, 10), (4, 5, 6)], ids=["1D", "2D", "3D"])

@@ -85,8 +85,8 @@ def gradient_of(model):
     return gradient
 
 
-def explained(model, batch, method, **knobs):
-    method = glowmap.METHODS[method].tuned(**knobs)
+def explained(model, batch, method, **parameters):
+    method = glowmap.METHODS[method].with_parameters(**parameters)
     return glowmap.explain(model.double().eval(), batch, target=TARGET, layer="conv2", method=method)
 
 
@@ -171,16 +171,16 @@ def test_chunks_change_nothing(method, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("method", "knobs", "message"),
+    ("method", "parameters", "message"),
     [
         ("integrated_gradients", {"steps": 0}, "has no 0 steps; give at least 1"),
         ("smooth_grad", {"samples": 0}, "has no 0 samples; give at least 1"),
         ("smooth_grad", {"spread": -0.5}, "spread -0.5 of smooth_grad is negative; give a share"),
     ],
 )
-def test_knobs_that_mean_nothing_are_refused(method, knobs, message):
+def test_knobs_that_mean_nothing_are_refused(method, parameters, message):
     with pytest.raises(MethodError, match=message):
-        explained(Smooth(), pictures(), method, **knobs)
+        explained(Smooth(), pictures(), method, **parameters)
 
 
 @in_1d_2d_and_3d
@@ -214,7 +214,7 @@ def test_every_way_to_write_a_relu_is_seen(method, relu):
     model.relu = relu
     found = explained(model, batch, method)
     torch.testing.assert_close(found.raw, wanted.raw, rtol=1e-12, atol=0)
-    assert found.notes == wanted.notes
+    assert found.cautions == wanted.cautions
 
 
 def test_a_relu_of_a_part_in_place_is_guided():
@@ -258,10 +258,10 @@ def test_without_a_relu_nothing_is_guided_and_that_is_an_error():
 
 def test_activations_that_are_not_guided_are_named():
     model, batch = Rectified(), pictures()
-    assert explained(model, batch, "guided_backprop").notes == ()
+    assert explained(model, batch, "guided_backprop").cautions == ()
     model.linear1 = nn.Sequential(model.linear1, nn.SiLU(), nn.LeakyReLU())
-    (note,) = explained(model, batch, "guided_backprop").notes
-    assert note == "only ReLUs are guided; through silu, leaky_relu of Rectified the gradient goes as it is"
+    (caution,) = explained(model, batch, "guided_backprop").cautions
+    assert caution == "only ReLUs are guided; through silu, leaky_relu of Rectified the gradient goes as it is"
 
 
 @in_1d_2d_and_3d
@@ -288,7 +288,7 @@ def test_full_grad_is_its_papers_equation(axes):
     found = explained(model, batch, "full_grad")
     steps = steps_of(model, batch[0])
     assert_each_is(found, batch, lambda image: TWINS["full_grad"](steps, image.numpy(), TARGET))
-    assert found.notes == ()
+    assert found.cautions == ()
 
 
 class Everything(nn.Module):
@@ -391,12 +391,12 @@ def test_a_sum_that_falls_short_is_told():
     found = explained(model, batch, "full_grad")
     terms, _ = terms_of(model, batch)
     sums = sum(term.flatten(1).sum(1) for term in terms)
-    assert len(found.notes) == 3
-    for i, note in enumerate(found.notes):
+    assert len(found.cautions) == 3
+    for i, caution in enumerate(found.cautions):
         told = f"image {i}: the terms of full_grad add up to {float(sums[i]):.4g}, and the score is "
-        assert note.startswith(told + f"{float(found.scores[i]):.4g}; the network is not piecewise linear")
+        assert caution.startswith(told + f"{float(found.scores[i]):.4g}; the network is not piecewise linear")
     model.relu = lambda maps: F.relu(maps) * 1.0
-    assert explained(model, batch, "full_grad").notes == ()
+    assert explained(model, batch, "full_grad").cautions == ()
 
 
 @pytest.mark.parametrize("method", ["guided_backprop", "full_grad"])
@@ -424,5 +424,5 @@ def test_half_precision(method):
         model.to(torch.bfloat16), batch.to(torch.bfloat16), target=TARGET, layer="conv2", method=method
     )
     assert found.raw.dtype == torch.float32
-    assert found.notes == ()
+    assert found.cautions == ()
     torch.testing.assert_close(found.raw.double(), wanted.raw, rtol=0, atol=0.1 * float(wanted.raw.abs().max()))

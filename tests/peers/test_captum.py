@@ -20,8 +20,8 @@ SIDES = pytest.mark.parametrize("sides", [(15, 18), (40,), (6, 7, 8)], ids=["2D"
 LAYERS = pytest.mark.parametrize("layer", ["signed", "relu1", "relu2", "relu3"])
 
 
-def explained(model, batch, name, layer=None, **knobs):
-    method = METHODS[name].tuned(**knobs)
+def explained(model, batch, name, layer=None, **parameters):
+    method = METHODS[name].with_parameters(**parameters)
     return glowmap.explain(model, batch, target=QUESTIONS, layer=layer, method=method)
 
 

@@ -76,8 +76,8 @@ def as_the_peer_shows(raw, size):
     return rescaled(large)
 
 
-def explained(model, batch, name, layer, questions=TARGETS, **knobs):
-    method = METHODS[name].tuned(**knobs)
+def explained(model, batch, name, layer, questions=TARGETS, **parameters):
+    method = METHODS[name].with_parameters(**parameters)
     return glowmap.explain(model, batch, target=torch.tensor(questions), layer=layer, method=method)
 
 

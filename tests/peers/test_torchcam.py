@@ -39,8 +39,8 @@ def as_the_peer_shows(raw, rectified=True):
     return maps / (maps.amax(space, keepdim=True) + 1e-8)
 
 
-def explained(model, batch, name, layer, **knobs):
-    method = METHODS[name].tuned(**knobs)
+def explained(model, batch, name, layer, **parameters):
+    method = METHODS[name].with_parameters(**parameters)
     return glowmap.explain(model, batch, target=torch.tensor(TARGETS), layer=layer, method=method)
 
 

@@ -42,7 +42,7 @@ class GuidedReLU(TorchFunctionMode):
         )
         return _GuidedReLU.apply(maps, ceiling, in_place)
 
-    def notes(self, model: str) -> list[str]:
+    def cautions(self, model: str) -> list[str]:
         """Say which activations were not guided; MethodError where none was, as the gradient would be the plain one."""
         others = ", ".join(self._others)
         if not self._guided:

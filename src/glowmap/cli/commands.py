@@ -208,7 +208,7 @@ def methods(
     ):
         table.add_column(column, overflow="fold")
     for method, one in METHODS.items():
-        row = (one.price, one.summary, ", ".join(one.needs), one.use, one.paper) if wide else (one.price, one.use)
+        row = (one.cost, one.summary, ", ".join(one.needs), one.use, one.paper) if wide else (one.cost, one.use)
         table.add_row(method, *map(escape, row))
     console.print(table, soft_wrap=False)
     if not wide:

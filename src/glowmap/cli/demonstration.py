@@ -82,7 +82,7 @@ class Cars:
 
     def pictures(self) -> list[Image.Image]:
         """Give the heat of both questions, with the marks of what was asked."""
-        return [one.overlay(marks=True) for one in self.explanations]
+        return [one.overlay(annotations=True) for one in self.explanations]
 
 
 def cars() -> Cars:
@@ -136,6 +136,6 @@ def portraits() -> list[Portrait]:
 
 def portraits_panel(found: Sequence[Portrait], scale: int = 1) -> Image.Image:
     """Draw a row for each picture: the honest model's answer and evidence, then the shortcut model's."""
-    notes = tuple(dict.fromkeys(note for one in found for note in one.honest.notes + one.shortcut.notes))
+    cautions = tuple(dict.fromkeys(caution for one in found for caution in one.honest.cautions + one.shortcut.cautions))
     title = f"One of two classifiers learned that a mark in the corner means {MARKED} · grad_cam"
-    return panel([one.tiles() for one in found], title=title, footer=notes, scale=scale)
+    return panel([one.tiles() for one in found], title=title, footer=cautions, scale=scale)

@@ -77,10 +77,10 @@ def tell_method(method: "Method") -> None:
     """Say all about one method."""
     import inspect
 
-    console.print(f"[bold]{method.name}[/]: {escape(method.price)}; for {escape(method.use)}", highlight=False)
+    console.print(f"[bold]{method.name}[/]: {escape(method.cost)}; for {escape(method.use)}", highlight=False)
     console.print(escape(inspect.getdoc(method.function) or ""), highlight=False)
     console.print(f"needs {', '.join(method.needs)}; from {escape(method.paper)}", highlight=False)
-    for knob, default in method.knobs.items():
+    for knob, default in method.parameters.items():
         console.print(f"  --set {knob}={default}", highlight=False)
 
 
@@ -99,8 +99,8 @@ def tell(explanations: "Explanations", written: Path) -> None:
             f"score {spelled(float(explanation.scores[0]))}, heat {spelled(low)} to {spelled(high)}",
             highlight=False,
         )
-    for note in explanations.notes:
-        console.print(f"[yellow]note:[/] {escape(in_options(note))}", highlight=False)
+    for caution in explanations.cautions:
+        console.print(f"[yellow]note:[/] {escape(in_options(caution))}", highlight=False)
     console.print(f"wrote [bold]{escape(str(written))}[/]", highlight=False)
 
 

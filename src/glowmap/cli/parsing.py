@@ -19,21 +19,21 @@ def methods_asked(names: list[str], settings: list[str]) -> "list[Method] | None
         raise InputError(
             f"--set {settings[0]!r} is a knob of a method, and none is named; say which: --method rise --set masks=2000"
         )
-    return [tuned(METHODS[name], settings, names) for name in names] or None
+    return [with_parameters(METHODS[name], settings, names) for name in names] or None
 
 
-def tuned(method: "Method", settings: list[str], others: list[str]) -> "Method":
+def with_parameters(method: "Method", settings: list[str], others: list[str]) -> "Method":
     """Set the knobs that the command line names; one that only another of the methods has is left to that one."""
     from glowmap.methods import METHODS
 
-    knobs = {}
+    parameters = {}
     for text in settings:
         name, equals, value = text.partition("=")
         if not equals:
             raise InputError(f"--set {text!r} cannot be read; write KNOB=VALUE, for example masks=2000")
-        if name in method.knobs or not any(name in METHODS[other].knobs for other in others):
-            knobs[name] = knob_value(value, method.knobs.get(name))
-    return method.tuned(**knobs)
+        if name in method.parameters or not any(name in METHODS[other].parameters for other in others):
+            parameters[name] = knob_value(value, method.parameters.get(name))
+    return method.with_parameters(**parameters)
 
 
 def knob_value(text: str, default: object) -> object:

@@ -36,7 +36,7 @@ class ForwardPass:
     check: Callable[[str, Layout | None], tuple[Layout | None, bool]] = lambda _name, layout: (layout, False)
     layouts: dict[str, Layout] = field(default_factory=dict)  # by layer, where they are known
     unproven: set[str] = field(default_factory=set)  # layers whose tokens may lie otherwise
-    notes: list[str] = field(default_factory=list)
+    cautions: list[str] = field(default_factory=list)
     _proven: dict[tuple[str, int], bool] = field(default_factory=dict)
     _cuts: dict[int, bool] = field(default_factory=dict)  # by image: tensors as long as the batch have a row for it
     _takes_so_many: bool = False  # as the batch has images, and no other number
@@ -56,10 +56,10 @@ class ForwardPass:
         self.recording.settle(tree.leaves(self.output))
         return {name: self.recording[name] for name in self.recording.names}
 
-    def note(self, text: str) -> None:
+    def caution(self, text: str) -> None:
         """Note something once."""
-        if text not in self.notes:
-            self.notes.append(text)
+        if text not in self.cautions:
+            self.cautions.append(text)
 
     @property
     def dense(self) -> bool | None:
@@ -169,7 +169,7 @@ class ForwardPass:
         if image not in self._cuts and not self._answers_copies(image):
             self._distrusted.add(image)
         if image in self._distrusted:
-            self.note(
+            self.caution(
                 f"asked about copies of image {image}, the model gives another answer than before: it depends on the batch, on "
                 "chance or on how often it is called, and so does this map"
             )
@@ -215,7 +215,7 @@ class ForwardPass:
             self._proven[layer, image] = self._proof(layer, image)
         if self._proven[layer, image]:
             return resumed
-        self.note(
+        self.caution(
             f"running on from layer {layer!r} alone does not give the model's output again, so the whole model is run for each "
             "question about changed maps, which is slow"
         )

@@ -43,9 +43,9 @@ class Evidence:
         return self._run.batch.images.device
 
     @property
-    def notes(self) -> list[str]:
+    def cautions(self) -> list[str]:
         """What came up while evidence was made."""
-        return self._run.notes
+        return self._run.cautions
 
     def of(self, needs: tuple[str, ...], layer: str) -> list[dict[str, Any]]:
         """Make what a method needs: once for the batch, or, for one that asks, image by image."""
@@ -155,8 +155,8 @@ class Evidence:
     def guided_gradients(self, _layer: str) -> Tensor:
         guiding = GuidedReLU()
         images, output = self._watched(guiding)
-        for note in guiding.notes(type(self._run.module).__name__):
-            self._run.note(note)
+        for caution in guiding.cautions(type(self._run.module).__name__):
+            self._run.caution(caution)
         return tree.full_precision(_gradient(self._scored(output), images, "the input"))
 
     def bias_gradients(self, _layer: str) -> list[Tensor]:
@@ -166,8 +166,8 @@ class Evidence:
         scores = self._scored(output)
         terms = [tree.full_precision(images.detach()) * tree.full_precision(_gradient(scores, images, "the input"))]
         terms += biases.terms(len(images))
-        for note in completeness_gap(terms, scores, images.dtype):
-            self._run.note(note)
+        for caution in completeness_gap(terms, scores, images.dtype):
+            self._run.caution(caution)
         return terms
 
     def attention(self, _layer: str) -> Attention:
@@ -213,7 +213,7 @@ class Evidence:
         """Ask the question about the batch again, by another output."""
         question, count = question or self._question, len(self._run.batch.images)
         answer = self._run.read(output, count)
-        return checked(question.score(answer), count, question.wording(answer, 0))
+        return checked(question.score(answer), count, question.describe(answer, 0))
 
     def _asked(self, image: int, answer: Callable[[Tensor], Any], count: int, make: Make, widest: int) -> Scores:
         scores = []
@@ -228,7 +228,7 @@ class Evidence:
         question, answer = self._settled[image], self._run.read(output, count)
         if by_callable(question):
             self._hold_to_copies(question, image, count)
-        return checked(question.score(answer), count, question.wording(answer, 0))
+        return checked(question.score(answer), count, question.describe(answer, 0))
 
     def _hold_to_copies(self, question: Target, image: int, count: int) -> None:
         """Refuse a callable that scores copies of an image otherwise than the image: it knows the batch by position."""
@@ -236,10 +236,10 @@ class Evidence:
             return
         self._held.add((image, count))
         answer = self._run.read(repeat_image(self._run.output, image, len(self._run.batch.images), count), count)
-        scores, own = checked(question.score(answer), count, question.wording(answer, 0)), self._scores[image]
+        scores, own = checked(question.score(answer), count, question.describe(answer, 0)), self._scores[image]
         if not same_output(scores.detach(), own.detach().expand(count)):
             raise TargetError(
-                f"the target {question.wording(answer, 0)!r} scores {count} copies of image {image} otherwise than the image "
+                f"the target {question.describe(answer, 0)!r} scores {count} copies of image {image} otherwise than the image "
                 "itself; a method that asks again needs a target that treats all images alike: for classes give a tensor of "
                 "labels, for others targets.Each([...])"
             )

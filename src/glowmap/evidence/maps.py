@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from glowmap import tree
 from glowmap.errors import ModelError, TargetError
+from glowmap.evidence.cautions import MethodMap
 from glowmap.evidence.forward_pass import ForwardPass
 from glowmap.evidence.layer import Evidence
-from glowmap.evidence.notes import MethodMap
 from glowmap.evidence.session import ATTENTION, INPUT, Session
 from glowmap.methods import Method
 from glowmap.methods._method import differentiates, resumes
@@ -41,7 +41,7 @@ _Maps: TypeAlias = dict[tuple[int, str], MethodMap]  # by the method's number an
 def _averaged(visit: Session, run: ForwardPass, asked: Sequence[Job], kinds: list[str], seed: int) -> list[_Maps]:
     """Average the maps of changed images, laid back over each other; the questions are those of the unchanged ones."""
     sums: dict[tuple[int, int, str], RawMaps] = {}
-    notes: dict[tuple[int, int, str], dict[str, None]] = {}
+    cautions: dict[tuple[int, int, str], dict[str, None]] = {}
     changes = variants(kinds, run.batch.images, seed)
     grids = {name: run.maps(name, run.recording[name].output.detach())[:, :1] for name in run.layers}
     grids[INPUT] = run.batch.images[:, :1]
@@ -62,10 +62,10 @@ def _averaged(visit: Session, run: ForwardPass, asked: Sequence[Job], kinds: lis
                 key, back = (at, method, layer), change.undo(found.raw[:, None])
                 back = resized_like(back, grids.setdefault(layer, back))[:, 0]
                 sums[key] = sums[key] + back if key in sums else back
-                notes.setdefault(key, {}).update(dict.fromkeys(found.notes))
+                cautions.setdefault(key, {}).update(dict.fromkeys(found.cautions))
     maps: list[_Maps] = [{} for _ in asked]
     for (at, method, layer), total in sums.items():
-        maps[at][method, layer] = MethodMap(total / len(changes), notes=tuple(notes[at, method, layer]))
+        maps[at][method, layer] = MethodMap(total / len(changes), cautions=tuple(cautions[at, method, layer]))
     return maps
 
 
@@ -74,7 +74,7 @@ def _score(question: Target, answer: ModelOutput) -> Scores:
     outputs = list(tree.leaves(answer.raw))
     versions = [output._version for output in outputs]
     asked = question.score(answer)
-    wording = question.wording(answer, 0)
+    wording = question.describe(answer, 0)
     scores = checked(asked, answer.batch, wording)
     if [output._version for output in outputs] != versions:
         raise TargetError(
@@ -103,22 +103,22 @@ def _places(method: Method, layers: dict[str, nn.Module]) -> list[str]:
 
 def _map(method: Method, evidence: Evidence, layer: str) -> MethodMap:
     """Apply a method, and refuse what is not finite."""
-    before = len(evidence.notes)
+    before = len(evidence.cautions)
     parts = evidence.of(method.needs, layer)
     with torch.autocast(evidence.device.type, enabled=False):  # a method's arithmetic is done where it is safe
         raw = torch.cat([method(**part) for part in parts])
-    notes = tuple(evidence.notes[before:])
-    del evidence.notes[before:]  # they are of this map alone
+    cautions = tuple(evidence.cautions[before:])
+    del evidence.cautions[before:]  # they are of this map alone
     if not raw.isfinite().all():  # what is not finite in the evidence shows in the map: one small test for all
         tensors = [kind for kind, value in parts[0].items() if isinstance(value, Tensor)]
         known = {kind: torch.cat([part[kind] for part in parts]) for kind in tensors}
         _refuse_not_finite({**known, f"{method.name} map": raw}, layer)
     if "gradients" not in method.needs:
-        return MethodMap(raw, notes=notes)
+        return MethodMap(raw, cautions=cautions)
     zero = evidence.without_gradient(layer)
     unused = energy_share(raw.relu(), zero) if raw.shape == zero.shape else None
     cancelled = evidence.cancelled(layer) if method.pools else None
-    return MethodMap(raw, zero.flatten(1).all(1), unused, notes, cancelled, method.name)
+    return MethodMap(raw, zero.flatten(1).all(1), unused, cautions, cancelled, method.name)
 
 
 def _back(change: Variant, run: ForwardPass, logits: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from glowmap import tree
 from glowmap.capture import record, record_prefix
 from glowmap.capture.call import called
+from glowmap.evidence.cautions import run_cautions
 from glowmap.evidence.forward_pass import ForwardPass
-from glowmap.evidence.notes import run_notes
 from glowmap.inputs import Batch
 from glowmap.layers import Choice, find_layers
 from glowmap.layers.cache import LayerHints, checked_layout, gather_grids, grids_of
@@ -116,7 +116,7 @@ class Session:
 
     def shared(self, run: ForwardPass, was_training: bool) -> dict[str, Any]:
         """Gather what all explanations of one run have in common."""
-        run.notes[:0] = [*self.model.notes, *run_notes(run, was_training)]
+        run.cautions[:0] = [*self.model.cautions, *run_cautions(run, was_training)]
         return {
             "model": self.model.name,
             "input_size": run.answer.input_size,

@@ -27,13 +27,13 @@ def watched(model: Model, batch: Batch, names: Sequence[str]) -> Model:
     later, when the model is run, for one whose output cannot be read as images x channel x places.
     """
     parts: dict[str, tuple[nn.Module, KeepOutput]] = {}
-    notes = list(model.notes)
+    cautions = list(model.cautions)
     for name in names:
         ((known, layer),) = find_layers(model.module, name).items()
         reading = _reading(model, batch, known, layer)
         parts[name] = layer, reading.kept
         if reading.unproven:
-            notes.append(
+            cautions.append(
                 f"the output of layer {name!r}, which is asked about, was read as {reading.layout}, which could not be proven by "
                 "where its cells look"
             )
@@ -43,7 +43,7 @@ def watched(model: Model, batch: Batch, names: Sequence[str]) -> Model:
         with model.opened(module), opened(module, parts):
             yield
 
-    return replace(model, opened=entered, notes=tuple(notes))
+    return replace(model, opened=entered, cautions=tuple(cautions))
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ class Explanation(Explained):
     """Where one layer holds the evidence for one question, for every image of a batch.
 
     ``raw`` is signed, unnormalised, batch x rows x columns of the layer: the truth. ``scores`` are what was explained, one
-    an image, ``targets`` their wording, ``marks`` what they point at, ``notes`` what to mind before trusting the map.
+    an image, ``targets`` their wording, ``marks`` what they point at, ``cautions`` what to mind before trusting the map.
     """
 
     def overlay(
@@ -40,7 +40,7 @@ class Explanation(Explained):
         opacity: float = OPACITY,
         edges: bool = False,
         places: Frames = None,
-        marks: bool = False,
+        annotations: bool = False,
     ) -> Image.Image:
         """Lay one image's heat over the part of its picture that the model saw, at the picture's own resolution.
 
@@ -49,7 +49,9 @@ class Explanation(Explained):
         finer and says no more. ``marks`` draws what the question points at, as panels do. Raises OutputError for places that are
         not there, and where there is nothing to draw on.
         """
-        return overlaid(self, index, colormap=colormap, opacity=opacity, edges=edges, places=places, marks=marks)
+        return overlaid(
+            self, index, colormap=colormap, opacity=opacity, edges=edges, places=places, annotations=annotations
+        )
 
     def panel(
         self, *, colormap: str = "glow", opacity: float = OPACITY, scale: int = 1, places: Frames = None
@@ -87,7 +89,7 @@ class Explanation(Explained):
             scores=self.scores[one],
             targets=self.targets[one],
             pictures=self.pictures[one],
-            marks=self.marks[one],
+            annotations=self.annotations[one],
             prediction=None if self.prediction is None else self.prediction.of(one),
         )
 
@@ -119,9 +121,9 @@ class Explanations(Sequence[Explanation]):
         return "<Explanations:\n  " + "\n  ".join(map(repr, self._all)) + ">" if self else "<no explanations>"
 
     @property
-    def notes(self) -> tuple[str, ...]:
+    def cautions(self) -> tuple[str, ...]:
         """The notes of all, each once."""
-        return tuple(dict.fromkeys(note for explanation in self for note in explanation.notes))
+        return tuple(dict.fromkeys(caution for explanation in self for caution in explanation.cautions))
 
     def panel(
         self, *, colormap: str = "glow", opacity: float = OPACITY, scale: int = 1, places: Frames = None
@@ -135,7 +137,7 @@ class Explanations(Sequence[Explanation]):
             raise OutputError("there are no explanations to draw; ask for at least one layer")
         groups = self._by_question()
         tiles = laid_out(groups, Look(colormap, opacity), places)
-        return panel(tiles, title=title_of(groups), footer=self.notes, scale=scale)
+        return panel(tiles, title=title_of(groups), footer=self.cautions, scale=scale)
 
     def save(
         self,
@@ -200,14 +202,14 @@ class Explanations(Sequence[Explanation]):
 
 def _fused(group: Sequence[Explanation], how: str) -> Explanation:
     first = group[0]
-    notes = dict.fromkeys(note for explanation in group for note in explanation.notes)
+    cautions = dict.fromkeys(caution for explanation in group for caution in explanation.cautions)
     return replace(
         first,
         raw=fused([explanation.heatmap for explanation in group], how),
         layer=", ".join(explanation.layer for explanation in group),
         method=f"{first.method}, {how} of layers" if len(group) > 1 else first.method,
         canvas=(),  # a heatmap covers the input
-        notes=tuple(notes),
+        cautions=tuple(cautions),
     )
 
 

@@ -12,7 +12,7 @@ from glowmap.inputs import Shown, parts_seen, read_masks
 from glowmap.metrics import energy_share
 from glowmap.outputs import Prediction
 from glowmap.shapes import Flags, Heatmaps, RawMaps, Scores, crossed
-from glowmap.targets import Mark
+from glowmap.targets import Annotation
 
 # Bilinear weights of one cell sum to 1 only up to rounding; a span below this share of the values is no heat but noise.
 CONCEPTS = "deep_feature_factorisation"  # the method of maps that answer no question
@@ -34,9 +34,9 @@ class Explained:
     input_size: tuple[int, ...]
     pictures: tuple[Shown, ...] = ()
     prediction: Prediction | None = None
-    notes: tuple[str, ...] = ()
+    cautions: tuple[str, ...] = ()
     canvas: tuple[int, ...] = ()  # what the maps cover, in pixels of the input, where a model pads it at its far ends
-    marks: tuple[tuple[Mark, ...], ...] = ()  # what the question points at, image by image
+    annotations: tuple[tuple[Annotation, ...], ...] = ()  # what the question points at, image by image
 
     @cached_property
     def heatmap(self) -> Heatmaps:

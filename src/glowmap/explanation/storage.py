@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from glowmap.inputs import Picture, Shown, Signal, Volume
-from glowmap.targets import Mark
+from glowmap.targets import Annotation
 
-_TEXTS = ("layer", "method", "model", "targets", "input_size", "canvas", "notes")
+_TEXTS = ("layer", "method", "model", "targets", "input_size", "canvas", "cautions")
 _SAID = ("labels", "probabilities")
 
 
@@ -31,7 +31,7 @@ def pack(explanations: Sequence[Any]) -> dict[str, NDArray[Any]]:
         tensors = {"raw": explanation.raw, "scores": explanation.scores}
         if explanation.prediction is not None:
             tensors |= {name: getattr(explanation.prediction, name) for name in _SAID}
-        regions = {f"marks/{image}/{at}": one.region for image, at, one in _numbered(explanation.marks)}
+        regions = {f"annotations/{image}/{at}": one.region for image, at, one in _numbered(explanation.annotations)}
         arrays |= {
             f"{i}/{name}": tensor.cpu().numpy() for name, tensor in (tensors | regions).items() if tensor is not None
         }
@@ -39,15 +39,15 @@ def pack(explanations: Sequence[Any]) -> dict[str, NDArray[Any]]:
             {text: getattr(explanation, text) for text in _TEXTS}
             | {
                 "pictures": [(pictures[id(one)], getattr(one, "seen", None)) for one in explanation.pictures],
-                "marks": [[(one.point, one.box) for one in image] for image in explanation.marks],
+                "annotations": [[(one.point, one.box) for one in image] for image in explanation.annotations],
                 **_described(explanation.prediction),
             }
         )
     return arrays | {"explanations": np.array(json.dumps(described))}
 
 
-def _numbered(marks: Sequence[Sequence[Mark]]) -> list[tuple[int, int, Mark]]:
-    return [(image, at, one) for image, several in enumerate(marks) for at, one in enumerate(several)]
+def _numbered(annotations: Sequence[Sequence[Annotation]]) -> list[tuple[int, int, Annotation]]:
+    return [(image, at, one) for image, several in enumerate(annotations) for at, one in enumerate(several)]
 
 
 def _described(prediction: Any) -> dict[str, Any]:
@@ -69,9 +69,12 @@ def unpack(arrays: dict[str, NDArray[Any]]) -> list[dict[str, Any]]:
         names, boxes = tuple(described.pop("names")), described.pop("boxes", None)
         if boxes is not None:
             said["boxes"] = boxes
-        marks = tuple(
-            tuple(_mark(point, box, arrays.get(f"{i}/marks/{image}/{at}")) for at, (point, box) in enumerate(several))
-            for image, several in enumerate(described.pop("marks", ()))
+        annotations = tuple(
+            tuple(
+                _mark(point, box, arrays.get(f"{i}/annotations/{image}/{at}"))
+                for at, (point, box) in enumerate(several)
+            )
+            for image, several in enumerate(described.pop("annotations", ()))
         )
         numbered = described.pop("pictures")
         for number, seen in numbered:
@@ -80,7 +83,7 @@ def unpack(arrays: dict[str, NDArray[Any]]) -> list[dict[str, Any]]:
         texts = {text: tuple(value) if isinstance(value, list) else value for text, value in described.items()}
         raw, scores = (torch.from_numpy(arrays[f"{i}/{name}"]) for name in ("raw", "scores"))
         prediction = {"names": names, **said} if said else None
-        own = {"raw": raw, "scores": scores, "pictures": pictures, "prediction": prediction, "marks": marks}
+        own = {"raw": raw, "scores": scores, "pictures": pictures, "prediction": prediction, "annotations": annotations}
         fields.append(own | texts)
     return fields
 
@@ -93,11 +96,11 @@ def _shown(values: NDArray[Any], seen: Sequence[float] | None) -> Shown:
     return Signal(values) if values.ndim == 2 else Volume(values)
 
 
-def _mark(point: Sequence[float] | None, box: Sequence[float] | None, region: NDArray[np.bool_] | None) -> Mark:
+def _mark(point: Sequence[float] | None, box: Sequence[float] | None, region: NDArray[np.bool_] | None) -> Annotation:
     if point is not None:
         across, down = point
-        return Mark(point=(across, down))
+        return Annotation(point=(across, down))
     if box is not None:
         left, top, right, bottom = box
-        return Mark(box=(left, top, right, bottom))
-    return Mark(region=None if region is None else torch.from_numpy(region))
+        return Annotation(box=(left, top, right, bottom))
+    return Annotation(region=None if region is None else torch.from_numpy(region))

@@ -60,7 +60,7 @@ def overlaid(
     opacity: float,
     edges: bool = False,
     places: Frames = None,
-    marks: bool = False,
+    annotations: bool = False,
 ) -> Image.Image:
     """Draw the heat of one image over its picture, over frames of its clip, slices of its volume, or its curves."""
     shown = shown_of(one, index)
@@ -77,7 +77,7 @@ def overlaid(
         coarse = min(a / b for a, b in zip(one.canvas or one.input_size, one.grid, strict=True))
         heat = follow_edges(heat, picture, max(1, round(coarse * picture.height / heat.shape[0] / 2)))
     drawn = overlay(picture, heat, colormap=colormap, opacity=opacity)
-    return outlined(drawn, shapes_of(one, index)) if marks else drawn
+    return outlined(drawn, shapes_of(one, index)) if annotations else drawn
 
 
 def picture_tile(
@@ -199,8 +199,8 @@ def spelled(number: float) -> str:
 
 def shapes_of(one: Explained, index: int) -> list[Shape]:
     """List what the question points at in one image, as figures draw it."""
-    marks = one.marks[one.only(index)] if one.marks else ()
-    given = [(mark.point, mark.box, mark.region) for several in marks for mark in several]
+    annotations = one.annotations[one.only(index)] if one.annotations else ()
+    given = [(mark.point, mark.box, mark.region) for several in annotations for mark in several]
     shapes = [shape for shape in chain.from_iterable(given) if shape is not None]
     return [shape.cpu().numpy() if isinstance(shape, Tensor) else shape for shape in shapes]
 
@@ -220,7 +220,7 @@ def _outlined(
 
 def _boxes_tile(picture: Picture, found: Sequence[Box], group: Sequence[Explained], index: int, heading: str) -> Tile:
     """Show what a detector found, the surest of it, with its number, class and score; what is asked about is drawn stronger."""
-    marked = [mark.box for one in group if one.marks for mark in one.marks[index] if mark.box is not None]
+    marked = [mark.box for one in group if one.annotations for mark in one.annotations[index] if mark.box is not None]
     asked = [any(np.allclose(one.corners, box, atol=1e-5) for box in marked) for one in found]
     boxes = [
         LabelledBox(

@@ -203,14 +203,14 @@ def known_grids(model: nn.Module) -> Iterator[list[Grid]]:
     """List the grids that convolutions make while the model is run inside: patch embeddings, stems, mergings."""
     grids: list[Grid] = []
 
-    def note(_module: nn.Module, _inputs: Any, output: Any) -> None:
+    def caution(_module: nn.Module, _inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor) and output.ndim >= 3:
             grids.append(tuple(output.shape[2:]))
 
     with ExitStack() as hooked:
         for module in model.modules():
             if isinstance(module, _ConvNd):
-                hooked.callback(module.register_forward_hook(note).remove)
+                hooked.callback(module.register_forward_hook(caution).remove)
         yield grids
 
 

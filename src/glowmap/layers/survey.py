@@ -29,18 +29,18 @@ def surveyed(model: nn.Module, images: Tensor, *, depth: int) -> Iterator[list[S
         grids = hooked.enter_context(known_grids(model))
         for name, module in model.named_modules():
             if name and name.count(".") < depth:
-                note = _noting(rows, name, witness(model, name), images, grids)
-                hooked.callback(module.register_forward_hook(note).remove)
+                caution = _noting(rows, name, witness(model, name), images, grids)
+                hooked.callback(module.register_forward_hook(caution).remove)
         yield rows
 
 
 def _noting(
     rows: list[Surveyed], name: str, judge: nn.Module, images: Tensor, grids: list[tuple[int, ...]]
 ) -> Callable[[nn.Module, Any, Any], None]:
-    def note(module: nn.Module, _inputs: Any, output: Any) -> None:
+    def caution(module: nn.Module, _inputs: Any, output: Any) -> None:
         with suppress(LayerError):  # what has no grid is what the list leaves out
             if isinstance(output, Tensor):
                 layout = read_layout(output.shape, name, judge, images, grids)
                 rows.append(Surveyed(name, type(module).__name__, layout.maps(output).shape[1], layout.grid))
 
-    return note
+    return caution

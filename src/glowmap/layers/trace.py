@@ -88,7 +88,7 @@ def traced(model: nn.Module) -> Iterator[Traced]:
     by_tensor: dict[int, tuple[TracedOutput, int]] = {}  # the version tells when it was written to since
     count = 0
 
-    def note(name: str) -> Callable[[nn.Module, Any, Any, Any], None]:
+    def caution(name: str) -> Callable[[nn.Module, Any, Any, Any], None]:
         def keep(module: nn.Module, arguments: Any, keywords: Any, output: Any) -> None:
             nonlocal count
             if threading.get_ident() != owner:
@@ -123,7 +123,7 @@ def traced(model: nn.Module) -> Iterator[Traced]:
         trace.grids = hooked.enter_context(known_grids(model))
         for name, module in model.named_modules():
             if name and not isinstance(module, torch.jit.ScriptModule):
-                hooked.callback(module.register_forward_hook(note(name), with_kwargs=True).remove)
+                hooked.callback(module.register_forward_hook(caution(name), with_kwargs=True).remove)
         yield trace
 
     def unmarked(names: list[str]) -> list[str]:

@@ -92,7 +92,7 @@ class Method:
     name: str
     function: Callable[..., RawMaps]
     needs: tuple[str, ...]
-    knobs: Mapping[str, Any]
+    parameters: Mapping[str, Any]
     use: str
     paper: str
     passes: str = ""  # that it takes beside the first, where its evidence does not tell
@@ -106,11 +106,11 @@ class Method:
         return inspect.getdoc(self.function).split("\n\n")[0].replace("\n", " ")  # type: ignore[union-attr] # put() checks
 
     @property
-    def price(self) -> str:
+    def cost(self) -> str:
         """What the evidence costs, in passes of the model."""
         if self.passes:
             return f"1 forward + {self.passes}"
-        prices = [price for evidence, price in EVIDENCE.items() if evidence in self.needs]
+        prices = [cost for evidence, cost in EVIDENCE.items() if evidence in self.needs]
         return " + ".join(dict.fromkeys(["1 forward", *prices]))
 
     @cached_property
@@ -133,17 +133,17 @@ class Method:
         """Whether its maps lie on the patches that attend, so that no layer is looked at."""
         return bool(OF_ATTENTION & set(self.needs)) and not {*self.needs} - OF_ATTENTION - OF_THE_INPUT - {"scores"}
 
-    def tuned(self, **knobs: Any) -> "Method":
+    def with_parameters(self, **parameters: Any) -> "Method":
         """Copy with other values of the method's own knobs. MethodError for a knob that it does not have."""
-        for name in knobs:
-            if name not in self.knobs:
-                raise MethodError(f"{self.name} has no knob {name!r}; {near_names(name, self.knobs)}")
-            self._check(name, knobs[name])
-        return replace(self, chosen={**self.chosen, **knobs})
+        for name in parameters:
+            if name not in self.parameters:
+                raise MethodError(f"{self.name} has no knob {name!r}; {near_names(name, self.parameters)}")
+            self._check(name, parameters[name])
+        return replace(self, chosen={**self.chosen, **parameters})
 
     def _check(self, name: str, value: Any) -> None:
         """Refuse a value of another kind than the knob's default; None stands for a number that is found by itself."""
-        default = self.knobs[name]
+        default = self.parameters[name]
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         whole = number and isinstance(value, int)
         fits = {bool: isinstance(value, bool), int: whole, float: number, str: isinstance(value, str)}
@@ -179,9 +179,9 @@ def method(
     """
 
     def put(function: Callable[..., RawMaps]) -> Callable[..., RawMaps]:
-        parameters = inspect.signature(function).parameters
-        knobs = {name: one.default for name, one in parameters.items() if one.kind is one.KEYWORD_ONLY}
-        needs = tuple(name for name in parameters if name not in knobs)
+        signature = inspect.signature(function).parameters
+        parameters = {name: one.default for name, one in signature.items() if one.kind is one.KEYWORD_ONLY}
+        needs = tuple(name for name in signature if name not in parameters)
         for parameter in needs:
             if parameter not in EVIDENCE:
                 raise TypeError(
@@ -190,7 +190,7 @@ def method(
         if not inspect.getdoc(function):
             raise TypeError(f"{function.__name__} has no docstring; its first sentence is what users choose by")
         METHODS.register(
-            function.__name__, Method(function.__name__, function, needs, knobs, use, paper, passes, pools)
+            function.__name__, Method(function.__name__, function, needs, parameters, use, paper, passes, pools)
         )
         return function
 

@@ -24,18 +24,18 @@ def build(name: str, weights: str | Path, seed: int) -> Model:
     Raises ModelError for an unknown name, MissingExtra where torchvision is not installed.
     """
     bundled = BUNDLED[name]
-    notes: tuple[str, ...] = ("the demo's models know drawn streets; of a photograph their answers mean nothing",)
+    cautions: tuple[str, ...] = ("the demo's models know drawn streets; of a photograph their answers mean nothing",)
     if str(weights) == "default":
         module = bundled.trained()
     else:
         with drawn_from(seed):
             module = bundled.untrained().eval()
         if str(weights) == "random":
-            notes = (RANDOM,)
+            cautions = (RANDOM,)
         else:
             load_weights(module, Path(weights))
     preprocess = ResizedAndNormalised((ROWS, COLUMNS), MEAN, STD)
-    return Model(module, name, preprocess, bundled.classes, notes)
+    return Model(module, name, preprocess, bundled.classes, cautions)
 
 
 def recognise(module: nn.Module) -> Model | None:

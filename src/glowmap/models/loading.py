@@ -60,7 +60,9 @@ def load(
     own = built.preprocess or ResizedAndNormalised()
     if built.preprocess is None and mean is None and std is None and not torchvision.lays_out_anew(built.module):
         # (torchvision's detectors normalise inside)
-        built = built.changed(notes=(*built.notes, "no mean and std were given: the model gets RGB in [0, 1] as it is"))
+        built = built.changed(
+            cautions=(*built.cautions, "no mean and std were given: the model gets RGB in [0, 1] as it is")
+        )
     if size is not None and isinstance(own, Clips):
         raise InputError(f"a size is of pictures, and {built.name} takes clips; resize the clip, or leave the size out")
     if size is not None:
@@ -81,34 +83,34 @@ def as_model(model: Any) -> Model:
     """
     if isinstance(model, Model):
         return model
-    module, notes = _unwrapped(model)
+    module, cautions = _unwrapped(model)
     if not isinstance(module, nn.Module):
         raise ModelError(
             f"a model is a torch.nn.Module or what glowmap.load(...) returns, not {type(model).__name__}; "
             "for a name write glowmap.load(name), for a class or a factory call it first"
         )
     if isinstance(module, torch.jit.ScriptModule):  # whose classes are not those of any library
-        return Model(module, f"{module.original_name} (TorchScript)", notes=notes)
+        return Model(module, f"{module.original_name} (TorchScript)", cautions=cautions)
     families = (family for _, family in FAMILIES.items())
     found = next((known for family in families if (known := family.recognise(module))), None)
     plain = found or Model(module, type(module).__name__)
-    return plain.changed(notes=(*notes, *plain.notes))
+    return plain.changed(cautions=(*cautions, *plain.cautions))
 
 
 def _unwrapped(model: Any) -> tuple[Any, tuple[str, ...]]:
     """Take off what stands around a module, and note it."""
-    notes: list[str] = []
+    cautions: list[str] = []
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            inner, note = model.module, "the model inside {} is run, on one device"
+            inner, caution = model.module, "the model inside {} is run, on one device"
         elif type(model).__name__ == "OptimizedModule" and isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            inner, note = (
+            inner, caution = (
                 model._orig_mod,
                 "the model inside torch.compile's {} is run, uncompiled, as only then its layers can be seen",
             )
         else:
-            return ultralytics.unwrapped(model), tuple(notes)
-        notes.append(note.format(type(model).__name__))
+            return ultralytics.unwrapped(model), tuple(cautions)
+        cautions.append(caution.format(type(model).__name__))
         model = inner
 
 

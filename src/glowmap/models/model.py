@@ -71,7 +71,7 @@ class Model:
     name: str
     preprocess: Preprocess | None = None
     class_names: tuple[str, ...] | None = None
-    notes: tuple[str, ...] = ()
+    cautions: tuple[str, ...] = ()
     read_logits: Callable[[Any], Tensor] = read_logits
     beside: tuple[str, ...] = ()
     speaker: TextInterface | None = None

@@ -41,8 +41,8 @@ def build(name: str, weights: str | Path, seed: int) -> Model:
         module = _trained(open_clip, short, tag) if str(weights) == "default" else _made(open_clip, short, None)
     if str(weights) not in ("default", "random"):
         load_weights(module, Path(weights))
-    notes = (RANDOM,) if str(weights) == "random" else ()
-    known = Model(module.eval(), name, _preset(module.visual), None, notes, read_logits=read_logits)
+    cautions = (RANDOM,) if str(weights) == "random" else ()
+    known = Model(module.eval(), name, _preset(module.visual), None, cautions, read_logits=read_logits)
     return known.changed(speaker=_comparing(module, lambda: _tokenizer(open_clip, short)))
 
 

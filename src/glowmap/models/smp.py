@@ -50,13 +50,13 @@ def build(name: str, weights: str | Path, seed: int) -> Model:
         if str(weights) == "default" and not trained:
             load_weights(module.encoder, _encoder_file(smp, encoder, "model.safetensors"))
             _encoder_file(smp, encoder, "config.json")
-    notes = {"default": (_HALF_TRAINED,), "random": (RANDOM,)}.get(str(weights), ())
+    cautions = {"default": (_HALF_TRAINED,), "random": (RANDOM,)}.get(str(weights), ())
     if settings:
         load_weights(module, Path(weights))
     preprocess = _preprocess(module, encoder)
     if preprocess is None:
-        preprocess, notes = ResizedAndNormalised(multiple=_multiple(module)), (*notes, _OWN_COLOURS)
-    return Model(module.eval(), name, preprocess, notes=notes)
+        preprocess, cautions = ResizedAndNormalised(multiple=_multiple(module)), (*cautions, _OWN_COLOURS)
+    return Model(module.eval(), name, preprocess, cautions=cautions)
 
 
 def recognise(module: nn.Module) -> Model | None:

@@ -38,16 +38,16 @@ def build(name: str, weights: str | Path, seed: int) -> Model:
     except RuntimeError as error:
         tags = [_PREFIX + tagged for tagged in timm.list_pretrained(short.partition(".")[0] + "*")]
         raise ModelError(f"timm has no such weights as {short!r}; {near_names(name, tags)}") from error
-    notes: tuple[str, ...] = ()
+    cautions: tuple[str, ...] = ()
     with drawn_from(seed):
         trained = str(weights) == "default"
         module = _trained(timm, short, known) if trained else timm.create_model(short, pretrained=False)
     if str(weights) == "random":
-        notes = (RANDOM,)
+        cautions = (RANDOM,)
     elif str(weights) != "default":
         load_weights(module, Path(weights))
     classes = _imagenet_names(timm, module)
-    return Model(module.eval(), name, _preset(module), classes, notes, read_logits=_reader(module))
+    return Model(module.eval(), name, _preset(module), classes, cautions, read_logits=_reader(module))
 
 
 def recognise(module: nn.Module) -> Model | None:

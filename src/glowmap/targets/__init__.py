@@ -19,13 +19,13 @@ from glowmap.outputs import OnDemand as OnDemand
 from glowmap.outputs import background_class as background_class
 from glowmap.outputs import in_shares as in_shares
 from glowmap.targets._class import ClassQuestion as ClassQuestion
-from glowmap.targets._target import Mark as Mark
+from glowmap.targets._target import Annotation as Annotation
 from glowmap.targets._target import Target as Target
+from glowmap.targets._target import annotations_of as annotations_of
+from glowmap.targets._target import cautions_of as cautions_of
 from glowmap.targets._target import changed as changed
 from glowmap.targets._target import checked as checked
 from glowmap.targets._target import leaves as leaves
-from glowmap.targets._target import marks_of as marks_of
-from glowmap.targets._target import notes_of as notes_of
 from glowmap.targets._target import of_places as of_places
 from glowmap.targets._target import ranks as ranks
 from glowmap.targets._target import settled as settled

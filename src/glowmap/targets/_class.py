@@ -55,14 +55,14 @@ class ClassQuestion(ABC):
             return score_at(self, answer, self.inside(answer))
         return self.read(answer.logits, answer)
 
-    def wording(self, answer: ModelOutput, image: int) -> str:
+    def describe(self, answer: ModelOutput, image: int) -> str:
         return self.named(answer, image)
 
-    def settled(self, answer: ModelOutput, image: int) -> "ClassQuestion | PinnedPixels":
+    def pin(self, answer: ModelOutput, image: int) -> "ClassQuestion | PinnedPixels":
         one = self.fixed(answer, image)
         if answer.logits.ndim == 2:
             return one
-        return PinnedPixels(one, self.inside(answer)[image], called=self.wording(answer, image))
+        return PinnedPixels(one, self.inside(answer)[image], called=self.describe(answer, image))
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class PinnedPixels:
     def score(self, answer: ModelOutput) -> Scores:
         return score_at(self.question, answer, self.places, self.around)
 
-    def wording(self, answer: ModelOutput, image: int) -> str:
+    def describe(self, answer: ModelOutput, image: int) -> str:
         return self.called or self.question.named(answer, image)
 
 

@@ -35,7 +35,7 @@ class Target(Protocol):
     """
 
     def score(self, answer: ModelOutput) -> Scores: ...
-    def wording(self, answer: ModelOutput, image: int) -> str: ...
+    def describe(self, answer: ModelOutput, image: int) -> str: ...
 
 
 def changed(question: Target, change: Callable[[Target], Target]) -> Target:
@@ -71,19 +71,19 @@ def settled(question: Target, answer: ModelOutput, image: int) -> Target:
 
     When a changed input is scored, a class that was the answer, or the pixels that were predicted, are to stay the same.
     """
-    settle = getattr(question, "settled", None)
+    settle = getattr(question, "pin", None)
     if settle is None:
         return question
     one: Target = settle(answer, image)
     return one
 
 
-def notes_of(question: Target, answer: ModelOutput) -> list[str]:
+def cautions_of(question: Target, answer: ModelOutput) -> list[str]:
     """List what to mind before trusting a map of this score: the question's own notes, or else those of its parts."""
-    notes = getattr(question, "notes", None)
-    if notes is not None:
-        return list(notes(answer))
-    return [note for part in parts(question) for note in notes_of(part, answer)]
+    cautions = getattr(question, "cautions", None)
+    if cautions is not None:
+        return list(cautions(answer))
+    return [caution for part in parts(question) for caution in cautions_of(part, answer)]
 
 
 def of_places(question: Target, answer: ModelOutput) -> bool:
@@ -127,7 +127,7 @@ def in_images(wrong: Sequence[int], batch: Sequence[Any] | Tensor) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Mark:
+class Annotation:
     """One of a point (x, y), a box (left, top, right, bottom), and a region (rows x columns, true inside).
 
     Points and boxes are in shares of what the model saw: 0 is its left or upper edge, 1 its right or lower one. A region covers
@@ -144,13 +144,13 @@ class Mark:
             raise TargetError(f"a mark is one of a point, a box and a region, and this one has {given}; give just one")
 
 
-def marks_of(question: Target, answer: ModelOutput, image: int) -> tuple[Mark, ...]:
+def annotations_of(question: Target, answer: ModelOutput, image: int) -> tuple[Annotation, ...]:
     """List what a question points at in an image: what it says itself, or else what its parts say, each once."""
-    mark = getattr(question, "mark", None)
+    mark = getattr(question, "annotations", None)
     if mark is None:
-        return _distinct([one for part in parts(question) for one in marks_of(part, answer, image)])
-    own: Mark | Sequence[Mark] | None = mark(answer, image)
-    return (own,) if isinstance(own, Mark) else _distinct(own or ())
+        return _distinct([one for part in parts(question) for one in annotations_of(part, answer, image)])
+    own: Annotation | Sequence[Annotation] | None = mark(answer, image)
+    return (own,) if isinstance(own, Annotation) else _distinct(own or ())
 
 
 def ranks(question: Target) -> bool:
@@ -161,6 +161,8 @@ def ranks(question: Target) -> bool:
     return bool(own)
 
 
-def _distinct(marks: Sequence[Mark]) -> tuple[Mark, ...]:
+def _distinct(annotations: Sequence[Annotation]) -> tuple[Annotation, ...]:
     """Keep each point and box once: two classes may be asked about at one place."""
-    return tuple({(one.point, one.box, None if one.region is None else id(one.region)): one for one in marks}.values())
+    return tuple(
+        {(one.point, one.box, None if one.region is None else id(one.region)): one for one in annotations}.values()
+    )

@@ -194,7 +194,7 @@ class Probability(ClassQuestion):
     def with_parts(self, change: Change) -> "Probability":
         return replace(self, category=changed_class(self.category, change))
 
-    def notes(self, answer: ModelOutput) -> Sequence[str]:
+    def cautions(self, answer: ModelOutput) -> Sequence[str]:
         return self.doubts(answer, self.inside(answer) if answer.logits.ndim > 2 else None)
 
     def doubts(self, answer: ModelOutput, places: PixelSets | None = None) -> Sequence[str]:

@@ -49,9 +49,9 @@ class Contrast(ClassQuestion):
     def fixed(self, answer: ModelOutput, image: int) -> "Contrast":
         return Contrast(as_class(self.this).fixed(answer, image), [one.fixed(answer, image) for one in self._others()])
 
-    def notes(self, answer: ModelOutput) -> list[str]:
+    def cautions(self, answer: ModelOutput) -> list[str]:
         places = self.inside(answer) if answer.logits.ndim > 2 else None
-        return [note for one in (as_class(self.this), *self._others()) for note in one.doubts(answer, places)]
+        return [caution for one in (as_class(self.this), *self._others()) for caution in one.doubts(answer, places)]
 
     def with_parts(self, change: Change) -> "Contrast":
         return Contrast(changed_class(self.this, change), [changed_class(one, change) for one in self._listed()])
@@ -173,14 +173,14 @@ class Not:
     def score(self, answer: ModelOutput) -> Scores:
         return -self._asked().score(answer)
 
-    def wording(self, answer: ModelOutput, image: int) -> str:
+    def describe(self, answer: ModelOutput, image: int) -> str:
         asked = self._asked()
         if isinstance(asked, Not):
-            return asked._asked().wording(answer, image)
-        wording = asked.wording(answer, image)
+            return asked._asked().describe(answer, image)
+        wording = asked.describe(answer, image)
         return f"not ({wording})" if " rather than " in wording else f"not {wording}"
 
-    def settled(self, answer: ModelOutput, image: int) -> "Not":
+    def pin(self, answer: ModelOutput, image: int) -> "Not":
         return Not(settled(self._asked(), answer, image))
 
     def with_parts(self, change: Change) -> "Not":

@@ -13,7 +13,7 @@ from torch import Tensor
 from glowmap.errors import TargetError, told
 from glowmap.outputs import ModelOutput
 from glowmap.shapes import Scores
-from glowmap.targets._target import Mark, Target, checked, leaves, marks_of, notes_of, settled
+from glowmap.targets._target import Annotation, Target, annotations_of, cautions_of, checked, leaves, settled
 from glowmap.targets.classes import Category, Predicted
 from glowmap.targets.pixels import Pixels
 from glowmap.targets.regions import Region
@@ -49,26 +49,32 @@ class Each:
 
     def _score(self, answer: ModelOutput, target: Target, image: int) -> Tensor:
         if by_callable(target):  # what it reads is its own affair, so it gets all and its image is picked after
-            return checked(target.score(answer), answer.batch, target.wording(answer, image))[image]
+            return checked(target.score(answer), answer.batch, target.describe(answer, image))[image]
         return target.score(answer.only(image))[0]
 
-    def settled(self, answer: ModelOutput, image: int) -> Target:
+    def pin(self, answer: ModelOutput, image: int) -> Target:
         target = self.of(answer, image)
         return settled(target, answer, image) if by_callable(target) else settled(target, answer.only(image), 0)
 
-    def notes(self, answer: ModelOutput) -> list[str]:
-        several = [(image, notes_of(target, answer.only(image))) for image, target in enumerate(self._targets(answer))]
-        return [f"{note} (image {image})" if answer.batch > 1 else note for image, notes in several for note in notes]
+    def cautions(self, answer: ModelOutput) -> list[str]:
+        several = [
+            (image, cautions_of(target, answer.only(image))) for image, target in enumerate(self._targets(answer))
+        ]
+        return [
+            f"{caution} (image {image})" if answer.batch > 1 else caution
+            for image, cautions in several
+            for caution in cautions
+        ]
 
     def with_parts(self, change: Callable[[Target], Target]) -> "Each":
         return Each([change(question) for question in self._all])
 
-    def mark(self, answer: ModelOutput, image: int) -> Sequence[Mark]:
-        return marks_of(self.of(answer, image), answer.only(image), 0)
+    def annotations(self, answer: ModelOutput, image: int) -> Sequence[Annotation]:
+        return annotations_of(self.of(answer, image), answer.only(image), 0)
 
-    def wording(self, answer: ModelOutput, image: int) -> str:
+    def describe(self, answer: ModelOutput, image: int) -> str:
         target = self._targets(answer)[image]
-        return target.wording(answer if by_callable(target) else answer.only(image), 0)
+        return target.describe(answer if by_callable(target) else answer.only(image), 0)
 
 
 @dataclass(frozen=True)
@@ -82,11 +88,11 @@ class FunctionTarget:
             return self.function(answer.raw)
         except Exception as error:
             raise TargetError(
-                f"the target {self.wording(answer, 0)!r} raised {told(error)}; "
+                f"the target {self.describe(answer, 0)!r} raised {told(error)}; "
                 f"it is called with the raw output of {answer.model}, here {type(answer.raw).__name__}"
             ) from error
 
-    def wording(self, answer: ModelOutput, image: int) -> str:
+    def describe(self, answer: ModelOutput, image: int) -> str:
         return getattr(self.function, "__name__", type(self.function).__name__)
 
 

@@ -28,7 +28,7 @@ from glowmap.targets._candidate import (
     spelled,
     sum_inside,
 )
-from glowmap.targets._target import Mark, Target
+from glowmap.targets._target import Annotation, Target
 from glowmap.targets.classes import as_class
 
 _PARTS = ("class", "objectness", "mask", *SIDES)
@@ -69,17 +69,17 @@ class Detection:
         several = [self._found(answer, image) for image in range(answer.batch)]
         return torch.stack([_value(answer, image, found, self) for image, found in enumerate(several)])
 
-    def wording(self, answer: ModelOutput, image: int) -> str:
+    def describe(self, answer: ModelOutput, image: int) -> str:
         found = self._found(answer, image)
         named = f"{answer.name(found.category)} {found.score:.2f}"
         if self.category is not None:
-            asked = category_of(self.category, found).wording(classes_of(answer, image, found.candidate), 0)
+            asked = category_of(self.category, found).describe(classes_of(answer, image, found.candidate), 0)
             return f"{asked} in box {self.number} ({named})"
         part = "" if self.of == "class" else f"{self.of} of "
         return f"{part}{named} (box {self.number})"
 
-    def settled(self, answer: ModelOutput, image: int) -> Target:
-        return _followed(answer, image, self._found(answer, image), self, self.wording(answer, image))
+    def pin(self, answer: ModelOutput, image: int) -> Target:
+        return _followed(answer, image, self._found(answer, image), self, self.describe(answer, image))
 
     def said(self, answer: ModelOutput) -> Tensor:
         several = [self._found(answer, image) for image in range(answer.batch)]
@@ -92,14 +92,14 @@ class Detection:
     def of_places(self, answer: ModelOutput) -> bool:
         return True
 
-    def mark(self, answer: ModelOutput, image: int) -> Mark:
-        return Mark(box=in_shares(self._found(answer, image).box, answer.input_size))
+    def annotations(self, answer: ModelOutput, image: int) -> Annotation:
+        return Annotation(box=in_shares(self._found(answer, image).box, answer.input_size))
 
-    def notes(self, answer: ModelOutput) -> list[str]:
+    def cautions(self, answer: ModelOutput) -> list[str]:
         several = [self._found(answer, image) for image in range(answer.batch)]
         cut = [image for image, found in enumerate(several) if is_cut(answer, image, found, self.of)]
         return [
-            f"{self.wording(answer, image)}: the detector's own box reaches beyond the picture's edge, where it is cut off; the "
+            f"{self.describe(answer, image)}: the detector's own box reaches beyond the picture's edge, where it is cut off; the "
             "score and the map are of the box before that"
             for image in cut
         ]
@@ -142,14 +142,14 @@ class AllDetections:
             ]
         )
 
-    def wording(self, answer: ModelOutput, image: int) -> str:
+    def describe(self, answer: ModelOutput, image: int) -> str:
         count = len(self._found(answer, image))
         part = "" if self.of == "class" else f"{self.of} of "
         named = "" if self.category is None else f"{answer.name(answer.index(self.category))}, "
         return f"{part}{named}{count} box{'es' * (count > 1)} of at least {self.above:g}"
 
-    def settled(self, answer: ModelOutput, image: int) -> Target:
-        wording = self.wording(answer, image)
+    def pin(self, answer: ModelOutput, image: int) -> Target:
+        wording = self.describe(answer, image)
         return _Together(
             tuple(_followed(answer, image, found, self, wording) for found in self._found(answer, image)), wording
         )
@@ -168,8 +168,8 @@ class AllDetections:
         levels = [levels_of(answer, [found], self.of) for found in self._found(answer, 0)]
         return levels[0] if answer.batch == 1 and len(set(levels)) == 1 else None
 
-    def mark(self, answer: ModelOutput, image: int) -> list[Mark]:
-        return [Mark(box=in_shares(found.box, answer.input_size)) for found in self._found(answer, image)]
+    def annotations(self, answer: ModelOutput, image: int) -> list[Annotation]:
+        return [Annotation(box=in_shares(found.box, answer.input_size)) for found in self._found(answer, image)]
 
     def of_places(self, answer: ModelOutput) -> bool:
         return True
@@ -210,7 +210,7 @@ class _Followed:
     def score(self, answer: ModelOutput) -> Scores:
         return torch.stack([_value(answer, image, self._now(answer, image), self) for image in range(answer.batch)])
 
-    def wording(self, answer: ModelOutput, image: int) -> str:
+    def describe(self, answer: ModelOutput, image: int) -> str:
         return self.called
 
     def of_places(self, answer: ModelOutput) -> bool:
@@ -245,7 +245,7 @@ class _Together:
     def score(self, answer: ModelOutput) -> Scores:
         return torch.stack([part.score(answer) for part in self.parts]).sum(0)
 
-    def wording(self, answer: ModelOutput, image: int) -> str:
+    def describe(self, answer: ModelOutput, image: int) -> str:
         return self.called
 
     def of_places(self, answer: ModelOutput) -> bool:
@@ -334,14 +334,14 @@ class SimilarDetection:
         label, box = self._label(answer), self._box()
         return torch.stack([_likeness(one, label, box) for one in found])
 
-    def wording(self, answer: ModelOutput, image: int) -> str:
+    def describe(self, answer: ModelOutput, image: int) -> str:
         corners = ", ".join(f"{corner:.0f}" for corner in self._box().tolist())
         label = self._label(answer)
         named = answer.class_names is not None and label < len(answer.class_names)
         return f"{answer.name(label) if named else f'class {label}'} at {corners}"
 
-    def mark(self, answer: ModelOutput, image: int) -> Mark:
-        return Mark(box=in_shares(self._box().tolist(), answer.input_size))
+    def annotations(self, answer: ModelOutput, image: int) -> Annotation:
+        return Annotation(box=in_shares(self._box().tolist(), answer.input_size))
 
     def _label(self, answer: ModelOutput) -> int:
         if not isinstance(self.category, str):

@@ -52,7 +52,7 @@ class Similar:
             "the other picture has not been embedded; ask through glowmap.explain(model, images, target=...)"
         )
 
-    def wording(self, answer: ModelOutput, image: int) -> str:
+    def describe(self, answer: ModelOutput, image: int) -> str:
         return f"similar to {self.name}"
 
 
@@ -74,10 +74,10 @@ class Prototype:
     def score(self, answer: ModelOutput) -> Scores:
         return self._cosine(answer)
 
-    def settled(self, answer: ModelOutput, image: int) -> "Prototype":
+    def pin(self, answer: ModelOutput, image: int) -> "Prototype":
         return replace(self, again=True)
 
-    def wording(self, answer: ModelOutput, image: int) -> str:
+    def describe(self, answer: ModelOutput, image: int) -> str:
         return f"similar to {self.name}"
 
     def said(self, answer: ModelOutput) -> Tensor:
@@ -89,7 +89,7 @@ class Prototype:
     def found_as(self, _first: Any) -> tuple[str | None, int]:
         return None, 0  # as all that ask about the embedding
 
-    def notes(self, answer: ModelOutput) -> list[str]:
+    def cautions(self, answer: ModelOutput) -> list[str]:
         same = [image for image, one in enumerate(self._cosine(answer).tolist()) if one > 1 - _THE_SAME]
         if not same:
             return [*answer.doubt_embedding(answer)]
@@ -134,7 +134,7 @@ class Direction:
         features = self._features(answer, len(vector))
         return torch.mv(features, _unit_long(vector.to(features)))
 
-    def wording(self, answer: ModelOutput, image: int) -> str:
+    def describe(self, answer: ModelOutput, image: int) -> str:
         return self.name if self.layer is None else f"{self.name} at {self.layer}"
 
     def watches(self) -> tuple[str, ...]:
@@ -152,7 +152,7 @@ class Direction:
     def found_as(self, _first: Any) -> tuple[str | None, int]:
         return self.layer, 0 if self.layer is None else len(_vector(self.vector, self.name))
 
-    def notes(self, answer: ModelOutput) -> list[str]:
+    def cautions(self, answer: ModelOutput) -> list[str]:
         return [*answer.doubt_embedding(answer)] if self.layer is None else []
 
     def _features(self, answer: ModelOutput, length: int) -> Tensor:
@@ -194,13 +194,13 @@ class Unit:
             channel = channel[:, number]
         return channel
 
-    def wording(self, answer: ModelOutput, image: int) -> str:
+    def describe(self, answer: ModelOutput, image: int) -> str:
         if self.layer is None:
             return f"unit {self.index} of the embedding"
         where = "" if self.place is None else " at its highest" if self.place == "max" else f" at {self.place}"
         return f"unit {self.index} of {self.layer}{where}"
 
-    def settled(self, answer: ModelOutput, image: int) -> "Unit":
+    def pin(self, answer: ModelOutput, image: int) -> "Unit":
         if self.place != "max":
             return self
         channel = self._places(answer)[image, self._unit(answer)].detach()
@@ -219,7 +219,7 @@ class Unit:
     def found_as(self, _first: Any) -> tuple[str | None, int]:
         return self.layer, 0
 
-    def notes(self, answer: ModelOutput) -> list[str]:
+    def cautions(self, answer: ModelOutput) -> list[str]:
         return [*answer.doubt_embedding(answer)] if self.layer is None else []
 
     def _units(self, answer: ModelOutput) -> Tensor:

@@ -13,7 +13,7 @@ from glowmap.inputs import Mask, parts_seen, read_masks
 from glowmap.outputs import ModelOutput, background_class
 from glowmap.shapes import PixelSets, Scores, crossed
 from glowmap.targets._class import ClassQuestion, PinnedPixels, score_at
-from glowmap.targets._target import Mark, changed, in_images, of_nothing
+from glowmap.targets._target import Annotation, changed, in_images, of_nothing
 from glowmap.targets.classes import Change, ClassLike, OfEach, OutputValue, Predicted, as_class, changed_class
 from glowmap.targets.regions import At, Object, Point, Region, ring, shares_at
 
@@ -45,7 +45,7 @@ class Pixels:
         inside = self._inside(answer)
         return score_at(self._asked(answer), answer, inside, self._around(answer, inside))
 
-    def wording(self, answer: ModelOutput, image: int) -> str:
+    def describe(self, answer: ModelOutput, image: int) -> str:
         question = self._asked(answer)
         name = question.named(answer, image)
         if isinstance(self.where, Region):
@@ -56,25 +56,25 @@ class Pixels:
             name += " (predicted pixels)"
         return name + ", set off from its border" * bool(self.border)
 
-    def settled(self, answer: ModelOutput, image: int) -> PinnedPixels:
+    def pin(self, answer: ModelOutput, image: int) -> PinnedPixels:
         inside = self._inside(answer)
         around = self._around(answer, inside)
         one = self._asked(answer).fixed(answer, image)
-        return PinnedPixels(one, inside[image], None if around is None else around[image], self.wording(answer, image))
+        return PinnedPixels(one, inside[image], None if around is None else around[image], self.describe(answer, image))
 
-    def notes(self, answer: ModelOutput) -> Sequence[str]:
+    def cautions(self, answer: ModelOutput) -> Sequence[str]:
         return self._asked(answer).doubts(answer, self._inside(answer))
 
     def with_parts(self, change: Change) -> "Pixels":
         return replace(self, category=changed_class(Predicted() if self.category is None else self.category, change))
 
-    def mark(self, answer: ModelOutput, image: int) -> list[Mark]:
+    def annotations(self, answer: ModelOutput, image: int) -> list[Annotation]:
         """Point at the region or mask; all pixels of a class are seen in the prediction."""
         where = self.where
         if where is None or len(answer.input_size) != 2:
             return []
-        point = [Mark(point=shares_at(where.x, where.y, answer, image))] if isinstance(where, At | Point) else []
-        return point if isinstance(where, Point) else [Mark(region=self._inside(answer)[image].cpu()), *point]
+        point = [Annotation(point=shares_at(where.x, where.y, answer, image))] if isinstance(where, At | Point) else []
+        return point if isinstance(where, Point) else [Annotation(region=self._inside(answer)[image].cpu()), *point]
 
     def _asked(self, answer: ModelOutput) -> ClassQuestion:
         """Read the class, or choose it for each image where none is named."""
@@ -129,7 +129,7 @@ class Pixels:
         bare = of_nothing(around)
         if bare:
             raise TargetError(
-                f"nothing lies around the pixels of {self.wording(answer, bare[0])!r}{in_images(bare, inside)}: they are all "
+                f"nothing lies around the pixels of {self.describe(answer, bare[0])!r}{in_images(bare, inside)}: they are all "
                 f"that the model answers for ({crossed(inside.shape[1:])}); ask without a border"
             )
         return around

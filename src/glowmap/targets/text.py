@@ -55,7 +55,7 @@ class Text:
             "processor: glowmap.load(module, processor=...)"
         )
 
-    def wording(self, answer: ModelOutput, image: int) -> str:
+    def describe(self, answer: ModelOutput, image: int) -> str:
         return repr(self.text) if self.text is not None else "what the model says"
 
 
@@ -118,12 +118,12 @@ class TokenLogProbability:
         logits = answer.words
         return torch.stack([_summed(logits[image], self._of(answer, image)) for image in range(answer.batch)])
 
-    def wording(self, answer: ModelOutput, image: int) -> str:
+    def describe(self, answer: ModelOutput, image: int) -> str:
         one = self._of(answer, image)
         said = repr(one.sentence) if one.word is None else f"{one.word!r} in {one.sentence!r}"
         return said if self.prompt is None else f"{said} to {self.prompt!r}"
 
-    def settled(self, answer: ModelOutput, image: int) -> "TokenLogProbability":
+    def pin(self, answer: ModelOutput, image: int) -> "TokenLogProbability":
         return replace(self, spoken=(self._of(answer, image),))
 
     def _of(self, answer: ModelOutput, image: int) -> TokenSpan:

@@ -38,17 +38,17 @@ def build(name: str, weights: str | Path, seed: int) -> Model:
             f"no model {name!r} in torchvision; {near_names(name, [*names(), 'demo'])}, or FILE.py:factory for your own"
         )
     default = models.get_model_weights(name).DEFAULT
-    notes: tuple[str, ...] = ()
+    cautions: tuple[str, ...] = ()
     if str(weights) == "default":
         module = _downloaded(name, default)
     elif str(weights) == "random":
         module = _bare(name, seed, auxiliary=False)
-        notes = (RANDOM,)
+        cautions = (RANDOM,)
     else:
         path = Path(weights)
         module = _bare(name, seed, auxiliary=any(key.startswith("aux_classifier") for key in read_weights(path)))
         load_weights(module, path)
-    built = Model(module.eval(), name, _preprocess(default.transforms()), tuple(default.meta["categories"]), notes)
+    built = Model(module.eval(), name, _preprocess(default.transforms()), tuple(default.meta["categories"]), cautions)
     return _detecting(built)
 
 
@@ -70,7 +70,7 @@ def _detecting(model: Model) -> Model:
         "this detector resizes and pads its input inside, and the map covers the padded canvas: "
         "away from the top left corner the heat lies up to a few per cent off"
     )
-    return model.changed(notes=(*model.notes, caution))
+    return model.changed(cautions=(*model.cautions, caution))
 
 
 def _torchvision() -> Any:

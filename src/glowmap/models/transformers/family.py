@@ -58,15 +58,15 @@ def build(name: str, weights: str | Path, seed: int) -> Model:
     place, local = _place(name.removeprefix(_PREFIX), needs_weights=str(weights) == "default")
     config = _kept(lambda: transformers.AutoConfig.from_pretrained(place, local_files_only=local), name)
     kind = _kind(transformers, config, name)
-    notes: tuple[str, ...] = ()
+    cautions: tuple[str, ...] = ()
     with drawn_from(seed):
         if str(weights) == "default":
-            module, notes = _trained(kind, place, local, name)
+            module, cautions = _trained(kind, place, local, name)
         elif str(weights) == "random":
-            module, notes = _kept(lambda: kind(config), name), (RANDOM,)
+            module, cautions = _kept(lambda: kind(config), name), (RANDOM,)
         else:
             module = _filled(kind, config, Path(weights), name)
-    known = _described(module.eval(), name).changed(preprocess=_preset(transformers, place, local), notes=notes)
+    known = _described(module.eval(), name).changed(preprocess=_preset(transformers, place, local), cautions=cautions)
     processor = _processor(transformers, place, local) if known.beside else None
     return known if processor is None else known.changed(speaker=speaker(module, processor))
 

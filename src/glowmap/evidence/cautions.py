@@ -37,26 +37,26 @@ class MethodMap:
     raw: RawMaps
     dead: Flags | None = None  # the score's gradient is zero in every cell
     unused: Scores | None = None  # the share of the heat on cells where it is
-    notes: tuple[str, ...] = ()  # what came up while its evidence was made
+    cautions: tuple[str, ...] = ()  # what came up while its evidence was made
     cancelled: Scores | None = None  # the share of the gradients' power that is lost by averaging them over places
     method: str = ""
 
 
-def run_notes(run: ForwardPass, was_training: bool) -> list[str]:
+def run_cautions(run: ForwardPass, was_training: bool) -> list[str]:
     """Say what was unusual about the run."""
     training = "the model is in training mode; it was explained in evaluation mode and given back as it was"
     recorded = run.recorded()
-    notes = [training] if was_training else []
-    notes += _which_input(run.batch)
-    notes += _padding(run)
-    notes += [note for name, seen in recorded.items() for note in _which_maps(name, seen)]
+    cautions = [training] if was_training else []
+    cautions += _which_input(run.batch)
+    cautions += _padding(run)
+    cautions += [caution for name, seen in recorded.items() for caution in _which_maps(name, seen)]
     layouts = {name: run.layout(name) for name in recorded}
-    notes += [
+    cautions += [
         f"the output of layer {name!r} was read as {layout}, which could not be proven by where its cells look"
         for name, layout in layouts.items()
         if name in run.unproven
     ]
-    return notes + [
+    return cautions + [
         f"the model runs layer {name!r} under torch.no_grad(); what it computes from it there is missing in the gradients"
         for name, seen in recorded.items()
         if seen.in_no_grad
@@ -75,23 +75,23 @@ def _which_input(batch: Batch) -> list[str]:
 
 def _which_maps(name: str, seen: Activation) -> list[str]:
     """Say which run of a layer is explained, and which of the maps that it returns."""
-    plain, notes = name.partition("#")[0], []
+    plain, cautions = name.partition("#")[0], []
     if seen.calls > 1:
         which = "its last run" if seen.run == seen.calls else f"run {seen.run}"
-        notes.append(
+        cautions.append(
             f"layer {plain!r} ran {seen.calls} times; {which} is explained (layer={plain + '#1'!r} is the first)"
         )
     if len(seen.returned) > 1:
-        notes.append(
+        cautions.append(
             f"layer {plain!r} returns {len(seen.returned)} maps ({', '.join(seen.returned)}); number {seen.part + 1} of them is "
             "explained, on which alone the model's answer depends"
         )
-    return notes
+    return cautions
 
 
-def map_notes(found: MethodMap, layer: str, targets: Sequence[str]) -> list[str]:
+def map_cautions(found: MethodMap, layer: str, targets: Sequence[str]) -> list[str]:
     """Say what came up, why a heatmap is blank, or what in it was never used, image by image."""
-    notes = [*found.notes, *_averaged_away(found, layer, targets[0])]
+    cautions = [*found.cautions, *_averaged_away(found, layer, targets[0])]
     positive = found.raw.relu()
     blank, highest = is_flat(positive).tolist(), positive.flatten(1).amax(1).tolist()
     for image, (wording, nothing_shows, high) in enumerate(zip(targets, blank, highest, strict=True)):
@@ -110,8 +110,8 @@ def map_notes(found: MethodMap, layer: str, targets: Sequence[str]) -> list[str]
         else:
             reason = "the raw map has the same value everywhere, so its heatmap is blank"
         where = f"image {image}, " if len(targets) > 1 else ""
-        notes.append(f"{where}{wording} at {layer!r}: {reason}")
-    return notes
+        cautions.append(f"{where}{wording} at {layer!r}: {reason}")
+    return cautions
 
 
 def _averaged_away(found: MethodMap, layer: str, wording: str) -> list[str]:
@@ -125,7 +125,7 @@ def _averaged_away(found: MethodMap, layer: str, wording: str) -> list[str]:
     ]
 
 
-def blind_notes(method: Method, question: Target) -> list[str]:
+def blind_cautions(method: Method, question: Target) -> list[str]:
     """Say that a method never reads the score, where a question was put, or is for detections, where none was asked about."""
     about = SimilarDetection, Detection, AllDetections, FunctionTarget
     if method.name == "d_rise" and not any(isinstance(one, about) for one in leaves(question)):
@@ -151,7 +151,7 @@ def _padding(run: ForwardPass) -> list[str]:
     ]
 
 
-def changed_notes(kinds: Sequence[str], questions: Sequence[Target], run: ForwardPass) -> list[str]:
+def changed_cautions(kinds: Sequence[str], questions: Sequence[Target], run: ForwardPass) -> list[str]:
     """Caution against callables that pick places: they get what the model says of the changed image as it is.
 
     Raises TargetError for boxes, which are found elsewhere in a flipped or resized image.
@@ -167,13 +167,13 @@ def changed_notes(kinds: Sequence[str], questions: Sequence[Target], run: Forwar
     placed = [one for one in asked if isinstance(one, Unit | Direction) and of_places(one, run.answer)]
     if placed:
         raise TargetError(
-            f"smooth={sorted(moving)} moves what {placed[0].wording(run.answer, 0)!r} reads to other places; use 'noise' or "
+            f"smooth={sorted(moving)} moves what {placed[0].describe(run.answer, 0)!r} reads to other places; use 'noise' or "
             "'principal', or ask about the mean over all places"
         )
     picks = [one for one in asked if isinstance(one, FunctionTarget)]
     if not picks or run.dense is False:
         return []
     return [
-        f"{picks[0].wording(run.answer, 0)} reads the model's output for flipped or resized images as it is: if it picks "
+        f"{picks[0].describe(run.answer, 0)} reads the model's output for flipped or resized images as it is: if it picks "
         "places, it asks about others there; targets.Pixels asks about the same"
     ]
