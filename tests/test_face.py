@@ -1,7 +1,9 @@
 """The public face: what is there, that it is complete, and that the command line's help does not wait for torch."""
 
 import ast
+import copy
 import importlib
+import pickle
 import pkgutil
 import subprocess
 import sys
@@ -11,7 +13,7 @@ import pytest
 import torch
 
 import glowmap
-from glowmap import errors
+from glowmap import cautions, errors
 from glowmap.errors import GlowmapError, MethodError
 from glowmap.registry import Registry, near_names
 
@@ -127,3 +129,19 @@ def test_public_functions_have_a_docstring_and_no_file_is_too_long():
             public = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
             if public and not any(getattr(decorator, "id", "") == "overload" for decorator in node.decorator_list):
                 assert ast.get_docstring(node), f"{file}: {node.name}"
+
+
+def test_a_caution_is_a_sentence_with_a_code_and_a_level(monkeypatch):
+    monkeypatch.setattr(cautions, "CAUTIONS", {})
+    kind = cautions.caution_kind("blank", "info", "look elsewhere")
+    caution = kind("nothing is there")
+    assert (caution, caution.code, caution.level, caution.kind.remedy) == (
+        "nothing is there",
+        "blank",
+        "info",
+        "look elsewhere",
+    )
+    for again in (copy.deepcopy(caution), pickle.loads(pickle.dumps(caution))):
+        assert (again, again.code) == ("nothing is there", "blank")
+    with pytest.raises(ValueError, match="a caution with the code 'blank' is defined already"):
+        cautions.caution_kind("blank", "caution", "do something")
