@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 import glowmap
-from cases import Classifier, Segmenter, images
 from glowmap.decomposition import factorised
 from glowmap.errors import LayerError, MethodError
+from tiny_models.convolutional import Classifier, Segmenter, images
 
 ONE_PASS = [name for name, one in glowmap.METHODS.items() if {*one.needs} <= {"activations", "gradients"}]
 CHEAP = [name for name in ONE_PASS if name != "kpca_cam"]  # the cube of the cells

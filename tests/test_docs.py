@@ -10,10 +10,9 @@ import pytest
 from PIL import Image
 
 import glowmap
-import texts_of_ours
-import writers_of_ours
 from glowmap.cli import commands as cli
 from glowmap.cli import demonstration as tour
+from tiny_models import contrastive, generative
 
 torchvision = pytest.importorskip("torchvision")
 
@@ -60,7 +59,7 @@ def at_home(tmp_path, monkeypatch):
         lambda url, *_, **__: detector(url) if "ssdlite" in url else made_up(url),
     )
     hub = tmp_path / "hub"
-    clip, writer = texts_of_ours, writers_of_ours
+    clip, writer = contrastive, generative
     downloaded(hub, "openai/clip-vit-base-patch32", clip.built(clip.clip), clip.processor())
     reading = writer.transformers.BlipProcessor(writer.image_processor(), writer.bert())
     downloaded(hub, "Salesforce/blip-image-captioning-base", writer.blip(), reading)

@@ -7,10 +7,10 @@ from torch import nn
 
 import glowmap
 import papers.activation  # noqa: F401 - registers the twins
-from cases import Classifier, FlattenClassifier, images
 from glowmap.errors import MethodError, ModelError
 from glowmap.methods._method import METHODS
 from papers.twins import TWINS
+from tiny_models.convolutional import Classifier, FlattenClassifier, images
 
 CLASS_FREE = ["eigen_cam", "kpca_cam", "fem", "lafam"]
 

@@ -7,11 +7,11 @@ from torch import nn
 
 import glowmap
 import papers.attention as papers_of
-from cases import Classifier, images
 from glowmap.errors import MethodError
 from glowmap.methods._method import METHODS
 from papers.twins import TWINS
-from transformers_of_ours import Attend, Couple, Detector, Transformer, made, pictures
+from tiny_models.convolutional import Classifier, images
+from tiny_models.transformer import Attend, Couple, Detector, Transformer, made, pictures
 
 HOW = ["eager", "fused", "einsum"]
 OF_ATTENTION = ["rollout", "gae", "legrad", "grad_eclip"]

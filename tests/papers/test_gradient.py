@@ -9,10 +9,10 @@ from torch import nn
 
 import glowmap
 import papers.gradient  # noqa: F401 - registers the twins
-from cases import FlattenClassifier, images
 from glowmap.errors import MethodError
 from glowmap.methods._method import METHODS
 from papers.twins import TWINS
+from tiny_models.convolutional import FlattenClassifier, images
 
 OF_MAPS_AND_GRADIENTS = [
     "grad_cam",

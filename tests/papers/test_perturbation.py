@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import glowmap
-from cases import Segmenter, images
 from glowmap import targets
 from glowmap.errors import MethodError
 from glowmap.methods._method import METHODS
 from papers.perturbation import up
 from papers.twins import TWINS
+from tiny_models.convolutional import Segmenter, images
 
 QUICK = {
     "score_cam": {},

@@ -13,12 +13,12 @@ import papers.activation
 import papers.gradient
 import papers.perturbation
 import papers.whole_network
-from cases import Segmenter
 from glowmap import targets
 from glowmap.errors import TargetError
 from glowmap.methods._method import METHODS
 from papers.twins import TWINS
 from peers.nets import TARGETS, Given, Straight, bending, evidence, far, pictures, resnet, speaks
+from tiny_models.convolutional import Segmenter
 
 peer = pytest.importorskip("pytorch_grad_cam", reason="make test-peers installs it")
 model_targets = pytest.importorskip("pytorch_grad_cam.utils.model_targets")
