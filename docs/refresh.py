@@ -1,4 +1,4 @@
-"""Draw the README's pictures, which are those of ``glowmap demo``, and write its table of methods, which is the shelf."""
+"""Draw the pictures of the README, which are those of ``glowmap demo``, and write the table of docs/methods.md."""
 
 import re
 from pathlib import Path
@@ -7,13 +7,16 @@ from glowmap.cli import demonstration as tour
 from glowmap.methods._method import METHODS
 
 DOCS = Path(__file__).parent
-README = DOCS.parent / "README.md"
-HEAD = "| name | price | what it does | when to use it | paper |\n|---|---|---|---|---|\n"
+METHODS_PAGE = DOCS / "methods.md"
+HEAD = "| name | cost | what it does | when to use it | paper |\n|---|---|---|---|---|\n"
 
 
 def table() -> str:
-    """Lay the shelf of methods out as a table."""
-    rows = [f"| `{name}` | {one.cost} | {one.summary} | {one.use} | {one.paper} |\n" for name, one in METHODS.items()]
+    """Format all methods as a Markdown table."""
+    rows = [
+        f"| `{name}` | {method.cost} | {method.summary} | {method.use} | {method.paper} |\n"
+        for name, method in METHODS.items()
+    ]
     return HEAD + "".join(rows)
 
 
@@ -22,7 +25,7 @@ def main() -> None:
     tour.layers().panel().save(DOCS / "images" / "demo.png", optimize=True)
     tour.cars().explanations.panel().save(DOCS / "images" / "question.png", optimize=True)
     tour.portraits_panel(tour.portraits()).save(DOCS / "images" / "shortcut.png", optimize=True)
-    README.write_text(re.sub(re.escape(HEAD) + r"(\|.*\n)*", lambda _: table(), README.read_text()))
+    METHODS_PAGE.write_text(re.sub(re.escape(HEAD) + r"(\|.*\n)*", lambda _: table(), METHODS_PAGE.read_text()))
 
 
 if __name__ == "__main__":
