@@ -106,7 +106,7 @@ def found(specimen: Any) -> Row:
     start = time.perf_counter()
     try:
         model = glowmap.load(module)
-        detects = model.read_candidates is not None and not model.dense_first
+        detects = model.readers.are_detections
         # through which every detection passes, and not the surest alone
         choice = glowmap.Explainer(model).find(given, target=0 if detects else None)
     except GlowmapError as error:

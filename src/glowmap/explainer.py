@@ -1,7 +1,7 @@
 """The road: model + images -> layer -> capture -> score -> evidence -> method -> explanation."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias, overload
@@ -35,9 +35,9 @@ def survey(model: nn.Module | Model, images: Any, *, depth: int = 2) -> list[Sur
     asked = as_model(model)
     batch = asked.read(images)
     with borrow(asked.module), torch.no_grad():
-        heard = asked.speaker.heard(asked, batch, []) if asked.speaker is not None else ()
-        opened = heard[0].opened(asked.module) if heard else nullcontext()
-        with asked.opened(asked.module), opened, surveyed(asked.module, batch.images, depth=depth) as rows:
+        heard = asked.text_interface.passes(asked, batch, []) if asked.text_interface is not None else ()
+        model_of_pass = heard[0].model if heard else asked
+        with model_of_pass.around_forward(asked.module), surveyed(asked.module, batch.images, depth=depth) as rows:
             called(asked.module, heard[0].batch if heard else batch)
     return rows
 
@@ -274,5 +274,5 @@ def _explanation(
         canvas=canvas or answer.input_size,
         annotations=tuple(annotations_of(question, answer, image) for image in range(answer.batch)),
         cautions=tuple(dict.fromkeys((*run.cautions, *own))),
-        **(shared | {"prediction": said if ranks(question) or answer.detects else None}),
+        **(shared | {"prediction": said if ranks(question) or answer.is_detector else None}),
     )

@@ -203,7 +203,7 @@ def told():
     asked, words = writer(), ours.tokenizer(bos_token="<s>", eos_token="</s>")
     tokens = words(SENTENCE, add_special_tokens=False)["input_ids"]
     given = {"pixel_values": asked.given, "decoder_input_ids": torch.tensor([[ours.BOS, *tokens[:-1]]])}
-    model = as_model(asked.module).changed(read_words=lambda answer: answer.raw.logits)
+    model = as_model(asked.module).with_readers(token_logits=lambda answer: answer.raw.logits)
     return Asked(model, given, asked.layer, asked.module, asked.call, asked.laid)
 
 

@@ -137,7 +137,9 @@ def test_what_a_bare_module_does_not_take(given, message):
 
 def test_pictures_of_different_sizes_need_one_size(rgb):
     model = glowmap.load(ColourSegmenter(), mean=0.5)
-    with pytest.raises(InputError, match=r"different sizes \(\(3, 5, 7\), \(3, 6, 7\)\); explain them one by one"):
+    with pytest.raises(
+        InputError, match=r"different sizes after preprocessing \(\(3, 5, 7\), \(3, 6, 7\)\); explain them one by one"
+    ):
         glowmap.explain(model, [rgb, np.vstack([rgb, rgb[:1]])], target=0, layer="layer")
 
 

@@ -684,7 +684,10 @@ def test_maps_of_two_axes_that_are_no_classes_at_places_are_not_read_as_such():
         def forward(self, batch):
             return self.body(batch)[:, 0]
 
-    with pytest.raises(TargetError, match=r"shape \(1, 8, 10\), which is neither images x classes nor that at 2 axes"):
+    with pytest.raises(
+        TargetError,
+        match=r"shape \(1, 8, 10\), which is neither images x classes nor images x classes x 2 spatial axes",
+    ):
         glowmap.explain(Depth().eval(), images(1))
 
 

@@ -102,7 +102,7 @@ def test_siglip_reads_its_texts_padded_to_the_length_that_it_was_trained_on():
         unpadded = model.module(input_ids=short, pixel_values=images).logits_per_image
     score = glowmap.explain(model, images, target=Text(DOG)).scores
     assert abs(float(score - unpadded)) > 1e-2
-    masked = model.speaker.heard(model, model.read(images), [Text(DOG)])[0].batch.keywords
+    masked = model.text_interface.passes(model, model.read(images), [Text(DOG)])[0].batch.keywords
     assert set(masked) == {"pixel_values", "input_ids"}
     assert masked["input_ids"].shape == (1, 16)
 
@@ -306,7 +306,8 @@ def test_what_the_model_predicts_is_told_as_it_was_trained():
         )
         assert two.names == (repr(DOG), repr(CAT))
     with pytest.raises(
-        TargetError, match="'a photo of a dog' alone has no probability, which CLIPModel gives it among others"
+        TargetError,
+        match="CLIPModel computes a softmax over all texts of a call, so 'a photo of a dog' alone has no probability",
     ):
         glowmap.explain(loaded("clip"), pictures(built(clip)), target=Probability(Text(DOG)))
     found = glowmap.explain(loaded("siglip"), pictures(built(siglip)), target=Probability(Text(DOG)))
@@ -497,7 +498,7 @@ def test_a_text_that_is_the_prompt_of_a_class_is_that_class():
 
 def test_a_tokenizer_that_pads_on_the_left_reads_a_text_the_same_beside_a_longer_one():
     model, images = loaded("clip"), pictures(built(clip))
-    model.speaker.tokens.tokenizer.padding_side = "left"
+    model.text_interface.tokens.tokenizer.padding_side = "left"
     found = glowmap.explain(model, images, target=[Text("dog"), Text(CAR)])
     torch.testing.assert_close(found[0].scores, logits(model, images, ["dog"])[0], rtol=1e-4, atol=1e-4)
 
@@ -646,9 +647,7 @@ def plain():
 def test_a_text_is_no_question_to_a_classifier_or_to_a_module_without_its_processor():
     with pytest.raises(TargetError, match=r"Sequential takes no text .* glowmap\.load\(module, processor=\.\.\.\)"):
         glowmap.explain(plain(), torch.rand(1, 3, 16, 16), target=Text(DOG))
-    with pytest.raises(
-        InputError, match=r"CLIPModel takes input_ids .* processor=\.\.\.\), and ask target=targets\.Text"
-    ):
+    with pytest.raises(InputError, match=r"CLIPModel takes input_ids .* processor=\.\.\.\), and target=targets\.Text"):
         glowmap.explain(built(clip), pictures(built(clip)), target=Text(DOG))
     with pytest.raises(TargetError, match=r"CLIP takes no text that .* processor=\.\.\."):
         glowmap.explain(built(open_vit), pictures(built(open_vit)), target=Text(DOG), layer="visual.conv1")
@@ -657,7 +656,7 @@ def test_a_text_is_no_question_to_a_classifier_or_to_a_module_without_its_proces
 @pytest.mark.parametrize("name", ["clip", "open_vit", "blip"])
 def test_pictures_alone_are_no_question(name):
     for target in (None, 0, "dog"):
-        with pytest.raises(TargetError, match=r"judges pictures by texts, and none was put to it; .*targets\.Text"):
+        with pytest.raises(TargetError, match=r"compares pictures with texts, and no text was given; .*targets\.Text"):
             glowmap.explain(loaded(name), pictures(built(clip)), target=target)
 
 

@@ -97,7 +97,7 @@ def asked(module, pixels):
     """Run a model, and read what it answered as glowmap does."""
     model = as_model(module)
     output = module(pixels)
-    return output, model.answer(output, model.read(pixels))
+    return output, model.read_output(output, model.read(pixels))
 
 
 def library_says(processor, output, size, **options):
@@ -181,7 +181,7 @@ def test_labels_that_do_not_fit_the_logits_are_refused():
     with pytest.raises(
         TargetError, match=r"no detections are found .* a tuple: it has no logits and pred_boxes for 1 images"
     ):
-        _ = model.answer(output, model.read(images(1, 64, 96))).candidates
+        _ = model.read_output(output, model.read(images(1, 64, 96))).candidates
 
 
 def test_owl_finds_the_likeliest_text_in_each_box():
@@ -200,7 +200,7 @@ def test_owl_finds_the_likeliest_text_in_each_box():
     model, given = as_model(module), {"pixel_values": images(1, 64, 64), "input_ids": tokens}
     with torch.no_grad():
         output = module(**given)
-    found = model.answer(output, model.read(given)).candidates.found[0]
+    found = model.read_output(output, model.read(given)).candidates.found[0]
     (says,) = transformers.OwlViTImageProcessor().post_process_object_detection(output, 0.0, [(64, 64)])
     assert len(found) == 16
     assert {(one.candidate, one.category) for one in found} == set(enumerate(says["labels"].tolist()))
@@ -312,7 +312,7 @@ def test_mask_former_s_own_instances_have_the_same_scores():
 def test_classes_of_a_model_of_masks_are_still_asked_of_places(name):
     module, pixels = MASKED[name](), images(1, 64, 64)
     output, answer = asked(module, pixels)
-    assert not answer.detects
+    assert not answer.is_detector
     shares = output.class_queries_logits.softmax(-1)[0, :, :3]
     dense = torch.einsum("qc,qhw->chw", shares, output.masks_queries_logits[0].sigmoid())
     torch.testing.assert_close(answer.logits[0], dense)
@@ -338,7 +338,7 @@ def test_a_query_is_followed_by_its_mask(name, of):
             changed["masks_queries_logits"] = output.masks_queries_logits[:, order] * 2
             changed["class_queries_logits"] = output.class_queries_logits[:, order] + 1
             model = as_model(module)
-            again = model.answer(type(output)(**changed), model.read(pixels))
+            again = model.read_output(type(output)(**changed), model.read(pixels))
             masks = output.masks_queries_logits[0] > 0
             inside = masks[one.candidate]
             if sum(torch.equal(mask, inside) for mask in masks) > 1:
@@ -384,7 +384,7 @@ def test_a_query_of_detr_for_segmentation_has_its_own_box_and_a_mask():
 
 def asked_again(module, output, pixels):
     model = as_model(module)
-    return model.answer(output, model.read(pixels))
+    return model.read_output(output, model.read(pixels))
 
 
 def test_padded_pictures_are_noted():
@@ -606,9 +606,9 @@ def test_a_yolo_of_one_s_own_is_read_as_its_columns_are_said_to_be(objectness, c
     read = yolo_boxes(
         objectness=objectness, channels_first=channels_first, probabilities=probabilities, overlap=overlap
     )
-    model = glowmap.load(module, classes=["sky", "car", "dog"]).changed(read_candidates=read)
+    model = glowmap.load(module, classes=["sky", "car", "dog"]).with_readers(candidates=read)
     output = module(pixels)
-    candidates = model.answer(output, model.read(pixels)).candidates
+    candidates = model.read_output(output, model.read(pixels)).candidates
     rows = output[0].transpose(1, 2) if channels_first else output[0]
     for image in range(2):
         wanted = left_by_hand(rows[image], objectness, probabilities, overlap)
@@ -632,8 +632,8 @@ def test_a_yolo_of_one_s_own_is_read_as_its_columns_are_said_to_be(objectness, c
 def test_a_yolo_of_one_s_own_is_explained():
     pytest.importorskip("torchvision")
     module, pixels = OwnYolo(), images(1, 64, 96)
-    model = glowmap.load(module).changed(read_candidates=yolo_boxes(objectness=True))
-    one = model.answer(module(pixels), model.read(pixels)).candidates.found[0][0]
+    model = glowmap.load(module).with_readers(candidates=yolo_boxes(objectness=True))
+    one = model.read_output(module(pixels), model.read(pixels)).candidates.found[0][0]
     explained = glowmap.explain(model, pixels, target=glowmap.targets.Detection(0))
 
     def score(output):
@@ -654,7 +654,7 @@ def test_a_yolo_of_one_s_own_that_answers_otherwise_is_refused(monkeypatch):
     batch, output = model.read(pixels), module(pixels)
 
     def read(model, output, **said):
-        return model.changed(read_candidates=yolo_boxes(**said)).answer(output, batch).candidates
+        return model.with_readers(candidates=yolo_boxes(**said)).read_output(output, batch).candidates
 
     with pytest.raises(
         TargetError, match=r"answered with a tensor of 1 x 96 x 7, where yolo_boxes was to read 1 x \(4 \+ 3\) x"
@@ -676,8 +676,8 @@ def test_a_yolo_of_one_s_own_that_answers_otherwise_is_refused(monkeypatch):
 def test_a_probability_of_one_has_a_finite_logit():
     pytest.importorskip("torchvision")
     rows = torch.tensor([[[8.0, 8.0, 4.0, 4.0, 1.0, 0.0, 1.0]]])
-    model = glowmap.load(nn.Identity()).changed(read_candidates=yolo_boxes(objectness=True))
-    candidates = model.answer(rows, model.read(images(1, 16, 16))).candidates
+    model = glowmap.load(nn.Identity()).with_readers(candidates=yolo_boxes(objectness=True))
+    candidates = model.read_output(rows, model.read(images(1, 16, 16))).candidates
     assert candidates.logits[0].isfinite().all()
     assert candidates.objectness[0] > 10
     assert candidates.found[0][0].box == (6, 6, 10, 10)

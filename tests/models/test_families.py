@@ -139,7 +139,7 @@ def test_a_timm_module_brings_its_preprocessing_but_no_names_that_are_guessed():
     module.pretrained_cfg = {**module.pretrained_cfg, "label_names": list("abcde")}
     assert as_model(module).class_names == tuple("abcde")
     module.pretrained_cfg = {"mean": (0, 0, 0), "std": (1, 1, 1), "input_size": (3, 64, 64)}
-    with pytest.raises(InputError, match="for pictures say how they become tensors"):
+    with pytest.raises(InputError, match="to give pictures, set their preprocessing"):
         as_model(module).read(picture())
 
 
@@ -314,7 +314,7 @@ def test_queries_with_a_class_and_a_mask_become_scores_of_every_pixel():
     assert model.class_names == ("road", "sky", "tree")
     with torch.no_grad():
         output = module(tensors)
-    dense = model.read_logits(output)
+    dense = model.readers.logits(output)
     classes, masks = output.class_queries_logits.double(), output.masks_queries_logits.double()
     wanted = torch.zeros(2, 3, *masks.shape[2:], dtype=torch.float64)
     for image, query, category in itertools.product(range(2), range(6), range(3)):
@@ -350,7 +350,7 @@ def test_a_detector_by_queries_has_a_score_for_each_class():
     with torch.no_grad():
         output = module(tensors)
     model = as_model(module)
-    scores = model.read_logits(output)
+    scores = model.readers.logits(output)
     assert output.logits.shape == (2, 7, 4)
     assert model.class_names == ("N/A", "person", "car")
     for image, category in itertools.product(range(2), range(3)):
@@ -362,7 +362,7 @@ def test_a_detector_asked_in_words_has_a_score_for_each_text():
     module = transformers.OwlViTForObjectDetection(config).eval()
     with torch.no_grad():
         output = module(pixel_values=images(1, 64, 64), input_ids=torch.tensor([[1, 5, 2], [1, 6, 2], [1, 7, 2]]))
-    assert torch.equal(as_model(module).read_logits(output), output.logits.amax(1))
+    assert torch.equal(as_model(module).readers.logits(output), output.logits.amax(1))
     assert output.logits.shape == (1, 16, 3)
 
 
@@ -380,7 +380,7 @@ def test_depth_is_one_class_at_every_pixel():
     with torch.no_grad():
         output = module(images(2, 64, 64))
     assert model.class_names is None  # the config's are of another head
-    assert torch.equal(model.read_logits(output)[:, 0], output.predicted_depth)
+    assert torch.equal(model.readers.logits(output)[:, 0], output.predicted_depth)
 
 
 def clip():
@@ -402,8 +402,8 @@ def test_a_picture_is_compared_with_texts_given_beside_it(tmp_path):
     np.testing.assert_allclose(batch.pictures[0].seen, (50, 0, 250, 200), atol=1)
     with torch.no_grad():
         output = model.module(**batch.keywords)
-    assert torch.equal(model.read_logits(output), output.logits_per_image)
-    assert model.read_logits(output).shape == (2, 3)
+    assert torch.equal(model.readers.logits(output), output.logits_per_image)
+    assert model.readers.logits(output).shape == (2, 3)
     with pytest.raises(InputError, match="CLIPModel takes input_ids beside the images"):
         glowmap.explain(clip(), images(1, 64, 64), target=0, layer="visual_projection")
 
@@ -423,8 +423,8 @@ def test_matching_and_the_next_word_are_read_as_classes():
     matcher, writer = blip(transformers.BlipForImageTextRetrieval), blip(transformers.BlipForConditionalGeneration)
     with torch.no_grad():
         matched, written = matcher(**given), writer(**given)
-    assert torch.equal(as_model(matcher).read_logits(matched), matched.itm_score)
-    assert torch.equal(as_model(writer).read_logits(written), written.logits[:, -1])
+    assert torch.equal(as_model(matcher).readers.logits(matched), matched.itm_score)
+    assert torch.equal(as_model(writer).readers.logits(written), written.logits[:, -1])
     assert written.logits.shape == (2, 3, 99)
 
 
@@ -433,7 +433,7 @@ def test_a_transformers_model_without_a_head_has_no_classes():
     with pytest.raises(
         TargetError, match="with the keys last_hidden_state, pooler_output; .* load the model with a head"
     ):
-        as_model(module).read_logits(module(images(1, 64, 64)))
+        as_model(module).readers.logits(module(images(1, 64, 64)))
 
 
 # --- segmentation_models_pytorch, open_clip, ultralytics
@@ -490,15 +490,15 @@ def test_open_clip_compares_a_picture_with_texts():
         pictures, texts = module.encode_image(batch.images), module.encode_text(tokens)
     wanted = torch.tensor([[nn.functional.cosine_similarity(pictures[0], text, 0) for text in texts]])
     torch.testing.assert_close(
-        model.read_logits(output), wanted * module.logit_scale.exp().detach(), rtol=1e-4, atol=1e-4
+        model.readers.logits(output), wanted * module.logit_scale.exp().detach(), rtol=1e-4, atol=1e-4
     )
     with pytest.raises(TargetError, match="the model was given no text to compare the picture with"):
-        model.read_logits((output[0], None, output[2]))
+        model.readers.logits((output[0], None, output[2]))
     bare = as_model(module)
     assert torch.equal(bare.read(picture()).images, batch.images)
-    assert torch.equal(bare.read_logits(output), model.read_logits(output))
+    assert torch.equal(bare.readers.logits(output), model.readers.logits(output))
     biased = {"image_features": pictures, "text_features": texts, "logit_scale": 2.0, "logit_bias": -1.0}
-    torch.testing.assert_close(model.read_logits(biased), 2 * pictures @ texts.T - 1)
+    torch.testing.assert_close(model.readers.logits(biased), 2 * pictures @ texts.T - 1)
 
 
 def yolo(name="yolo11n.yaml"):
@@ -519,7 +519,7 @@ def test_yolo_answers_with_the_best_score_of_each_class():
     module = model.module.eval()
     with torch.no_grad():
         output = module(torch.rand(2, 3, 64, 96))
-    scores = model.read_logits(output)
+    scores = model.readers.logits(output)
     assert scores.shape == (2, 80)
     torch.testing.assert_close(scores.sigmoid(), output[0][:, 4:84].amax(2))  # the decoded ones are probabilities
     assert model.read(picture((60, 40))).images.shape == (1, 3, 64, 64)
@@ -534,7 +534,7 @@ def test_yolo_with_two_heads_is_read_at_the_one_it_uses(chooses):
         boxes, raw = module(torch.rand(1, 3, 96, 96))
     head = "one2one" if chooses else "one2many"
     assert (boxes.shape[2] == 6) is chooses
-    assert torch.equal(as_model(module).read_logits((boxes, raw)), raw[head]["scores"].amax(2))
+    assert torch.equal(as_model(module).readers.logits((boxes, raw)), raw[head]["scores"].amax(2))
 
 
 def test_a_yolo_classifier_is_read_before_its_softmax():
@@ -542,7 +542,7 @@ def test_a_yolo_classifier_is_read_before_its_softmax():
     with torch.no_grad():
         probabilities, logits = module(torch.rand(1, 3, 64, 64))
     torch.testing.assert_close(logits.softmax(1), probabilities)
-    assert torch.equal(as_model(module).read_logits((probabilities, logits)), logits)
+    assert torch.equal(as_model(module).readers.logits((probabilities, logits)), logits)
     assert as_model(module).class_names is None  # an untrained one counts them
 
 
@@ -557,7 +557,7 @@ def test_detectors_and_video_models_by_name(street):
     with torch.no_grad():
         output = detector.module(batch.images)
     with pytest.raises(TargetError, match=r"answers with detections, .* target=glowmap.targets.SimilarDetection"):
-        detector.read_logits(output)
+        detector.readers.logits(output)
     rcnn = glowmap.load("fasterrcnn_mobilenet_v3_large_320_fpn", weights="random")
     assert not any("the map covers the padded canvas" in caution for caution in rcnn.cautions)  # which is cut off
 

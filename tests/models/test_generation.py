@@ -6,7 +6,7 @@ import torch
 import glowmap
 from glowmap.errors import GlowmapError, TargetError
 from glowmap.models.transformers.words import spelled
-from glowmap.outputs import ModelOutput
+from glowmap.outputs import ModelOutput, OutputReaders
 from glowmap.targets import Each, Predicted, Probability, Text, TokenLogProbability, TokenSpan
 from tiny_models import generative as ours
 
@@ -114,7 +114,7 @@ def by_hand(module, images, before, grows, tokens):
 def test_a_sentence_scores_what_the_model_gives_word_by_word(name):
     module, model, images, before, grows, prompt = begun(name)
     found = glowmap.explain(model, images, target=Text(SENTENCE, prompt=prompt), method="input_gradient")
-    expected = by_hand(module, images, before, grows, spell(model.speaker.tokenizer, SENTENCE))
+    expected = by_hand(module, images, before, grows, spell(model.text_interface.tokenizer, SENTENCE))
     assert len(expected) == 5
     assert float(found.scores) == pytest.approx(sum(expected), abs=1e-4)
     assert found.targets == (repr(SENTENCE) if prompt is None else f"{SENTENCE!r} to {prompt!r}",)
@@ -134,7 +134,7 @@ def test_a_caption_scores_minus_the_models_own_loss():
 @pytest.mark.parametrize("name", ["gpt2", "trocr"])
 def test_a_decoders_sentence_scores_minus_the_loss_of_its_labels(name):
     module, model, images, *_ = begun(name)
-    tokens = torch.tensor([spell(model.speaker.tokenizer, SENTENCE)])
+    tokens = torch.tensor([spell(model.text_interface.tokenizer, SENTENCE)])
     with torch.no_grad():
         loss = module(pixel_values=images, labels=tokens).loss * tokens.shape[1]
     found = glowmap.explain(model, images, target=Text(SENTENCE), method="input_gradient")
@@ -157,7 +157,7 @@ def generated(module, images, before, name):
 def test_what_the_model_says_itself_is_what_it_generates(name):
     module, model, images, before, grows, prompt = begun(name)
     found = glowmap.explain(model, images, target=Text(prompt=prompt), method="input_gradient")
-    tokenizer = model.speaker.tokenizer
+    tokenizer = model.text_interface.tokenizer
     ends = {ours.EOS, ours.PAD, ours.IMAGE, *([ours.SEP] if tokenizer.sep_token else [])}
     own = generated(module, images, before, name)
     own = own[len(before[grows]) :] if own[: len(before[grows])] == before[grows] else own
@@ -235,7 +235,7 @@ def test_the_map_is_gradient_times_activation_at_the_layer_found(name):
     found = glowmap.explain(model, images, target=Text(SENTENCE, prompt=prompt), method="hires_cam")
     layer = found.layer.partition("#")[0]
     kept, inside = [], []
-    tokens = spell(model.speaker.tokenizer, SENTENCE)
+    tokens = spell(model.text_interface.tokenizer, SENTENCE)
     keywords = {**before, grows: [*before[grows], *tokens]}
     hooks = [module.get_submodule(layer).register_forward_hook(lambda _m, _i, out: kept.append(out))]
     if name == "answers":
@@ -477,7 +477,7 @@ def test_the_end_of_a_sentence_is_not_scored_and_is_no_word():
 
 
 def read(logits):
-    return ModelOutput(None, 1, lambda raw: raw, read_words=lambda _: logits)
+    return ModelOutput(None, 1, OutputReaders(token_logits=lambda _: logits))
 
 
 def test_log_probabilities_are_taken_in_float32():

@@ -119,11 +119,11 @@ def test_a_change_in_one_patch_changes_the_one_cell_that_lies_there(name):
     images = ours.pictures(1, 32, 48)
     found = glowmap.explain(model, images, target=Text(ANSWER, prompt=PROMPT))
     assert found.raw.shape == (1, 4, 6)
-    (heard,) = model.speaker.heard(model, model.read(images), [Text(ANSWER, prompt=PROMPT)])
+    (heard,) = model.text_interface.passes(model, model.read(images), [Text(ANSWER, prompt=PROMPT)])
 
     def cells(pixels):
         kept = []
-        with torch.no_grad(), heard.opened(module):
+        with torch.no_grad(), heard.model.around_forward(module):
             hook = module.get_submodule(found.layer).register_forward_hook(lambda _m, _i, out: kept.append(out))
             module(**{**heard.batch.keywords, "pixel_values": pixels})
             hook.remove()
@@ -180,7 +180,7 @@ def test_patches_are_cut_in_the_order_of_those_that_are_merged():
 def test_what_the_model_says_itself_is_what_it_generates(name):
     module, model, images = made(name)
     images = images * 2
-    (heard,) = model.speaker.heard(model, model.read(images), [Text(ANSWER, prompt=PROMPT)])
+    (heard,) = model.text_interface.passes(model, model.read(images), [Text(ANSWER, prompt=PROMPT)])
     given = by_hand(name, images, [])
     given["attention_mask"] = torch.ones_like(given["input_ids"])
     generated = module.generate(**given, do_sample=False, num_beams=1, max_new_tokens=64)[0]
@@ -190,13 +190,13 @@ def test_what_the_model_says_itself_is_what_it_generates(name):
     assert (
         heard.batch.keywords["input_ids"][0, : given["input_ids"].shape[1]].tolist() == given["input_ids"][0].tolist()
     )
-    if not any(token not in ours.signs(model.speaker.tokenizer) for token in own):
+    if not any(token not in ours.signs(model.text_interface.tokenizer) for token in own):
         with pytest.raises(TargetError, match="says nothing of image 0"):
             glowmap.explain(model, images, target=Text(prompt=PROMPT), method="input_gradient")
         return
     found = glowmap.explain(model, images, target=Text(prompt=PROMPT), method="input_gradient")
-    scored = [token for token in own if token not in ours.signs(model.speaker.tokenizer)]
-    assert found.targets == (f"{model.speaker.tokenizer.decode(scored).strip()!r} to {PROMPT!r}",)
+    scored = [token for token in own if token not in ours.signs(model.text_interface.tokenizer)]
+    assert found.targets == (f"{model.text_interface.tokenizer.decode(scored).strip()!r} to {PROMPT!r}",)
     with torch.no_grad():
         scores = scored_by_hand(module, by_hand(name, images, own), own)
     expected = sum(float(one) for one, token in zip(scores, own, strict=True) if token in scored)
@@ -303,7 +303,7 @@ def test_llavas_processor_and_glowmap_spell_the_same_chat():
     processor.chat_template = ours.CHAT
     model = glowmap.load(module, processor=processor)
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (70, 90, 3), np.uint8))
-    (heard,) = model.speaker.heard(model, model.read(picture), [Text(ANSWER, prompt=PROMPT)])
+    (heard,) = model.text_interface.passes(model, model.read(picture), [Text(ANSWER, prompt=PROMPT)])
     turn = [{"type": "image", "image": picture}, {"type": "text", "text": PROMPT}]
     own = processor.apply_chat_template(
         [{"role": "user", "content": turn}],
@@ -322,7 +322,7 @@ def test_paligemmas_processor_and_glowmap_spell_the_same_prompt():
     module, processor = ours.paligemma(), processors()["paligemma"]()
     model = glowmap.load(module, processor=processor)
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (70, 90, 3), np.uint8))
-    (heard,) = model.speaker.heard(model, model.read(picture), [Text(ANSWER, prompt=PROMPT)])
+    (heard,) = model.text_interface.passes(model, model.read(picture), [Text(ANSWER, prompt=PROMPT)])
     own = processor(images=picture, text="<image>" + PROMPT, suffix=ANSWER)
     end = [processor.tokenizer.eos_token_id]
     assert [*heard.batch.keywords["input_ids"][0].tolist(), *end] == own["input_ids"][0]
@@ -340,7 +340,7 @@ def test_a_picture_is_one_tile_where_its_processor_would_cut_it():
     model = glowmap.load(module, processor=processor)
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (120, 120, 3), np.uint8))
     assert model.read(picture).images.shape == (1, 3, 64, 64)
-    (heard,) = model.speaker.heard(model, model.read(picture), [Text(ANSWER, prompt=PROMPT)])
+    (heard,) = model.text_interface.passes(model, model.read(picture), [Text(ANSWER, prompt=PROMPT)])
     tokens = heard.batch.keywords["input_ids"][0]
     assert int((tokens == ours.IMAGE).sum()) == 16
     found = glowmap.explain(model, picture, target=Text(ANSWER, prompt=PROMPT))
@@ -358,7 +358,7 @@ def test_gemmas_processor_writes_more_around_the_picture():
     )
     processor = processors()["gemma3"]()
     model = glowmap.load(ours.lively(module), processor=processor)
-    (heard,) = model.speaker.heard(model, model.read(ours.pictures()), [Text(ANSWER, prompt=PROMPT)])
+    (heard,) = model.text_interface.passes(model, model.read(ours.pictures()), [Text(ANSWER, prompt=PROMPT)])
     own = processor(images=Image.new("RGB", (64, 64)), text="<boi>" + PROMPT)
     assert heard.batch.keywords["input_ids"][0].tolist() == [*own["input_ids"][0], *spell(ANSWER)]
     types = [*own["token_type_ids"][0], *[0] * len(spell(ANSWER))]
@@ -456,7 +456,7 @@ def test_what_qwen_notes_of_a_text_is_given_back(name):
         module.model.rope_deltas = before
         glowmap.explain(model, images, target=Text(ANSWER, prompt=PROMPT))
         assert module.model.rope_deltas is before
-        model.speaker.heard(model, model.read(images), [Text(prompt=PROMPT)])  # it speaks
+        model.text_interface.passes(model, model.read(images), [Text(prompt=PROMPT)])  # it speaks
         assert module.model.rope_deltas is before
         with pytest.raises(TargetError):
             glowmap.explain(model, images, target=Text(ANSWER, prompt=PROMPT, word="cat"))

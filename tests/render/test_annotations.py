@@ -290,7 +290,7 @@ def candidates(answer):
 def detector():
     torch.manual_seed(0)
     loaded = glowmap.load(TinyDetector().eval(), mean=0.5, classes=["sky", "car, auto", "bus", "person"])
-    return replace(loaded, read_candidates=candidates)
+    return loaded.with_readers(candidates=candidates)
 
 
 @pytest.fixture(scope="module")

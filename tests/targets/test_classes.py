@@ -294,14 +294,14 @@ def test_finer_keeps_each_pixels_rivals_when_it_is_asked_again():
     model = glowmap.load(Segmenter().eval())
     with torch.no_grad():
         batch = model.read(images(2))
-        answer = model.answer(model.module(batch.images), batch)
+        answer = model.read_output(model.module(batch.images), batch)
         for target in (Finer(1, rivals=2), Pixels(Finer(None), torch.ones(16, 20))):
             score = target.score(answer)
             for image in range(2):
-                repeat_image = model.answer({"out": answer.raw["out"][image].expand(3, -1, -1, -1)}, batch, 3)
+                repeat_image = model.read_output({"out": answer.raw["out"][image].expand(3, -1, -1, -1)}, batch, 3)
                 again = settled(target, answer, image).score(repeat_image)
                 torch.testing.assert_close(again, score[image].expand(3))
-                more = model.answer({"out": answer.raw["out"][image].expand(1, -1, -1, -1) * 2}, batch, 1)
+                more = model.read_output({"out": answer.raw["out"][image].expand(1, -1, -1, -1) * 2}, batch, 1)
                 torch.testing.assert_close(settled(target, answer, image).score(more), 2 * score[image : image + 1])
 
 

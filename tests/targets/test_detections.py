@@ -113,8 +113,8 @@ def images(count=1, rows=50, columns=90, seed=0):
 def read(module, batch):
     """Run a detector with its parts watched, and give what it says itself and how glowmap reads it."""
     model = glowmap.load(module)
-    with torch.no_grad(), model.opened(module):
-        answer = model.answer(module(batch), model.read(batch))
+    with torch.no_grad(), model.around_forward(module):
+        answer = model.read_output(module(batch), model.read(batch))
     return answer.raw, answer.candidates
 
 
@@ -246,8 +246,8 @@ def by_hand(module, batch, layer, score):
     kept = []
     hook = module.get_submodule(layer).register_forward_hook(lambda _m, _a, out: kept.append(out))
     model = glowmap.load(module)
-    with model.opened(module):
-        answer = model.answer(module(batch), model.read(batch))
+    with model.around_forward(module):
+        answer = model.read_output(module(batch), model.read(batch))
     hook.remove()
     (gradient,) = torch.autograd.grad(score(answer.candidates), kept[0])
     return (kept[0] * gradient).sum(1)[0].detach()
@@ -393,10 +393,10 @@ def test_all_detections_are_summed():
 def test_a_settled_question_gives_the_unchanged_image_the_same_score(name):
     module, batch = made(name), images(2)
     model = glowmap.load(module)
-    with torch.no_grad(), model.opened(module):
-        answer = model.answer(module(batch), model.read(batch))
+    with torch.no_grad(), model.around_forward(module):
+        answer = model.read_output(module(batch), model.read(batch))
         for image in range(2):
-            alone = model.answer(module(batch[image : image + 1]), model.read(batch[image : image + 1]))
+            alone = model.read_output(module(batch[image : image + 1]), model.read(batch[image : image + 1]))
             for number in range(0, 20, 4):
                 for question in (Detection(number), Detection(number, of="left"), Detection(number, category=2)):
                     fixed = glowmap.targets.settled(question, answer, image)
@@ -412,7 +412,7 @@ def candidates_answer(boxes, logits, found=()):
     """Make up the answer of a detector whose candidates have no fixed places."""
     candidates = glowmap.targets.Candidates([boxes], [logits], [list(found)])
     return glowmap.targets.ModelOutput(
-        None, 1, lambda _: None, input_size=(60, 90), read_candidates=lambda _: candidates
+        None, 1, glowmap.targets.OutputReaders(candidates=lambda _: candidates), input_size=(60, 90)
     )
 
 
@@ -609,7 +609,7 @@ def test_runs_of_other_threads_are_not_kept():
         with torch.no_grad():
             seen.append(module(theirs))
 
-    with torch.no_grad(), model.opened(module):
+    with torch.no_grad(), model.around_forward(module):
         hook = module.head.register_forward_hook(lambda *_: run_once())
         thread = threading.Thread(target=elsewhere)
 
@@ -618,7 +618,7 @@ def test_runs_of_other_threads_are_not_kept():
                 thread.start()
                 thread.join()
 
-        answer = model.answer(module(mine), model.read(mine))
+        answer = model.read_output(module(mine), model.read(mine))
         hook.remove()
     assert isinstance(seen[0], list)  # the other thread gets the model's own answer
     assert [one.score for one in answer.candidates.found[0]] == pytest.approx(
@@ -717,7 +717,7 @@ def test_a_class_is_asked_of_its_likeliest_candidate():
 
 
 def test_what_is_no_detector_says_so():
-    with pytest.raises(TargetError, match="Sequential is no detector that glowmap can read"):
+    with pytest.raises(TargetError, match="Sequential is not a detector that glowmap can read"):
         glowmap.explain(nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten()), torch.ones(1, 3, 4, 4), target=Detection(0))
 
 

@@ -421,10 +421,10 @@ def test_pictures_are_read_as_the_model_reads_them(street):
 
 def test_class_scores_are_no_embedding_where_they_are_known_as_such():
     named = glowmap.load(Classifier().eval(), classes=["a", "b", "c", "d"], mean=0.0, std=1.0)
-    with pytest.raises(TargetError, match="answers with the scores of 4 classes, not with an embedding"):
+    with pytest.raises(TargetError, match="returns the scores of 4 classes, not an embedding"):
         glowmap.explain(named, images(), target=Similar(images(1)))
     found = glowmap.explain(Classifier().eval(), images(), target=Similar(images(1, seed=7)))
-    assert any("the 4 outputs of Classifier are taken for its embedding" in caution for caution in found.cautions)
+    assert any("the 4 outputs of Classifier are taken as its embedding" in caution for caution in found.cautions)
 
 
 def test_the_picture_itself_is_noted():

@@ -1,5 +1,6 @@
 """Questions about regions: an object under a point, by its size, one place, and what sets pixels off from around them."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -360,8 +361,8 @@ def test_asked_again_the_region_stays_that_of_the_unchanged_image(target):
 
         model = glowmap.load(ColourSegmenter(), classes=NAMES)
         batch = model.read(STREET)
-        question = settled(as_target(target), model.answer(ColourSegmenter()(STREET), batch), 0)
-        return question.score(model.answer(ColourSegmenter()(picture), batch))[0]
+        question = settled(as_target(target), model.read_output(ColourSegmenter()(STREET), batch), 0)
+        return question.score(model.read_output(ColourSegmenter()(picture), batch))[0]
 
     wanted = 0
     for colour in range(3):
@@ -506,7 +507,7 @@ def test_a_mask_as_large_as_the_picture_is_of_the_picture_though_the_output_is_a
     """A picture of 16 x 16, whose middle becomes 64 x 64, and an answer of 16 x 16."""
     picture, mask = square(16, 16, np.s_[:, :4])
     transform = as_timm(64, 64, padded=False)  # columns 1.6 to 14.4
-    model = prepared(transform).changed(module=Quarter())
+    model = replace(prepared(transform), module=Quarter())
     found = glowmap.explain(model, picture, target=Pixels("red", mask), layer="layer")
     assert found.annotations[0][0].region[0].tolist() == [True] * 3 + [False] * 13  # 1.25 x 4 - 2
     every = glowmap.explain(model, picture, target=Pixels("red", np.ones((64, 64))), layer="layer")

@@ -360,7 +360,9 @@ def test_outputs_that_are_no_scores():
         def forward(self, images):
             return torch.complex(super().forward(images), super().forward(images))
 
-    with pytest.raises(TargetError, match=r"the output of Complex is complex64 \(strided\), which are no class scores"):
+    with pytest.raises(
+        TargetError, match=r"the output of Complex is complex64 \(strided\), which cannot be class scores"
+    ):
         explain(Complex().eval(), images(), 1)
     found = explain(Complex().eval(), images(), lambda out: out.real[:, 1])
     assert found.prediction is None

@@ -15,7 +15,7 @@ def question(module, inputs):
         answer = module(inputs) if isinstance(inputs, torch.Tensor) else None
     if not (isinstance(answer, list) and "boxes" in answer[0]):
         model = glowmap.load(module)
-        return 0 if model.read_candidates is not None and not model.dense_first else None
+        return 0 if model.readers.are_detections else None
     left, top, right, bottom = answer[0]["boxes"].T
     largest = ((right - left) * (bottom - top)).argmax()
     return glowmap.targets.SimilarDetection(int(answer[0]["labels"][largest]), answer[0]["boxes"][largest].tolist())

@@ -143,7 +143,7 @@ def blind_cautions(method: Method, question: Target) -> list[str]:
 
 def _padding(run: ForwardPass) -> list[str]:
     mask = run.batch.keywords.get("pixel_mask")
-    if run.answer.read_candidates is None or not isinstance(mask, Tensor) or bool(mask.bool().all()):
+    if run.answer.readers.candidates is None or not isinstance(mask, Tensor) or bool(mask.bool().all()):
         return []
     return [
         "the pictures are padded (pixel_mask has zeros), and boxes are read as shares of the padded input: where the model means "
@@ -160,7 +160,7 @@ def changed_cautions(kinds: Sequence[str], questions: Sequence[Target], run: For
     if not moving:
         return []
     asked = [one for question in questions for one in leaves(question)]
-    if run.answer.detects or any(isinstance(one, Detection | AllDetections | SimilarDetection) for one in asked):
+    if run.answer.is_detector or any(isinstance(one, Detection | AllDetections | SimilarDetection) for one in asked):
         raise TargetError(
             f"smooth={sorted(moving)} moves what a detector looks for to other places; use 'noise' or 'principal', or none"
         )

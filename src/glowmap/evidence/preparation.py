@@ -1,12 +1,11 @@
 """Questions made ready before the model runs: texts put beside the pictures, other pictures embedded, parts to be watched."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from glowmap.capture.call import called
 from glowmap.errors import TargetError
@@ -14,8 +13,6 @@ from glowmap.evidence.watching import watched
 from glowmap.inputs import Batch
 from glowmap.models import Model, TextPass
 from glowmap.targets import ClassQuestion, Detection, FunctionTarget, Pixels, Predicted, Target, Text, changed, leaves
-
-_Opening: TypeAlias = Callable[[nn.Module], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -30,11 +27,11 @@ class Prepared:
 def prepared(model: Model, batch: Batch, questions: Sequence[Target]) -> list[Prepared]:
     """Make questions ready for a (borrowed) model: as many forward passes as the texts in them need, mostly one."""
     asked = [changed(question, lambda one: _embedded(model, batch, one)) for question in questions]
-    if model.read_candidates is not None and not model.dense_first:  # a detector says first what it is surest of
+    if model.readers.are_detections:  # a detector says first what it is surest of
         asked = [_of_own_answer(one, lambda category: Detection(category=category)) for one in asked]
-    if model.speaker is None:
+    if model.text_interface is None:
         return [Prepared(_watching(model, batch, asked), batch, tuple(enumerate(asked)))]
-    if model.speaker.generates:
+    if model.text_interface.generates:
         asked = [_of_own_answer(one, lambda category: Text() if category is None else category) for one in asked]
     return _heard(model, batch, asked)
 
@@ -53,9 +50,9 @@ def _of_own_answer(question: Target, instead: Callable[[ClassQuestion | None], T
 
 def _heard(model: Model, batch: Batch, questions: Sequence[Target]) -> list[Prepared]:
     """Put the texts in the questions beside the pictures; those without any go with the first pass."""
-    assert model.speaker is not None
+    assert model.text_interface is not None
     texts = [_texts(question) for question in questions]
-    several = model.speaker.heard(model, batch, list(dict.fromkeys(text for group in texts for text in group)))
+    several = model.text_interface.passes(model, batch, list(dict.fromkeys(text for group in texts for text in group)))
     if several:
         _refuse_unasked(model, batch, several, [one for one, own in zip(questions, texts, strict=True) if not own])
     passes: dict[int, list[tuple[int, Target]]] = {}
@@ -74,12 +71,7 @@ def _heard(model: Model, batch: Batch, questions: Sequence[Target]) -> list[Prep
     return [
         Prepared(
             _watching(
-                replace(
-                    model,
-                    class_names=model.class_names if several[at].class_names is None else several[at].class_names,
-                    opened=_both(model.opened, several[at].opened),
-                    **several[at].changes,
-                ),
+                several[at].model,
                 several[at].batch,
                 [question for _, question in group],
             ),
@@ -92,13 +84,13 @@ def _heard(model: Model, batch: Batch, questions: Sequence[Target]) -> list[Prep
 
 def _refuse_unasked(model: Model, batch: Batch, several: Sequence[TextPass], questions: Sequence[Target]) -> None:
     """Refuse questions without a text that would read an answer to words which nobody, or another question, put."""
-    assert model.speaker is not None
+    assert model.text_interface is not None
     parts = [one for question in questions for one in leaves(question)]
     calls = any(isinstance(one, FunctionTarget) for one in parts)
     if not (calls or any(isinstance(one, ClassQuestion | Pixels) for one in parts)):
         return
     what = "a callable" if calls else "a class"
-    if model.speaker.generates:
+    if model.text_interface.generates:
         raise TargetError(
             f"{model.name} writes words and has no classes: {what} would read the logits of a word after others that nobody put "
             "there; ask target=targets.Text('a dog'), or give a dict of the model's keywords with the words in it"
@@ -108,7 +100,7 @@ def _refuse_unasked(model: Model, batch: Batch, several: Sequence[TextPass], que
             f"{model.name} reads each text of this call in a pass of its own, and {what} does not say whose answer is meant; ask "
             "about it in a call with one text"
         )
-    if calls and any(heard.class_names == () and heard.batch is not batch for heard in several):
+    if calls and any(heard.model.class_names == () and heard.batch is not batch for heard in several):
         raise TargetError(
             f"{model.name} takes no picture without a text, and a callable would read its answer to one that nobody asked about; "
             "ask target=targets.Text('a photo of a dog'), or give a dict of the model's keywords with the texts in it"
@@ -137,7 +129,7 @@ def _embedded(model: Model, batch: Batch, question: Target) -> Target:
         return question
 
     def embed(picture: Any) -> Tensor:
-        if model.speaker is not None and model.speaker.generates:
+        if model.text_interface is not None and model.text_interface.generates:
             raise TargetError(
                 f"{model.name} writes words and embeds no picture by itself; ask about likeness to the part of it that sees (its "
                 "vision tower), or take a model that embeds pictures"
@@ -148,10 +140,10 @@ def _embedded(model: Model, batch: Batch, question: Target) -> Target:
                 name: picture if one is batch.images else one for name, one in batch.keywords.items()
             }
         other = model.read(given)
-        if model.speaker is not None:  # it may take no picture without a text
-            other = next((heard.batch for heard in model.speaker.heard(model, other, [])), other)
-        with torch.no_grad(), model.opened(model.module):
-            return model.answer(called(model.module, other), other).embedding.detach()
+        if model.text_interface is not None:  # it may take no picture without a text
+            other = next((heard.batch for heard in model.text_interface.passes(model, other, [])), other)
+        with torch.no_grad(), model.around_forward(model.module):
+            return model.read_output(called(model.module, other), other).embedding.detach()
 
     made: Target = prepare(embed)
     return made
@@ -161,12 +153,3 @@ def _watching(model: Model, batch: Batch, questions: Sequence[Target]) -> Model:
     """Have the layers watched that the questions read."""
     names = {name for question in questions for one in leaves(question) for name in getattr(one, "watches", tuple)()}
     return watched(model, batch, sorted(names)) if names else model
-
-
-def _both(one: _Opening, other: _Opening) -> _Opening:
-    @contextmanager
-    def entered(module: nn.Module) -> Iterator[None]:
-        with one(module), other(module):
-            yield
-
-    return entered

@@ -56,7 +56,7 @@ class Session:
 
     def read(self, output: Any, images: int) -> ModelOutput:
         """Say how to read what the model said of so many images."""
-        return self.model.answer(output, self.batch, images)
+        return self.model.read_output(output, self.batch, images)
 
     def run(
         self,
@@ -94,7 +94,9 @@ class Session:
         return run
 
     def _told(self, batch: Batch) -> LayerHints:
-        return LayerHints(tuple(self.model.grids(batch)), self._canvas, lambda: self._first, self.model.among(batch))
+        return LayerHints(
+            tuple(self.model.token_grids(batch)), self._canvas, lambda: self._first, self.model.patch_positions(batch)
+        )
 
     @cached_property
     def _first(self) -> ModelOutput:
@@ -104,15 +106,15 @@ class Session:
 
     def _canvas(self) -> tuple[int, int] | None:
         """Tell what a detector's layers cover of its input and of what it pads that with: known once it has run."""
-        return self._first.canvas if self.model.read_candidates is not None else None
+        return self._first.canvas if self.model.readers.candidates is not None else None
 
     def _grids(self, batch: Batch) -> tuple[tuple[int, ...], ...]:
-        return (*self.model.grids(batch), *grids_of(self.model.module, batch))
+        return (*self.model.token_grids(batch), *grids_of(self.model.module, batch))
 
     def _read(
         self, batch: Batch, laid_back: Callable[[Tensor], Tensor] | None, output: Any, images: int
     ) -> ModelOutput:
-        return self.model.answer(output, batch, images, laid_back)
+        return self.model.read_output(output, batch, images, laid_back)
 
     def shared(self, run: ForwardPass, was_training: bool) -> dict[str, Any]:
         """Gather what all explanations of one run have in common."""
@@ -133,5 +135,5 @@ class Session:
 def visited(model: Model, batch: Batch, named: dict[str, nn.Module] | None = None) -> Iterator[Session]:
     """Visit the (borrowed) model with some input, and with whatever it needs around every call of it."""
     visit = Session(model, batch, named)
-    with model.opened(model.module):
+    with model.around_forward(model.module):
         yield visit

@@ -40,10 +40,10 @@ def watched(model: Model, batch: Batch, names: Sequence[str]) -> Model:
 
     @contextmanager
     def entered(module: nn.Module) -> Iterator[None]:
-        with model.opened(module), opened(module, parts):
+        with model.around_forward(module), opened(module, parts):
             yield
 
-    return replace(model, opened=entered, cautions=tuple(cautions))
+    return replace(model, around_forward=entered, cautions=tuple(cautions))
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,14 @@ def _reading(model: Model, batch: Batch, name: str, layer: nn.Module) -> _Readin
     """Run the model once and find out how a layer's output lies."""
     module = model.module
     # watched from inside the recording, as when the question is put: what lays patches out comes first
-    with model.opened(module), gather_grids(module, batch), record({name: layer}, graph=False) as recording:
-        run = ForwardPass(module, batch, {name: layer}, recording, partial(model.answer, batch=batch))
-        run.grids = lambda: (*model.grids(batch), *grids_of(module, batch))
+    with model.around_forward(module), gather_grids(module, batch), record({name: layer}, graph=False) as recording:
+        run = ForwardPass(module, batch, {name: layer}, recording, partial(model.read_output, batch=batch))
+        run.grids = lambda: (*model.token_grids(batch), *grids_of(module, batch))
         run.check = partial(
-            checked_layout, module, batch, told=LayerHints(tuple(model.grids(batch)), among=model.among(batch))
+            checked_layout,
+            module,
+            batch,
+            told=LayerHints(tuple(model.token_grids(batch)), among=model.patch_positions(batch)),
         )
         try:
             run.output = called(module, batch.copied())

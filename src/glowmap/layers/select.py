@@ -118,18 +118,18 @@ def _asked(answer: ModelOutput, question: Target) -> LayerScore:
     said_of_it = _said(answer, question)
     if said_of_it is not None:
         parts = tuple(said_of_it) if len(said_of_it) > 1 else ()
-        boxes = answer.read_candidates is not None
+        boxes = answer.readers.candidates is not None
         return LayerScore(said_of_it.sum(), None, False, boxes, own=True, parts=parts)
     logits: Tensor | None = None
     with suppress(TargetError):
         # all that a model can say after a text's last word; classes in the number that it gives: the two of one output cancel
-        logits = answer.words[:, -1] if answer.read_words else answer.outputs
+        logits = answer.token_logits[:, -1] if answer.readers.token_logits else answer.outputs
     places = _for_places(answer.raw, maps=logits is None) or (logits is not None and logits.ndim > 2)
     boxes = any("box" in str(key) for key in answer.raw) if isinstance(answer.raw, Mapping) else False
     classes = None if logits is None else logits.shape[1]
     if _callable(question) is not None:
         return LayerScore(question.score(answer).sum(), classes, places, boxes, own=True)
-    if answer.detects and logits is not None:
+    if answer.is_detector and logits is not None:
         of_all = _signed_of_all(answer)
         return LayerScore(of_all.sum(), classes, places, True, parts=tuple(of_all))
     said = [one for one in ([logits] if logits is not None else tree.leaves(answer.raw)) if one.is_floating_point()]

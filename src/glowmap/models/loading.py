@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,8 @@ def load(
     own = built.preprocess or ResizedAndNormalised()
     if built.preprocess is None and mean is None and std is None and not torchvision.lays_out_anew(built.module):
         # (torchvision's detectors normalise inside)
-        built = built.changed(
-            cautions=(*built.cautions, "no mean and std were given: the model gets RGB in [0, 1] as it is")
+        built = replace(
+            built, cautions=(*built.cautions, "no mean and std were given: the model gets RGB in [0, 1] as it is")
         )
     if size is not None and isinstance(own, Clips):
         raise InputError(f"a size is of pictures, and {built.name} takes clips; resize the clip, or leave the size out")
@@ -69,9 +70,9 @@ def load(
         own = ResizedAndNormalised(size, own.mean, own.std)
     if mean is not None or std is not None:
         own = own.normalised(mean, std)
-    built = built.changed(preprocess=own)
+    built = replace(built, preprocess=own)
     if classes is not None:
-        built = built.changed(class_names=_class_names(classes))
+        built = replace(built, class_names=_class_names(classes))
     return built if device is None else _on_device(built, device)
 
 
@@ -94,7 +95,7 @@ def as_model(model: Any) -> Model:
     families = (family for _, family in FAMILIES.items())
     found = next((known for family in families if (known := family.recognise(module))), None)
     plain = found or Model(module, type(module).__name__)
-    return plain.changed(cautions=(*cautions, *plain.cautions))
+    return replace(plain, cautions=(*cautions, *plain.cautions))
 
 
 def _unwrapped(model: Any) -> tuple[Any, tuple[str, ...]]:
@@ -134,7 +135,7 @@ def _from_module(module: Any, weights: str | Path, name: str = "") -> Model:
         raise ModelError(f"{name or model.name} decides its own weights; 'random' is for models by a library's name")
     if str(weights) != "default":
         load_weights(model.module, Path(weights))
-    return model.changed(name=name or model.name)
+    return replace(model, name=name or model.name)
 
 
 def _hearing(model: Model, processor: Any) -> Model:

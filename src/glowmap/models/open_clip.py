@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,6 +16,7 @@ from glowmap.models.model import Model
 from glowmap.models.preprocessing import Preset, cut
 from glowmap.models.text import Contrastive, remembering
 from glowmap.models.weights import cached, fetched, load_weights, offline, reach
+from glowmap.outputs import OutputReaders
 from glowmap.outputs import read_logits as read_plain
 from glowmap.registry import near_names
 
@@ -42,8 +43,14 @@ def build(name: str, weights: str | Path, seed: int) -> Model:
     if str(weights) not in ("default", "random"):
         load_weights(module, Path(weights))
     cautions = (RANDOM,) if str(weights) == "random" else ()
-    known = Model(module.eval(), name, _preset(module.visual), None, cautions, read_logits=read_logits)
-    return known.changed(speaker=_comparing(module, lambda: _tokenizer(open_clip, short)))
+    return Model(
+        module.eval(),
+        name,
+        _preset(module.visual),
+        cautions=cautions,
+        readers=OutputReaders(read_logits),
+        text_interface=_contrastive(module, lambda: _tokenizer(open_clip, short)),
+    )
 
 
 def recognise(module: nn.Module) -> Model | None:
@@ -54,7 +61,7 @@ def recognise(module: nn.Module) -> Model | None:
     if not isinstance(tower, nn.Module):
         preprocess = _preset(module) if hasattr(module, "preprocess_cfg") else None
         return Model(module, type(module).__name__, preprocess)
-    return Model(module, type(module).__name__, _preset(tower), read_logits=read_logits)
+    return Model(module, type(module).__name__, _preset(tower), readers=OutputReaders(read_logits))
 
 
 def read_logits(output: Any) -> Tensor:
@@ -92,10 +99,10 @@ def with_processor(model: Model, tokenizer: Any) -> Model:
             f"a processor of open_clip's models makes tokens of texts, and {type(tokenizer).__name__} cannot be called; "
             "give open_clip.get_tokenizer(name)"
         )
-    return model.changed(speaker=_comparing(model.module, lambda: tokenizer))
+    return replace(model, text_interface=_contrastive(model.module, lambda: tokenizer))
 
 
-def _comparing(module: Any, tokenizer: Callable[[], Any]) -> Contrastive:
+def _contrastive(module: Any, tokenizer: Callable[[], Any]) -> Contrastive:
     tokens = TextTokens(tokenizer, type(module).__name__, int(module.context_length))
     # CoCa's texts are encoded under another name, for a decoder that reads them as well
     name = "_encode_text" if hasattr(module, "_encode_text") else "encode_text"

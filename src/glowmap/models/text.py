@@ -2,8 +2,8 @@
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from glowmap import tree
 from glowmap.errors import TargetError
 from glowmap.inputs import Batch
-from glowmap.models.model import Model, TextPass
+from glowmap.models.model import AroundForward, Model, TextPass
 from glowmap.targets import Category, Contrast, Target, Text
 
 PROMPT = "a photo of a {}"  # Radford et al., ICML 2021, arXiv:2103.00020, section 3.1.4
@@ -33,7 +33,7 @@ class Contrastive:
     """
 
     tokens: Tokens
-    once: Callable[[nn.Module], AbstractContextManager[None]]
+    once: AroundForward
     exclusive: bool
     pictures: str = "pixel_values"
     texts: str = "input_ids"
@@ -41,8 +41,8 @@ class Contrastive:
 
     generates: ClassVar[bool] = False  # it judges
 
-    def heard(self, model: Model, batch: Batch, texts: Sequence[Text]) -> Sequence[TextPass]:
-        """Put class names and texts beside the pictures, as :meth:`glowmap.models._family.Speaker.heard` says."""
+    def passes(self, model: Model, batch: Batch, texts: Sequence[Text]) -> Sequence[TextPass]:
+        """Put class names and texts beside the pictures, as :meth:`TextInterface.passes` says."""
         if _given(model, batch, self.texts, texts):
             return []
         prompts = [PROMPT.format(name) for name in model.class_names or ()]
@@ -74,12 +74,18 @@ class Contrastive:
         asked: Mapping[Text, Sequence[str]],
     ) -> TextPass:
         """Put the prompts of classes and other sentences in one pass, for those of the texts that are made of them."""
-        put = [*prompts, *others] or [_ANY] * (not self.alone)
-        beside = _beside(batch, self.pictures, self.tokens(put)) if put else batch
-        classes = {sentence: Category(put.index(sentence)) for sentence in (*prompts, *others)}
+        sentences = [*prompts, *others] or [_ANY] * (not self.alone)
+        with_texts = _beside(batch, self.pictures, self.tokens(sentences)) if sentences else batch
+        classes = {sentence: Category(sentences.index(sentence)) for sentence in (*prompts, *others)}
         targets = {text: (_likeness(text, classes),) for text, own in asked.items() if set(own) <= set(classes)}
         names = (*(model.class_names or ()), *map(repr, others))
-        return TextPass(beside, targets, names, self.once, {"exclusive": self.exclusive})
+        scoring = replace(
+            model,
+            class_names=names,
+            readers=replace(model.readers, are_exclusive=self.exclusive),
+            around_forward=nested(model.around_forward, self.once),
+        )
+        return TextPass(with_texts, targets, scoring)
 
 
 @dataclass(frozen=True)
@@ -97,8 +103,8 @@ class Matching:
 
     generates: ClassVar[bool] = False  # it judges
 
-    def heard(self, model: Model, batch: Batch, texts: Sequence[Text]) -> Sequence[TextPass]:
-        """Put one text beside all pictures in each pass, as :meth:`glowmap.models._family.Speaker.heard` says."""
+    def passes(self, model: Model, batch: Batch, texts: Sequence[Text]) -> Sequence[TextPass]:
+        """Put one text beside all pictures in each pass, as :meth:`TextInterface.passes` says."""
         if _given(model, batch, self.texts, texts):
             return []
         if model.class_names is not None:
@@ -107,7 +113,7 @@ class Matching:
                 "about each by itself: target=[targets.Text(...), targets.Text(...)]"
             )
         if not texts:
-            return [TextPass(self._beside(batch, _ANY), {}, ())]
+            return [TextPass(self._beside(batch, _ANY), {}, replace(model, class_names=()))]
         return [self._one(model, batch, text) for text in texts]
 
     def _one(self, model: Model, batch: Batch, text: Text) -> TextPass:
@@ -118,13 +124,25 @@ class Matching:
                 f"{' and '.join(map(repr, others))}; ask about each by itself: target=[targets.Text(...), targets.Text(...)]"
             )
         names = tuple(repr(sentence) if at == self.match else f"not {sentence!r}" for at in range(self.outputs))
-        changes = {"exclusive": True}  # one output ranks texts, of two a softmax is the match
-        return TextPass(self._beside(batch, sentence), {text: (Category(self.match),)}, names, changes=changes)
+        # one output ranks texts; the softmax of two is the probability of a match
+        scoring = replace(model, class_names=names, readers=replace(model.readers, are_exclusive=True))
+        return TextPass(self._beside(batch, sentence), {text: (Category(self.match),)}, scoring)
 
     def _beside(self, batch: Batch, text: str) -> Batch:
         """Give each picture a row of the same tokens."""
         rows = {name: one.repeat(len(batch.images), 1) for name, one in self.tokens([text]).items()}
         return _beside(batch, self.pictures, rows)
+
+
+def nested(outer: AroundForward, inner: AroundForward) -> AroundForward:
+    """Enter two contexts around each forward pass."""
+
+    @contextmanager
+    def entered(module: nn.Module) -> Iterator[None]:
+        with outer(module), inner(module):
+            yield
+
+    return entered
 
 
 @contextmanager

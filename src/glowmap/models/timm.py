@@ -1,6 +1,6 @@
 """timm's models by name (``timm/convnext_tiny``, with a tag or without), and as modules that somebody brings."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from glowmap.models._family import FAMILIES, RANDOM, Family, drawn_from, is_of, 
 from glowmap.models.model import Model
 from glowmap.models.preprocessing import Preset, cut
 from glowmap.models.weights import fetched, load_weights
-from glowmap.outputs import read_logits as read_plain
+from glowmap.outputs import OutputReaders
 from glowmap.registry import near_names
 
 _PREFIX = "timm/"
@@ -47,7 +47,7 @@ def build(name: str, weights: str | Path, seed: int) -> Model:
     elif str(weights) != "default":
         load_weights(module, Path(weights))
     classes = _imagenet_names(timm, module)
-    return Model(module.eval(), name, _preset(module), classes, cautions, read_logits=_reader(module))
+    return Model(module.eval(), name, _preset(module), classes, cautions, readers=_readers(module))
 
 
 def recognise(module: nn.Module) -> Model | None:
@@ -60,7 +60,7 @@ def recognise(module: nn.Module) -> Model | None:
     if isinstance(told_names, dict) and own.get("label_names"):
         told_names = [told_names.get(label, label) for label in own["label_names"]]
     classes = names_in_order(told_names, getattr(module, "num_classes", None))
-    return Model(module, type(module).__name__, preprocess, classes, read_logits=_reader(module))
+    return Model(module, type(module).__name__, preprocess, classes, readers=_readers(module))
 
 
 def _timm() -> Any:
@@ -81,8 +81,8 @@ def _preset(module: nn.Module) -> Preset:
     return Preset(transform, partial(cut, transform.transforms), settings["mean"], settings["std"])
 
 
-def _reader(module: nn.Module) -> Callable[[Any], Tensor]:
-    return _no_classes if getattr(module, "num_classes", None) == 0 else read_plain
+def _readers(module: nn.Module) -> OutputReaders:
+    return OutputReaders(_no_classes) if getattr(module, "num_classes", None) == 0 else OutputReaders()
 
 
 def _no_classes(output: Any) -> Tensor:

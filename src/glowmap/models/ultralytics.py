@@ -13,7 +13,16 @@ from glowmap.errors import ModelError, TargetError
 from glowmap.models._family import FAMILIES, Family, is_of, library, names_in_order
 from glowmap.models.model import Model
 from glowmap.models.preprocessing import ResizedAndNormalised
-from glowmap.outputs import Candidates, Found, ModelOutput, corners, found_of, in_pixels, surest_first_by_sigmoid
+from glowmap.outputs import (
+    Candidates,
+    Found,
+    ModelOutput,
+    OutputReaders,
+    corners,
+    found_of,
+    in_pixels,
+    surest_first_by_sigmoid,
+)
 from glowmap.outputs import read_logits as read_plain
 
 _KEPT = 300
@@ -28,7 +37,7 @@ def yolo_boxes(
 ) -> Callable[[ModelOutput], Candidates]:
     """Tell how detections are read from a tensor of boxes: for a module of your own that answers as a YOLO does.
 
-    ``glowmap.load(module).changed(read_candidates=yolo_boxes(objectness=True))`` reads images x boxes x (4 + 1 + classes), as
+    ``glowmap.load(module).with_readers(candidates=yolo_boxes(objectness=True))`` reads images x boxes x (4 + 1 + classes), as
     YOLOv5 and YOLOX answer; without ``objectness``, images x (4 + classes) x boxes, as YOLOv8 is exported. ``channels_first``
     tells the order of the last two axes where it is another. The first four are x and y of the centre, width and height in the
     pixels of the input; objectness and classes are ``probabilities``, or else their logits. What is found is what suppression
@@ -107,14 +116,12 @@ def recognise(module: nn.Module) -> Model | None:
     classes = names_in_order(module.names)
     stride = getattr(module, "stride", None)
     preprocess = None if classifies else ResizedAndNormalised(multiple=int(stride.max()) if stride is not None else 32)
-    read = _class_logits if classifies else read_detections
     return Model(
         module,
         type(module).__name__,
         preprocess,
         classes,
-        read_logits=read,
-        read_candidates=_candidates_of(module),
+        readers=OutputReaders(_class_logits if classifies else read_detections, _candidates_of(module)),
     )
 
 

@@ -11,9 +11,10 @@ from glowmap.outputs.candidates import Candidates as Candidates
 from glowmap.outputs.candidates import Found as Found
 from glowmap.outputs.candidates import OnDemand as OnDemand
 from glowmap.outputs.class_scores import read_logits as read_logits
-from glowmap.outputs.embedding import doubt_embedding as doubt_embedding
+from glowmap.outputs.embedding import embedding_cautions as embedding_cautions
 from glowmap.outputs.embedding import read_embedding as read_embedding
 from glowmap.outputs.model_output import ModelOutput as ModelOutput
+from glowmap.outputs.model_output import OutputReaders as OutputReaders
 from glowmap.outputs.model_output import background_class as background_class
 from glowmap.outputs.prediction import Box as Box
 from glowmap.outputs.prediction import Prediction as Prediction

@@ -1,4 +1,4 @@
-"""What a model answered, and how to read it."""
+"""A model's output for one batch, and the functions that read it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -13,48 +13,68 @@ from torch import Tensor
 from glowmap import tree
 from glowmap.errors import TargetError
 from glowmap.outputs.candidates import Candidates
+from glowmap.outputs.class_scores import read_logits
 from glowmap.registry import near_names
 from glowmap.shapes import Labels, Logits
 
 
 @dataclass(frozen=True)
-class ModelOutput:
-    """What the model answered, and how to read it.
+class OutputReaders:
+    """The functions that read a model's raw output, and what its scores mean. None: the model has no such output.
 
-    ``raw`` is the model's own output, and ``inside`` what was kept of its parts' outputs on the way to it, by the names that a
-    family gave them. ``pictures`` are those that the batch came from, where it came from some.
+    ``logits`` takes the raw output and returns class scores, batch x category (x rows x columns). The others take a
+    :class:`ModelOutput`: ``candidates`` returns a detector's boxes before suppression, ``token_logits`` the logits of the next
+    token at each position of a text (batch x position x vocabulary), ``embedding`` an embedding of each image
+    (batch x feature), and ``embedding_cautions`` the reasons to doubt that embedding.
+
+    ``prefers_dense`` is for models with candidates whose class scores are read per pixel all the same, such as Mask2Former.
+    ``are_exclusive`` is True where the classes share one softmax, False where each has its own sigmoid; None: softmax for two
+    outputs or more, sigmoid for one.
+    """
+
+    logits: Callable[[Any], Tensor] = read_logits
+    candidates: "Callable[[ModelOutput], Candidates] | None" = None
+    token_logits: "Callable[[ModelOutput], Tensor] | None" = None
+    embedding: "Callable[[ModelOutput], Tensor] | None" = None
+    embedding_cautions: "Callable[[ModelOutput], Sequence[str]]" = lambda _: ()
+    prefers_dense: bool = False
+    are_exclusive: bool | None = None
+
+    @property
+    def are_detections(self) -> bool:
+        """Whether class scores come from detection candidates."""
+        return self.candidates is not None and not self.prefers_dense
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """A model's ``raw`` output for a batch of images, with the readers that interpret it.
+
+    ``intermediates`` holds outputs of the model's parts, by the name under which they were recorded. ``pictures`` are those
+    that the batch was made of. ``image`` is the index in the batch of the image that this output was cut down to.
+    ``background_index`` is the background class where the class names do not tell it.
     """
 
     raw: Any
     batch: int
-    read_logits: Callable[[Any], Tensor]
+    readers: OutputReaders = field(default_factory=OutputReaders, repr=False)
     class_names: Sequence[str] | None = None
     input_size: tuple[int, ...] = ()
     model: str = "the model"
-    pictures: Sequence[Any] = field(default=(), repr=False)  # each a Picture, Volume or Signal of the inputs
-    inside: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    read_candidates: Callable[["ModelOutput"], Candidates] | None = field(default=None, repr=False)
-    dense_first: bool = False  # though there are candidates, a class is a matter of places
-    exclusive: bool | None = (
-        None  # scores mean something among each other, or (False) each by itself; None: by their number
-    )
-    read_words: Callable[["ModelOutput"], Tensor] | None = field(default=None, repr=False)
-    read_embedding: Callable[["ModelOutput"], Tensor] | None = field(default=None, repr=False)
-    doubt_embedding: Callable[["ModelOutput"], Sequence[str]] = field(default=lambda _: (), repr=False)
-    image: int | None = None  # of the batch, which this was cut down to
-    nothing: int | None = (
-        None  # the class that stands for nothing in particular, where the model has one and no name tells
-    )
+    pictures: Sequence[Any] = field(default=(), repr=False)  # glowmap.inputs.Shown, which this room does not import
+    intermediates: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    image: int | None = None
+    background_index: int | None = None
 
     @cached_property
     def candidates(self) -> Candidates:
-        """All that a detector might have found, before suppression. TargetError where the model is none."""
-        if self.read_candidates is None:
+        """A detector's boxes before suppression. Raises TargetError where the model is not a known detector."""
+        if self.readers.candidates is None:
             raise TargetError(
-                f"{self.model} is no detector that glowmap can read, so there is no detection to ask about; ask about a class, "
+                f"{self.model} is not a detector that glowmap can read, so it has no detections; choose a class as the target, "
                 "or pass target=a callable from the output to one score per image"
             )
-        candidates = self.read_candidates(self)
+        candidates = self.readers.candidates(self)
         if len(candidates.logits):
             self._check_names(candidates.logits[0].shape[1])
         return candidates
@@ -67,127 +87,134 @@ class ModelOutput:
             )
 
     @property
-    def detects(self) -> bool:
-        """Whether the model answers with detections, and with nothing else where a class is asked about."""
-        return self.read_candidates is not None and not self.dense_first
+    def is_detector(self) -> bool:
+        """Whether class scores come from detection candidates."""
+        return self.readers.are_detections
 
     @property
     def background(self) -> int | None:
-        """The class that stands for nothing in particular, which is no answer unless there is nothing else."""
-        if self.detects:
+        """The index of the background class, which is predicted only where nothing else is; None without one."""
+        if self.is_detector:
             return self.candidates.background
-        return background_class(self.class_names or ()) if self.nothing is None else self.nothing
+        return background_class(self.class_names or ()) if self.background_index is None else self.background_index
 
     @property
     def canvas(self) -> tuple[int, int] | None:
-        """The rows and columns that a detector's layers cover, where it pads its input inside and its output can be read."""
+        """The padded input size (rows, columns) of a detector that pads inside; None for other models and unread outputs."""
         with suppress(TargetError):
-            return self.candidates.canvas if self.read_candidates is not None else None
+            return self.candidates.canvas if self.readers.candidates is not None else None
         return None
 
     @cached_property
-    def dense(self) -> bool:
-        """Whether the model answers for places, pixels or boxes; no error where its output cannot be read."""
+    def is_dense(self) -> bool:
+        """Whether the scores belong to pixels or boxes. False where the class scores cannot be read."""
         try:
-            return self.detects or self.logits.ndim > 2
+            return self.is_detector or self.logits.ndim > 2
         except TargetError:
             return False
 
     @cached_property
-    def words(self) -> Tensor:
-        """The logits of the next word at every place of the text, batch x place x vocabulary. TargetError for none."""
-        if self.read_words is None:
-            raise TargetError(f"{self.model} says no words; ask about a class, or pass target=a callable")
-        return self.read_words(self)
+    def token_logits(self) -> Tensor:
+        """The logits of the next token, batch x position x vocabulary. Raises TargetError where the model writes no text."""
+        if self.readers.token_logits is None:
+            raise TargetError(f"{self.model} writes no text; choose a class as the target, or pass target=a callable")
+        return self.readers.token_logits(self)
 
     @cached_property
     def embedding(self) -> Tensor:
-        """The model's embedding of each image, batch x feature. TargetError where its output cannot be read so."""
-        if self.read_embedding is None:
+        """An embedding of each image, batch x feature. Raises TargetError where none is found in the output."""
+        if self.readers.embedding is None:
             raise TargetError(f"no embedding is found in the output of {self.model}; pass target=a callable")
-        return self.read_embedding(self)
+        return self.readers.embedding(self)
+
+    @property
+    def embedding_cautions(self) -> Sequence[str]:
+        """Reasons to doubt that ``embedding`` is an embedding."""
+        return self.readers.embedding_cautions(self)
 
     def only(self, image: int) -> "ModelOutput":
-        """Cut the answer down to one image, for a question that is put to this image alone."""
-        one = slice(image, image + 1)
+        """Cut this output down to one image of the batch."""
+        rows = slice(image, image + 1)
+        readers = replace(
+            self.readers,
+            logits=lambda _: self.outputs[rows],
+            candidates=self.readers.candidates and (lambda _: self.candidates.only(image)),
+            token_logits=self.readers.token_logits and (lambda _: self.token_logits[rows]),
+            embedding=self.readers.embedding and (lambda _: self.embedding[rows]),
+            embedding_cautions=lambda _: self.embedding_cautions,
+        )
         return replace(
             self,
-            raw=self.raw[one] if isinstance(self.raw, list) and len(self.raw) == self.batch else self.raw,
+            raw=self.raw[rows] if isinstance(self.raw, list) and len(self.raw) == self.batch else self.raw,
             batch=1,
             image=image if self.image is None else self.image,
-            read_logits=lambda _: self.outputs[one],
-            pictures=self.pictures[one],
-            read_candidates=self.read_candidates and (lambda _: self.candidates.only(image)),
-            read_words=self.read_words and (lambda _: self.words[one]),
-            read_embedding=self.read_embedding and (lambda _: self.embedding[one]),
-            doubt_embedding=lambda _: self.doubt_embedding(self),
-            inside=tree.map(
-                dict(self.inside), lambda part: part[one] if part.ndim and len(part) == self.batch else part
+            readers=readers,
+            pictures=self.pictures[rows],
+            intermediates=tree.map(
+                dict(self.intermediates), lambda part: part[rows] if part.ndim and len(part) == self.batch else part
             ),
         )
 
     @cached_property
     def logits(self) -> Logits:
-        """The class scores, batch x category (x rows x columns for a dense model; of a detector the highest of all candidates).
+        """The class scores, batch x category (x rows x columns for a dense model); of a detector the maximum over candidates.
 
-        Where one output stands for two named classes (``binary``), it is the second's score, and its negative the first's.
+        One output with two class names (``is_binary``) becomes two logits: its negative, and itself.
         """
-        logits = torch.cat([-self.outputs, self.outputs], 1) if self.binary else self.outputs
+        logits = torch.cat([-self.outputs, self.outputs], 1) if self.is_binary else self.outputs
         self._check_names(logits.shape[1])
         return logits
 
     @cached_property
-    def binary(self) -> bool:
-        """Whether one output stands for two classes, which two names say: the first where it is negative, else the second."""
+    def is_binary(self) -> bool:
+        """Whether one output stands for two named classes: the first where it is negative, else the second."""
         names = self.class_names
-        return names is not None and len(names) == 2 and self.outputs.shape[1] == 1 and not self.detects
+        return names is not None and len(names) == 2 and self.outputs.shape[1] == 1 and not self.is_detector
 
     @cached_property
     def probabilities(self) -> Logits:
-        """The probability of each class, as ``logits``: by softmax, or by sigmoid where the model has one output alone.
+        """The class probabilities, of the same shape as ``logits``: by softmax, or by sigmoid for independent classes.
 
-        Or by sigmoid also of several, where each stands for itself. TargetError for one of those that are compared.
+        Raises TargetError where the logits given here are only some of those that share a softmax.
         """
         logits = tree.full_precision(self.logits)
-        return logits.sigmoid() if self.each_alone else logits.softmax(1)
+        return logits.sigmoid() if self.has_independent_classes else logits.softmax(1)
 
     @property
-    def each_alone(self) -> bool:
-        """Whether a class's logit makes its probability by itself. TargetError for one where it takes others."""
-        if self.detects and not self.candidates.sigmoid:
+    def has_independent_classes(self) -> bool:
+        """Whether the probability of a class depends on its own logit alone (sigmoid).
+
+        Raises TargetError where it depends on logits that are not here.
+        """
+        if self.is_detector and not self.candidates.sigmoid:
             raise TargetError(
-                f"{self.model} gives classes a probability among each other, in each box by itself; ask about one box: "
-                "targets.Detection(0, category=targets.Probability(...)), or about the logit"
+                f"{self.model} computes a softmax over classes within each box, so a class has no probability for the whole "
+                "image; choose a box: targets.Detection(0, category=targets.Probability(...)), or take the logit"
             )
-        if self.detects:
+        if self.is_detector:
             return True
-        if self.exclusive and self.outputs.shape[1] == 1:
+        if self.readers.are_exclusive and self.outputs.shape[1] == 1:
             raise TargetError(
-                f"{self.name(0)} alone has no probability, which {self.model} gives it among others; ask about those in the same "
-                "call, or about the logit"
+                f"{self.model} computes a softmax over all texts of a call, so {self.name(0)} alone has no probability; give "
+                "further texts in the same call, or take the logit"
             )
-        return self.outputs.shape[1] == 1 or self.exclusive is False
+        return self.outputs.shape[1] == 1 or self.readers.are_exclusive is False
 
     @cached_property
     def outputs(self) -> Logits:
-        """The class scores in the number that the model gives: ``logits``, but one output where it stands for two classes."""
-        if self.detects:
-            empty = [image for image, one in enumerate(self.candidates.logits) if not len(one)]
-            if empty:
-                raise TargetError(
-                    f"{self.model} has no candidate at all in image {empty[0]}, so no class has a score; give another picture"
-                )
-            return torch.stack([one.amax(0) for one in self.candidates.logits])
+        """The class scores as the model returns them: as ``logits``, but a single one where ``is_binary``."""
+        if self.is_detector:
+            return self._highest_of_candidates()
         if self.class_names is not None and not self.class_names:
             raise TargetError(
-                f"{self.model} judges pictures by texts, and none was put to it; give one: "
+                f"{self.model} compares pictures with texts, and no text was given; give one: "
                 "target=targets.Text('a photo of a dog')"
             )
-        logits = self.read_logits(self.raw)
+        logits = self.readers.logits(self.raw)
         if not logits.is_floating_point() or logits.layout != torch.strided:
             kind = f"{str(logits.dtype).removeprefix('torch.')} ({str(logits.layout).removeprefix('torch.')})"
             raise TargetError(
-                f"the output of {self.model} is {kind}, which are no class scores; "
+                f"the output of {self.model} is {kind}, which cannot be class scores; "
                 "pass target=a callable from the output to one floating score per image"
             )
         if logits.ndim < 2 or len(logits) != self.batch:
@@ -199,10 +226,19 @@ class ModelOutput:
             logits = logits.flatten(1)
         if self.input_size and logits.ndim > 2 and logits.ndim - 2 != len(self.input_size):
             raise TargetError(
-                f"the output of {self.model} has the shape {tuple(logits.shape)}, which is neither images x classes nor that at "
-                f"{len(self.input_size)} axes of places; pass target=a callable from the output to one score per image"
+                f"the output of {self.model} has the shape {tuple(logits.shape)}, which is neither images x classes nor images x "
+                f"classes x {len(self.input_size)} spatial axes; pass target=a callable from the output to one score per image"
             )
         return logits
+
+    def _highest_of_candidates(self) -> Logits:
+        """Take the maximum of each class over a detector's candidates, batch x category."""
+        empty = [image for image, logits in enumerate(self.candidates.logits) if not len(logits)]
+        if empty:
+            raise TargetError(
+                f"{self.model} has no candidate at all in image {empty[0]}, so no class has a score; give another picture"
+            )
+        return torch.stack([logits.amax(0) for logits in self.candidates.logits])
 
     @cached_property
     def labels(self) -> Labels:
@@ -211,48 +247,60 @@ class ModelOutput:
         return (logits[:, 0] > 0).long() - 1 if logits.shape[1] == 1 else logits.argmax(1)
 
     def present(self, image: int) -> list[int]:
-        """List the classes that a dense model predicts in an image, the largest first, a background last."""
+        """List the classes that a dense model predicts in an image by falling area, a background last."""
         indices, counts = torch.unique(self.labels[image], return_counts=True)
         ordered = [int(index) for index in indices[counts.argsort(descending=True, stable=True)] if index >= 0]
         return sorted(ordered, key=lambda index: index == self.background)
 
     def name(self, index: int) -> str:
-        """Call a class by its name, or by its number where the names are unknown."""
+        """Return the name of a class, or ``class 3`` where the names are unknown."""
         return self.class_names[index] if self.class_names is not None else f"class {index}"
 
+    def names(self, count: int) -> tuple[str, ...]:
+        """Return the names of the first ``count`` classes."""
+        if self.class_names is not None:
+            return tuple(self.class_names[:count])
+        return tuple([f"class {index}" for index in range(count)])
+
     def index(self, category: int | str) -> int:
-        """Find a class by index or name (case matters only where it must); unknown or ambiguous is a TargetError."""
+        """Find a class by index or name. Raises TargetError for an unknown or ambiguous one.
+
+        A name matches exactly, or else without regard to case, or else as one of the synonyms in "lynx, catamount".
+        """
         count = self.logits.shape[1]
-        if not isinstance(category, str):
-            if not isinstance(category, int | np.integer) or isinstance(category, bool):
-                raise TargetError(f"a class is an index or a name, not {type(category).__name__}; give one of these")
-            if not 0 <= category < count:
-                raise TargetError(f"no class {category}: {self.model} has {count}, from 0 to {count - 1}")
-            return int(category)
+        if isinstance(category, str):
+            return self._index_of_name(category, count)
+        if not isinstance(category, int | np.integer) or isinstance(category, bool):
+            raise TargetError(f"a class is an index or a name, not {type(category).__name__}; give one of these")
+        if not 0 <= category < count:
+            raise TargetError(f"no class {category}: {self.model} has {count}, from 0 to {count - 1}")
+        return int(category)
+
+    def _index_of_name(self, category: str, count: int) -> int:
         if self.class_names is None:
             raise TargetError(
-                f"class {category!r} was asked for by name, but the class names of {self.model} are unknown; "
+                f"class {category!r} was given by name, but the class names of {self.model} are unknown; "
                 f"give the index (0 to {count - 1}), or the names: glowmap.load(model, classes=...)"
             )
         wanted = category.casefold()
         for fits in (category.__eq__, lambda name: name.casefold() == wanted, lambda name: wanted in _synonyms(name)):
-            found = [i for i, name in enumerate(self.class_names) if fits(name)]
-            if len(found) == 1:
-                return found[0]
-            if found:
+            matches = [index for index, name in enumerate(self.class_names) if fits(name)]
+            if len(matches) == 1:
+                return matches[0]
+            if matches:
                 raise TargetError(
-                    f"the name {category!r} stands for the classes {found}; give the index of the one you mean"
+                    f"the name {category!r} stands for the classes {matches}; give the index of the one you mean"
                 )
         synonyms = [part.strip() for name in self.class_names for part in name.split(",")]
         raise TargetError(f"no class {category!r} in {self.model}; {near_names(category, synonyms)}")
 
 
 def _synonyms(name: str) -> list[str]:
-    """Split a name as lists of ImageNet's classes have them: "lynx, catamount"."""
+    """Split an ImageNet class name into its synonyms: "lynx, catamount"."""
     return [synonym.strip().casefold() for synonym in name.split(",")]
 
 
 def background_class(names: Sequence[str]) -> int | None:
-    """Tell which class stands for nothing in particular: the first, where its name says so."""
+    """Return 0 where the name of the first class is that of a background, else None."""
     words = ("background", "unlabelled", "unlabeled", "void")
     return 0 if names and names[0].strip("_").casefold() in words else None

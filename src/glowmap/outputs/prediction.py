@@ -71,15 +71,15 @@ class Prediction:
 
 def predicted_by(answer: ModelOutput) -> Prediction | None:
     """Keep what the model said for the picture beside the map; an output that cannot be read is no error here."""
-    if answer.read_words is not None:
+    if answer.readers.token_logits is not None:
         return None  # the likeliest next word is no class
     try:
-        if answer.detects:
+        if answer.is_detector:
             return _boxes(answer)
         logits = answer.logits.detach()
     except TargetError:
         return None
-    names = tuple(answer.name(index) for index in range(logits.shape[1]))
+    names = answer.names(logits.shape[1])
     if logits.ndim > 2:
         one = logits.shape[1] == 1
         names = (f"not {names[0]}", names[0]) if one else names
@@ -93,7 +93,7 @@ def predicted_by(answer: ModelOutput) -> Prediction | None:
 def _boxes(answer: ModelOutput) -> Prediction:
     """Keep what a detector found; its class scores are those of many candidates, and no ranking of the picture's classes."""
     candidates = answer.candidates
-    names = tuple(answer.name(index) for index in range(candidates.logits[0].shape[1]))
+    names = answer.names(candidates.logits[0].shape[1])
     boxes = tuple(
         tuple(
             Box(answer.name(one.category), one.category, one.score, in_shares(one.box, answer.input_size))

@@ -16,6 +16,7 @@ from glowmap.outputs import Candidates as Candidates
 from glowmap.outputs import Found as Found
 from glowmap.outputs import ModelOutput as ModelOutput
 from glowmap.outputs import OnDemand as OnDemand
+from glowmap.outputs import OutputReaders as OutputReaders
 from glowmap.outputs import background_class as background_class
 from glowmap.outputs import in_shares as in_shares
 from glowmap.targets._class import ClassQuestion as ClassQuestion

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from glowmap import tree
 from glowmap.errors import TargetError
-from glowmap.outputs import Found, ModelOutput
+from glowmap.outputs import Found, ModelOutput, OutputReaders
 from glowmap.targets._class import ClassQuestion
 from glowmap.targets._target import changed
 from glowmap.targets.classes import Category, Predicted, as_class
@@ -65,11 +65,9 @@ def classes_of(answer: ModelOutput, image: int, candidate: int | None) -> ModelO
         names = names and (*names, "no object")
     return replace(
         answer.only(image),
-        read_candidates=None,
-        read_logits=lambda _: logits,
+        readers=OutputReaders(lambda _: logits, are_exclusive=not several.sigmoid),
         class_names=names,
-        exclusive=not several.sigmoid,
-        nothing=nothing,
+        background_index=nothing,
     )
 
 

@@ -28,7 +28,7 @@ class Target(Protocol):
       remembered, or None where it may not be; ``first()`` is the model's answer in a first pass without gradients;
     - ``of_places(answer) -> bool``: whether it asks about a part of the places, so that no head pools all of them;
     - ``prepared(embed) -> Target``: what it becomes once ``embed(picture)`` has told the model's embedding of another picture;
-    - ``watches() -> Sequence[str]``: the layers whose output it reads, which it finds in ``answer.inside`` by these names, a list
+    - ``watches() -> Sequence[str]``: the layers whose output it reads, found in ``answer.intermediates`` by these names, a list
       with a ``LayerOutput`` for each run of the layer;
     - ``mark(answer, image) -> Mark | Sequence[Mark] | None``: what it points at in the picture, which figures draw;
     - ``ranks``: False where it is about no class, so that a figure shows no ranking of classes beside it.
@@ -88,7 +88,7 @@ def cautions_of(question: Target, answer: ModelOutput) -> list[str]:
 
 def of_places(question: Target, answer: ModelOutput) -> bool:
     """Tell whether a question is about a part of the places, so that the head does not pool all of them for it."""
-    return any(getattr(one, "of_places", lambda _: answer.dense)(answer) for one in leaves(question))
+    return any(getattr(one, "of_places", lambda _: answer.is_dense)(answer) for one in leaves(question))
 
 
 def checked(scores: Any, batch: int, wording: str) -> Scores:

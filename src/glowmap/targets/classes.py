@@ -78,7 +78,7 @@ class OutputValue(ClassQuestion):
         return int(self.index)
 
     def read(self, logits: Tensor, answer: ModelOutput) -> Tensor:
-        return (logits[:, 1:] if answer.binary else logits)[:, self.chosen(answer, 0)]
+        return (logits[:, 1:] if answer.is_binary else logits)[:, self.chosen(answer, 0)]
 
     def named(self, answer: ModelOutput, image: int) -> str:
         return f"output {self.chosen(answer, image)}"
@@ -153,7 +153,7 @@ def _ranking(answer: ModelOutput, image: int) -> list[int]:
     if answer.logits.ndim == 2:
         ordered = answer.logits[image].argsort(descending=True, stable=True).tolist()
         # of classifiers in the common order of ImageNet the first of 1001 classes is called background: a class like others
-        last = answer.background if answer.detects or answer.nothing is not None else None
+        last = answer.background if answer.is_detector or answer.background_index is not None else None
         return sorted(ordered, key=lambda index: index == last)
     present = answer.present(image)
     if not present:
@@ -236,7 +236,7 @@ def one_class(category: ClassLike, what: str = "a probability is that of a class
 
 def _alone(independent: bool, logits: Tensor, answer: ModelOutput) -> bool:
     """Tell whether the class's logit makes its probability by itself."""
-    return independent or answer.each_alone or logits.shape[1] == 1
+    return independent or answer.has_independent_classes or logits.shape[1] == 1
 
 
 def _saturated(

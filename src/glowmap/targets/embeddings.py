@@ -92,10 +92,10 @@ class Prototype:
     def cautions(self, answer: ModelOutput) -> list[str]:
         same = [image for image, one in enumerate(self._cosine(answer).tolist()) if one > 1 - _THE_SAME]
         if not same:
-            return [*answer.doubt_embedding(answer)]
+            return [*answer.embedding_cautions]
         where = in_images(same, answer.embedding)
         return [
-            *answer.doubt_embedding(answer),
+            *answer.embedding_cautions,
             f"the embedding{where} is {self.name}'s own: their cosine is at its highest, where its gradient is nothing but "
             "rounding; use a method that asks again (rise, occlusion, ablation_cam), or give another picture",
         ]
@@ -153,7 +153,7 @@ class Direction:
         return self.layer, 0 if self.layer is None else len(_vector(self.vector, self.name))
 
     def cautions(self, answer: ModelOutput) -> list[str]:
-        return [*answer.doubt_embedding(answer)] if self.layer is None else []
+        return [*answer.embedding_cautions] if self.layer is None else []
 
     def _features(self, answer: ModelOutput, length: int) -> Tensor:
         if self.layer is None:
@@ -220,7 +220,7 @@ class Unit:
         return self.layer, 0
 
     def cautions(self, answer: ModelOutput) -> list[str]:
-        return [*answer.doubt_embedding(answer)] if self.layer is None else []
+        return [*answer.embedding_cautions] if self.layer is None else []
 
     def _units(self, answer: ModelOutput) -> Tensor:
         return tree.full_precision(answer.embedding) if self.layer is None else _pooled(_watched(answer, self.layer))
@@ -267,7 +267,7 @@ def _watching(layer: Any) -> tuple[str, ...]:
 def _watched(answer: ModelOutput, layer: str) -> LayerOutput:
     """Find the run of a layer that is meant: the one that its name says ("body#2"), or the last."""
     plain, _, number = layer.partition("#")
-    runs = answer.inside.get(layer, ())
+    runs = answer.intermediates.get(layer, ())
     if not runs:
         raise TargetError(
             f"layer {plain!r}, whose output is asked about, did not run; if another layer is explained, name one before it"

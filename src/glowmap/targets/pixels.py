@@ -78,7 +78,7 @@ class Pixels:
 
     def _asked(self, answer: ModelOutput) -> ClassQuestion:
         """Read the class, or choose it for each image where none is named."""
-        if answer.detects:
+        if answer.is_detector:
             raise TargetError(
                 f"pixels were asked for, but {answer.model} answers with detections; ask about one: targets.Detection(number)"
             )

@@ -115,7 +115,7 @@ class TokenLogProbability:
     prompt: str | None = None  # what they answer, where a caption is to say so
 
     def score(self, answer: ModelOutput) -> Scores:
-        logits = answer.words
+        logits = answer.token_logits
         return torch.stack([_summed(logits[image], self._of(answer, image)) for image in range(answer.batch)])
 
     def describe(self, answer: ModelOutput, image: int) -> str:

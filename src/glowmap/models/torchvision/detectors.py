@@ -184,7 +184,7 @@ def _origin(boxes: Tensor, scores: Tensor, box: Tensor, score: Tensor) -> int:
 
 def _kept(answer: ModelOutput, name: str) -> Any:
     """Give what a part put out, which ran once."""
-    several = answer.inside.get(f"{_OF}{name}", ())
+    several = answer.intermediates.get(f"{_OF}{name}", ())
     if len(several) != 1:
         raise TargetError(
             f"the {name.replace('_', ' ')} of {answer.model} ran {len(several)} times and not once, so its detections cannot be "

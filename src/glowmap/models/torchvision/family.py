@@ -3,6 +3,7 @@
 import inspect
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from glowmap.models.preprocessing import Clips, Preprocess, Preset, cut
 from glowmap.models.torchvision.detectors import candidates_of, detector_in, watched
 from glowmap.models.torchvision.detectors import lays_out_anew as lays_out_anew
 from glowmap.models.weights import load_weights, read_weights
+from glowmap.outputs import OutputReaders
 from glowmap.registry import near_names
 
 
@@ -63,14 +65,16 @@ def _detecting(model: Model) -> Model:
     """Add how a detector's candidates are read, or what to mind where they are not."""
     detector = detector_in(model.module)
     if detector is not None:
-        return model.changed(read_candidates=candidates_of(detector), opened=watched(detector))
+        return replace(
+            model, readers=OutputReaders(candidates=candidates_of(detector)), around_forward=watched(detector)
+        )
     if not lays_out_anew(model.module):
         return model
     caution = (
         "this detector resizes and pads its input inside, and the map covers the padded canvas: "
         "away from the top left corner the heat lies up to a few per cent off"
     )
-    return model.changed(cautions=(*model.cautions, caution))
+    return replace(model, cautions=(*model.cautions, caution))
 
 
 def _torchvision() -> Any:

@@ -85,7 +85,7 @@ class Refusing:
     reason: str
     generates: bool = False
 
-    def heard(self, _model: Model, batch: Batch, texts: Sequence[Text]) -> list[TextPass]:
+    def passes(self, _model: Model, batch: Batch, texts: Sequence[Text]) -> list[TextPass]:
         """Refuse texts; words that the batch brings itself may do."""
         if texts or not (len(batch.arguments) > 1 or "input_ids" in batch.keywords):
             raise TargetError(

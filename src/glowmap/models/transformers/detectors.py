@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from glowmap.errors import TargetError
-from glowmap.models.transformers.outputs import OutputReader
+from glowmap.models.transformers.outputs import ClassScoreReader
 from glowmap.outputs import Candidates, Found, ModelOutput, corners, in_pixels, surest_first, surest_first_by_sigmoid
 
 _BOXES = ("logits", "pred_boxes")
@@ -21,7 +21,7 @@ _MASKS = ("class_queries_logits", "masks_queries_logits")
 _TOKENS = "input_ids"  # beside boxes: classes are the words of a text
 
 
-def candidates_of(module: nn.Module, reader: OutputReader) -> Callable[[ModelOutput], Candidates] | None:
+def candidates_of(module: nn.Module, reader: ClassScoreReader) -> Callable[[ModelOutput], Candidates] | None:
     """Tell how a model's queries are read as detections: by the output that its forward says it returns; None for no such one."""
     parts = _parts_of_output(module)
     if parts.issuperset(_BOXES) and _TOKENS not in parts:
@@ -29,7 +29,7 @@ def candidates_of(module: nn.Module, reader: OutputReader) -> Callable[[ModelOut
     return _masked if parts.issuperset(_MASKS) else None
 
 
-def dense_first(module: nn.Module) -> bool:
+def prefers_dense(module: nn.Module) -> bool:
     """Tell whether a class of such a model is a matter of places, though its queries are detections, too."""
     return _parts_of_output(module).issuperset(_MASKS)
 
@@ -40,7 +40,7 @@ def _parts_of_output(module: nn.Module) -> set[str]:
     return {part.name for kind in kinds for part in dataclasses.fields(kind)}
 
 
-def _boxed(reader: OutputReader, answer: ModelOutput) -> Candidates:
+def _boxed(reader: ClassScoreReader, answer: ModelOutput) -> Candidates:
     """Read queries with a class and a box each, and a mask where there is one.
 
     The score is a class's probability as the model's own ``post_process_object_detection`` has it: by softmax where one logit

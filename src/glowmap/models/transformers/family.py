@@ -3,6 +3,7 @@
 import inspect
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from glowmap.models._family import FAMILIES, RANDOM, Family, drawn_from, is_of, 
 from glowmap.models.model import Model
 from glowmap.models.preprocessing import Measured, Preset
 from glowmap.models.transformers.chat import one_picture
-from glowmap.models.transformers.detectors import candidates_of, dense_first
-from glowmap.models.transformers.outputs import OutputReader
+from glowmap.models.transformers.detectors import candidates_of, prefers_dense
+from glowmap.models.transformers.outputs import ClassScoreReader
 from glowmap.models.transformers.patches import among_of, lending_of
-from glowmap.models.transformers.text import speaker, tokenizer_of
+from glowmap.models.transformers.text import text_interface, tokenizer_of
 from glowmap.models.weights import cached, load_weights, reach, read_weights
+from glowmap.outputs import OutputReaders
 from glowmap.registry import near_names
 
 _PREFIX = "hf/"
@@ -66,9 +68,9 @@ def build(name: str, weights: str | Path, seed: int) -> Model:
             module, cautions = _kept(lambda: kind(config), name), (RANDOM,)
         else:
             module = _filled(kind, config, Path(weights), name)
-    known = _described(module.eval(), name).changed(preprocess=_preset(transformers, place, local), cautions=cautions)
-    processor = _processor(transformers, place, local) if known.beside else None
-    return known if processor is None else known.changed(speaker=speaker(module, processor))
+    known = replace(_described(module.eval(), name), preprocess=_preset(transformers, place, local), cautions=cautions)
+    processor = _processor(transformers, place, local) if known.extra_inputs else None
+    return known if processor is None else replace(known, text_interface=text_interface(module, processor))
 
 
 def recognise(module: nn.Module) -> Model | None:
@@ -92,14 +94,14 @@ def with_processor(model: Model, processor: Any) -> Model:
             f"a processor is one of transformers', or a tokenizer, not {type(processor).__name__}; give what "
             "transformers.AutoProcessor.from_pretrained(...) returns"
         )
-    heard = speaker(model.module, processor)
-    if heard is None and images is None:
+    interface = text_interface(model.module, processor)
+    if interface is None and images is None:
         raise ModelError(
             f"no texts can be put to a {type(model.module).__name__} here, so a tokenizer is of no use to it; leave "
             "processor=... out, and pass what it takes as a dict of its keywords"
         )
     own = preset_of(images) if images is not None else None
-    return model.changed(speaker=heard, preprocess=model.preprocess or own)
+    return replace(model, text_interface=interface, preprocess=model.preprocess or own)
 
 
 def _described(module: Any, name: str) -> Model:
@@ -115,18 +117,16 @@ def _described(module: Any, name: str) -> Model:
         labels, names = labels - 1, names and names[:-1]
     labelled = _LABELLED.search(type(module).__name__)
     takes = list(inspect.signature(module.forward).parameters)
-    beside = tuple(name for name in _TEXTS if name in takes)
-    reader = OutputReader(0 if beside else labels, _vocabulary(config))
+    extra_inputs = tuple(name for name in _TEXTS if name in takes)
+    reader = ClassScoreReader(0 if extra_inputs else labels, _vocabulary(config))
     return Model(
         module,
         name,
         class_names=names if labelled else None,
-        read_logits=reader,
-        beside=beside,
-        read_candidates=candidates_of(module, reader),
-        dense_first=dense_first(module),
-        opened=lending_of(module),
-        among=among_of(module),
+        readers=OutputReaders(reader, candidates_of(module, reader), prefers_dense=prefers_dense(module)),
+        extra_inputs=extra_inputs,
+        around_forward=lending_of(module),
+        patch_positions=among_of(module),
     )
 
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from glowmap.capture import opened
 from glowmap.errors import TargetError, told
 from glowmap.inputs import Batch
-from glowmap.models.model import Model, TextInterface, TextPass
+from glowmap.models.model import AroundForward, Model, TextInterface, TextPass
+from glowmap.models.text import nested
 from glowmap.models.transformers import chat as chats
 from glowmap.models.transformers.chat import ids
 from glowmap.models.transformers.words import Sentence, continued, refuse_special, refuse_unknown, spelled
@@ -42,7 +43,7 @@ class Kind:
     grows: str = "input_ids"
     generating: Callable[[Any, dict[str, Tensor]], dict[str, Tensor]] = lambda _module, given: given
     needs: str = ""
-    opened: Callable[[nn.Module], AbstractContextManager[None]] = lambda _: nullcontext()
+    around_forward: AroundForward = lambda _: nullcontext()
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Generative:
     kind: Kind
     generates: ClassVar[bool] = True
 
-    def heard(self, model: Model, batch: Batch, texts: Sequence[Text]) -> list[TextPass]:
+    def passes(self, model: Model, batch: Batch, texts: Sequence[Text]) -> list[TextPass]:
         """Give each prompt and sentence a forward pass, which its words share; without any, what the model says itself."""
         if _brought(batch):
             _refuse_beside(model, texts)
@@ -98,9 +99,13 @@ class Generative:
         given = _on(images, begun.grown(self.kind.grows, tokens), len(images))
         return TextPass(
             Batch((), {**batch.keywords, **given, "pixel_values": images}, images, batch.pictures),
-            {one: _targets(model, one, said, length) for one in texts},
-            opened=self.kind.opened,
-            changes={"read_words": read_words, "grids": lambda one: chats.grids(module, one.images)},
+            {text: _targets(model, text, said, length) for text in texts},
+            replace(
+                model,
+                readers=replace(model.readers, token_logits=read_words),
+                around_forward=nested(model.around_forward, self.kind.around_forward),
+                token_grids=lambda batch: chats.grids(module, batch.images),
+            ),
         )
 
     def _own(self, model: Model, images: Tensor, begun: "chats.PromptState") -> list[list[int]]:
@@ -108,7 +113,7 @@ class Generative:
         module: Any = model.module
         given = _on(images, dict(begun.given), len(images))
         try:
-            with torch.no_grad(), model.opened(module):
+            with torch.no_grad(), model.around_forward(module):
                 said = module.generate(
                     **chats.pictures(module, images),
                     **self.kind.generating(module, given),
@@ -150,7 +155,7 @@ class AnswerChoice:
     tokenizer: Any
     generates: ClassVar[bool] = False
 
-    def heard(self, model: Model, batch: Batch, texts: Sequence[Text]) -> list[TextPass]:
+    def passes(self, model: Model, batch: Batch, texts: Sequence[Text]) -> list[TextPass]:
         """Give each prompt a forward pass, which all answers to it share."""
         if _brought(batch):
             _refuse_beside(model, texts)
@@ -181,7 +186,7 @@ class AnswerChoice:
         targets: dict[Text, list[Target]] = {
             text: [Predicted() if text.text is None else Category(text.text)] for text in texts
         }
-        return TextPass(Batch((), keywords, images, batch.pictures), targets)
+        return TextPass(Batch((), keywords, images, batch.pictures), targets, model)
 
 
 def writer(module: Any, processor: Any) -> TextInterface | None:
@@ -203,14 +208,14 @@ def writer(module: Any, processor: Any) -> TextInterface | None:
         reason = chats.refusal(module)
         if reason:
             return chats.Refusing(f"{type(module).__name__} {reason}")
-        kind = Kind(_chat, opened=chats.as_rows_and_columns)
+        kind = Kind(_chat, around_forward=chats.as_rows_and_columns)
     return None if kind is None else Generative(tokenizer, processor, kind)
 
 
 def read_words(answer: ModelOutput) -> Tensor:
     """Read the logits of the next word at every place, batch x place x vocabulary: the model's own, or those kept inside it."""
-    if "words" in answer.inside:
-        kept: Tensor = answer.inside["words"][-1]
+    if "words" in answer.intermediates:
+        kept: Tensor = answer.intermediates["words"][-1]
         return kept
     logits = answer.raw.get("logits") if isinstance(answer.raw, Mapping) else None
     if not isinstance(logits, Tensor) or logits.ndim != 3:
@@ -307,7 +312,7 @@ def _decoder_opened(module: nn.Module) -> AbstractContextManager[None]:
 _KINDS: dict[str, Kind] = {
     "BlipForConditionalGeneration": Kind(_blip, generating=_with_end),
     "BlipForQuestionAnswering": Kind(
-        _blip_answer, "decoder_input_ids", _question_alone, needs=_QUESTION, opened=_decoder_opened
+        _blip_answer, "decoder_input_ids", _question_alone, needs=_QUESTION, around_forward=_decoder_opened
     ),
     "GitForCausalLM": Kind(_git),
     "VisionEncoderDecoderModel": Kind(_decoder, "decoder_input_ids"),

@@ -12,7 +12,7 @@ from glowmap.outputs import read_logits as read_plain
 
 
 @dataclass(frozen=True)
-class OutputReader:
+class ClassScoreReader:
     """Read image x class (x rows x columns) from an output, of whichever kind it is.
 
     ``logits`` are taken as they are, for classes and for pixels; at the last token where they are a language model's (pad on
@@ -63,26 +63,26 @@ def dense_logits(classes: Tensor, masks: Tensor) -> Tensor:
     return torch.einsum("nqc,nqhw->nchw", probabilities, masks.sigmoid())
 
 
-def _masked(_: OutputReader, output: Mapping[str, Any]) -> Tensor:
+def _masked(_: ClassScoreReader, output: Mapping[str, Any]) -> Tensor:
     return dense_logits(output["class_queries_logits"], output["masks_queries_logits"])
 
 
-def _texts_of_masks(_: OutputReader, output: Mapping[str, Any]) -> Tensor:
+def _texts_of_masks(_: ClassScoreReader, output: Mapping[str, Any]) -> Tensor:
     logits: Tensor = output["logits"]  # one map for each pair of picture and text
     return logits.unsqueeze(1) if logits.ndim == 3 else logits
 
 
-def _depth(_: OutputReader, output: Mapping[str, Any]) -> Tensor:
+def _depth(_: ClassScoreReader, output: Mapping[str, Any]) -> Tensor:
     depth: Tensor = output["predicted_depth"]
     return depth.unsqueeze(1) if depth.ndim == 3 else depth
 
 
 # The first whose keys are all there; logits stand for something else where boxes or embeddings of texts stand beside them.
-_READERS: tuple[tuple[tuple[str, ...], Callable[[OutputReader, Mapping[str, Any]], Tensor]], ...] = (
+_READERS: tuple[tuple[tuple[str, ...], Callable[[ClassScoreReader, Mapping[str, Any]], Tensor]], ...] = (
     (("class_queries_logits", "masks_queries_logits"), _masked),
-    (("logits", "pred_boxes"), OutputReader.queries),
+    (("logits", "pred_boxes"), ClassScoreReader.queries),
     (("logits", "conditional_embeddings"), _texts_of_masks),
-    (("logits",), OutputReader.plain),
+    (("logits",), ClassScoreReader.plain),
     (("logits_per_image",), lambda _, output: output["logits_per_image"]),
     (("itm_score",), lambda _, output: output["itm_score"]),
     (("predicted_depth",), _depth),

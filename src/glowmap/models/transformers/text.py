@@ -35,7 +35,7 @@ _MATCHING = {
 _OFFSET = ("roberta", "xlm-roberta", "altclip_text_model", "bridgetower_text_model")
 
 
-def speaker(module: Any, processor: Any) -> TextInterface | None:
+def text_interface(module: Any, processor: Any) -> TextInterface | None:
     """Say how texts are put to a transformers model; ``processor`` is its processor or its tokenizer.
 
     None for a model that takes none, or none that is known here, and for a processor without a tokenizer.
