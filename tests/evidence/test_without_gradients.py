@@ -9,8 +9,8 @@ from torch import nn
 
 import glowmap
 from contracts.test_borrowing import assert_same, everything_of
-from glowmap.capture.activations import WITHOUT_GRADIENTS
 from glowmap.errors import GlowmapError, LayerError, ModelError, TargetError
+from glowmap.methods import GRADIENT_FREE
 from tiny_models.convolutional import Classifier, images, with_parameters
 
 LAYERED = ["eigen_cam", "score_cam", "ablation_cam"]
@@ -29,7 +29,7 @@ def refused(model, method="grad_cam", layer="features.3"):
 
 
 def test_the_methods_that_are_named_need_no_gradients():
-    for name in WITHOUT_GRADIENTS.partition(": ")[2].split(", "):
+    for name in GRADIENT_FREE.partition(": ")[2].split(", "):
         assert not {"gradients", "curvature", "gradients_of_maps"} & {*glowmap.METHODS[name].needs}
 
 
@@ -74,7 +74,7 @@ def test_what_needs_no_gradient_works_and_all_is_given_back(kind):
         Detached: "no gradient to layer 'features.3'; either",
     }[kind]
     assert fact in str(error)
-    assert kind is Detached or WITHOUT_GRADIENTS in str(error)
+    assert kind is Detached or GRADIENT_FREE in str(error)
 
 
 def test_layers_after_a_part_in_inference_mode_have_gradients():

@@ -3,8 +3,7 @@
 Hooks stay only as long as a forward pass (:func:`record`).
 """
 
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,14 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from glowmap import tree
+from glowmap.capture.hooks import output_changed
 from glowmap.errors import LayerError, ModelError, TargetError, told
 from glowmap.shapes import Scores, crossed
 
-# of METHODS, those that work where gradients do not
-WITHOUT_GRADIENTS = "a method that needs no gradients: eigen_cam, score_cam, occlusion, rise"
+_NO_GRADIENTS = "a method that needs no gradients"
 
 
 @dataclass
@@ -42,8 +40,9 @@ class Recording:
     A name with a run, ``"body#2"``, is recorded at that run, any other at the last.
     """
 
-    def __init__(self, names: list[str], *, graph: bool = True) -> None:
+    def __init__(self, names: list[str], *, graph: bool = True, instead: str = _NO_GRADIENTS) -> None:
         self.names = names
+        self.instead = instead  # of gradients, where there are none
         self.within: nn.Module | None = None  # the model, to find out what cuts its graph
         self._graph = graph
         self._seen: dict[str, list[Activation]] = {}  # more than one where it is not settled which is meant
@@ -99,12 +98,12 @@ class Recording:
         if maps.is_quantized:
             raise LayerError(
                 f"layer {name!r} puts out quantised numbers, where no gradient can begin; bring the model from before "
-                f"quantisation, or use {WITHOUT_GRADIENTS}"
+                f"quantisation, or use {self.instead}"
             )
         if maps.is_inference():
             raise LayerError(
                 f"the model runs layer {name!r} under torch.inference_mode(), where no gradient can begin; remove that, name a "
-                f"layer after it, or use {WITHOUT_GRADIENTS}"
+                f"layer after it, or use {self.instead}"
             )
         # The model may run the layer under no_grad; its result is the place where our graph begins all the same.
         in_no_grad = not torch.is_grad_enabled()
@@ -172,14 +171,11 @@ class Recording:
 
     def _why_cut(self) -> str:
         if any(self[name].in_no_grad for name in self.names):
-            return (
-                "the model runs it under torch.no_grad(); remove that, name a layer after it, or use "
-                f"{WITHOUT_GRADIENTS}"
-            )
+            return f"the model runs it under torch.no_grad(); remove that, name a layer after it, or use {self.instead}"
         parts = () if self.within is None else self.within.named_modules()
         quantised = next((name for name, part in parts if _is_quantised(part)), None)
         if quantised is not None:
-            return f"part {quantised!r} of the model is quantised and passes no gradient; use {WITHOUT_GRADIENTS}"
+            return f"part {quantised!r} of the model is quantised and passes no gradient; use {self.instead}"
         return (
             "either what the layer computes is not used for this score, or the model or the target detaches it on the way; "
             "name a layer on the way from the picture to the score"
@@ -197,54 +193,25 @@ class Recording:
 
 
 @contextmanager
-def record(layers: Mapping[str, nn.Module], *, graph: bool = True) -> Iterator[Recording]:
-    """Record these layers in the forward pass that is run inside; the recording stays when the hooks are gone.
+def record(layers: Mapping[str, nn.Module], *, graph: bool = True, instead: str = _NO_GRADIENTS) -> Iterator[Recording]:
+    """Record the outputs of these layers in the forward pass inside this context; the recording stays valid after it.
 
-    The autograd graph begins at the first recorded layer that runs, given a model that is :func:`borrowed`; without ``graph``
-    there is none.
+    The autograd graph begins at the first recorded layer that runs, given a model that is lent by :func:`borrow`; with
+    ``graph=False`` there is none. ``instead`` says in errors what works where there is no gradient.
     """
-    recording = Recording(list(layers), graph=graph)
-    with ExitStack() as hooked:
+    recording = Recording(list(layers), graph=graph, instead=instead)
+    with ExitStack() as hooks:
         for name, module in layers.items():
             try:
-                for handle in hook_output(module, partial(recording.keep, name), partial(recording.forget, name)):
-                    hooked.callback(handle.remove)
+                hooks.enter_context(
+                    output_changed(module, partial(recording.keep, name), partial(recording.forget, name))
+                )
             except RuntimeError as error:
                 raise LayerError(
                     f"layer {name!r}, a {type(module).__name__}, takes no hooks; bring the module from before scripting, "
                     "or use a method of the input: occlusion, rise"
                 ) from error
         yield recording
-
-
-def hook_output(
-    module: nn.Module, change: Callable[[Any], Any], forget: Callable[[], None] = lambda: None
-) -> Iterator[RemovableHandle]:
-    """Change a module's output before its other hooks see it, which may keep it for the model to read later.
-
-    Where those change it themselves, ``forget`` what was done and change what they made of it. Another thread that runs the
-    same module meanwhile is none of our business.
-    """
-    owner = threading.get_ident()
-    given: list[Any] = []
-
-    def first(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-        if threading.get_ident() != owner:
-            return None
-        given[:] = [change(output)]
-        return given[0]
-
-    def last(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-        if threading.get_ident() != owner or not given:
-            return None
-        before, now = list(tree.leaves(given.pop())), list(tree.leaves(output))
-        if len(before) == len(now) and all(one is other for one, other in zip(before, now, strict=True)):
-            return None
-        forget()
-        return change(output)
-
-    yield module.register_forward_hook(first, prepend=True)
-    yield module.register_forward_hook(last)
 
 
 def maps_in(output: Any, name: str) -> list[Tensor]:

@@ -7,10 +7,9 @@ values. What is none of these (a fused kernel of another library, linear attenti
 
 import inspect
 import math
-import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
@@ -20,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from glowmap.capture.hooks import hookable, hooked
 
 _PRODUCTS = {"matmul", "__matmul__", "bmm"}
 _COPYING = {
@@ -196,25 +197,18 @@ def _softmax(scores: Tensor, mask: Tensor | None, *, causal: bool) -> Tensor:
 
 @contextmanager
 def enclosing(model: nn.Module, watcher: AttentionRecorder) -> Iterator[None]:
-    """Note, while the model is run inside, which modules ran around exactly one attention, innermost first, and their outputs."""
-    begun: list[int] = []
-    owner = threading.get_ident()
+    """Record which modules ran around exactly one attention, innermost first, and their outputs."""
+    calls_before: list[int] = []  # for each running module, how many attentions had run when it began
 
-    def begin(_module: nn.Module, _inputs: Any) -> None:
-        if threading.get_ident() == owner:
-            begun.append(len(watcher.found))
+    def begin(_module: nn.Module, _arguments: Any, _keywords: Any) -> None:
+        calls_before.append(len(watcher.found))
 
-    def end(module: nn.Module, _inputs: Any, output: Any) -> None:
-        if threading.get_ident() == owner:
-            first = begun.pop()
-            if len(watcher.found) == first + 1:
-                watcher.around[first].append((module, output))
+    def end(module: nn.Module, _arguments: Any, _keywords: Any, output: Any) -> None:
+        first = calls_before.pop()
+        if len(watcher.found) == first + 1:
+            watcher.around[first].append((module, output))
 
-    with ExitStack() as hooked:
-        for module in model.modules():
-            if module is not model and not isinstance(module, torch.jit.ScriptModule):
-                hooked.callback(module.register_forward_pre_hook(begin).remove)
-                hooked.callback(module.register_forward_hook(end).remove)
+    with hooked(hookable(model).values(), before=begin, after=end):
         yield
 
 

@@ -1,52 +1,47 @@
-"""Keep what parts of a model put out on the way to its answer, in the graph of the pass, for targets that read it."""
+"""Keep outputs of a model's parts, in the graph of the forward pass, for targets that read them."""
 
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from torch import nn
 
-# what to keep of a part's run: (arguments, keywords, output) -> anything made of tensors
+from glowmap.capture.hooks import hooked
+
+# what to keep of a run of a part: (arguments, keywords, output) -> anything made of tensors
 KeepOutput: TypeAlias = Callable[[tuple[Any, ...], dict[str, Any], Any], Any]
 
 
 @dataclass
 class WithIntermediates:
-    """A model's own output, and what was kept inside: by name, a list with an entry for each run of the part."""
+    """A model's own output, and what was kept of its parts: by name, a list with an entry for each run of the part."""
 
     output: Any
     inside: dict[str, Any]
 
 
 @contextmanager
-def opened(model: nn.Module, parts: Mapping[str, tuple[nn.Module, KeepOutput]]) -> Iterator[None]:
-    """Let the model answer with an :class:`WithIntermediates`, for as long as the context lasts, in this thread alone."""
-    owner = threading.get_ident()
-    kept: dict[str, list[Any]] = {}
+def keep_intermediates(model: nn.Module, parts: Mapping[str, tuple[nn.Module, KeepOutput]]) -> Iterator[None]:
+    """Let the model return a :class:`WithIntermediates` in this thread, until the context ends."""
+    by_name: dict[str, list[Any]] = {}
+    names: dict[nn.Module, list[str]] = {}
+    for name, (part, _) in parts.items():
+        names.setdefault(part, []).append(name)
 
-    def begin(_module: nn.Module, _arguments: Any) -> None:
-        if threading.get_ident() == owner:
-            kept.clear()
-            kept.update({name: [] for name in parts})
+    def begin(_model: nn.Module, _arguments: Any, _keywords: Any) -> None:
+        by_name.clear()
+        by_name.update({name: [] for name in parts})
 
-    def end(_module: nn.Module, _arguments: Any, output: Any) -> Any:
-        if threading.get_ident() != owner:
-            return None
-        inside = output.inside if isinstance(output, WithIntermediates) else {}
-        return WithIntermediates(output.output if isinstance(output, WithIntermediates) else output, {**inside, **kept})
+    def keep(part: nn.Module, arguments: Any, keywords: dict[str, Any], output: Any) -> None:
+        for name in names[part]:
+            if name in by_name:  # the part may also run outside of the model
+                by_name[name].append(parts[name][1](arguments, keywords, output))
 
-    def keeping(name: str, keep: KeepOutput) -> Callable[..., None]:
-        def hook(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
-            if threading.get_ident() == owner and name in kept:
-                kept[name].append(keep(arguments, keywords, output))
+    def end(_model: nn.Module, _arguments: Any, _keywords: Any, output: Any) -> WithIntermediates:
+        if isinstance(output, WithIntermediates):
+            return WithIntermediates(output.output, {**output.inside, **by_name})
+        return WithIntermediates(output, dict(by_name))
 
-        return hook
-
-    with ExitStack() as hooked:
-        hooked.callback(model.register_forward_pre_hook(begin).remove)
-        for name, (part, keep) in parts.items():
-            hooked.callback(part.register_forward_hook(keeping(name, keep), with_kwargs=True).remove)
-        hooked.callback(model.register_forward_hook(end).remove)
+    with hooked([model], before=begin), hooked(names, after=keep), hooked([model], after=end):
         yield

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from glowmap import tree
-from glowmap.capture import Activation, Prefix, Recording, patch_activation, repeat_image, resumed, same_output
+from glowmap.capture import Activation, Prefix, Recording, patch_activation, repeat_image, replay_prefix, same_output
 from glowmap.capture.call import called
 from glowmap.errors import GlowmapError, LayerError, ModelError, TargetError
 from glowmap.inputs import Batch
@@ -214,7 +214,7 @@ class ForwardPass:
                 self._check(image)
             self._proven[layer, image] = self._proof(layer, image)
         if self._proven[layer, image]:
-            return resumed
+            return replay_prefix
         self.caution(
             f"running on from layer {layer!r} alone does not give the model's output again, so the whole model is run for each "
             "question about changed maps, which is slow"
@@ -235,7 +235,7 @@ class ForwardPass:
             return False
         repeated = torch.cat([self._of_image(layer, image)] * self._several, self._rows(layer))
         try:
-            with torch.no_grad(), resumed(trunk, self.recording[layer], image, batch, repeated):
+            with torch.no_grad(), replay_prefix(trunk, self.recording[layer], image, batch, repeated):
                 again = self.called(self._inputs(image, self._several))
         except GlowmapError:
             return False

@@ -13,14 +13,13 @@ from torch import Tensor, nn
 
 from glowmap import tree
 from glowmap.capture import BiasGradients, GuidedReLU, completeness_gap, record, repeat_image, same_output
-from glowmap.capture.activations import WITHOUT_GRADIENTS
 from glowmap.capture.attention import AttentionRecorder, enclosing
 from glowmap.capture.call import called
 from glowmap.errors import MethodError, ModelError, TargetError, told
 from glowmap.evidence.attention import AttentionGradients, attended
 from glowmap.evidence.forward_pass import ForwardPass
 from glowmap.evidence.memory import chunk_size
-from glowmap.methods import ASKING, Attention, Make
+from glowmap.methods import ASKING, GRADIENT_FREE, Attention, Make
 from glowmap.progress import tracked
 from glowmap.shapes import Maps, PixelSets, Scores
 from glowmap.targets import Each, Target, by_callable, checked, of_places, settled
@@ -136,7 +135,7 @@ class Evidence:
     def gradients_of_images(self, layer: str, image: int, count: int, make: Make) -> tuple[Maps, Maps]:
         found: list[tuple[Tensor, Tensor]] = []
         for images in _chunks(count, make, self._chunk(3 * self._widest()), "gradients"):
-            with record({layer: self._run.layers[layer]}) as recording:
+            with record({layer: self._run.layers[layer]}, instead=GRADIENT_FREE) as recording:
                 output = self._run.on_images(image, images)
             scores = self._score(image, output, len(images))  # outside: a target may itself run the model
             gradients = recording.gradients(scores)[layer]
@@ -270,7 +269,7 @@ def _gradient(scores: Scores, of: Tensor, what: str) -> Tensor:
     if not scores.requires_grad:
         raise TargetError(
             f"the score carries no gradient to {what}: the target detaches what it reads, or the model runs under no_grad or is "
-            f"quantised; mend that, or use {WITHOUT_GRADIENTS}"
+            f"quantised; mend that, or use {GRADIENT_FREE}"
         )
     try:
         (gradient,) = torch.autograd.grad(scores.sum(), of, allow_unused=True)

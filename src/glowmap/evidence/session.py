@@ -18,6 +18,7 @@ from glowmap.inputs import Batch
 from glowmap.layers import Choice, find_layers
 from glowmap.layers.cache import LayerHints, checked_layout, gather_grids, grids_of
 from glowmap.layers.select import choose
+from glowmap.methods import GRADIENT_FREE
 from glowmap.models import Model
 from glowmap.outputs import ModelOutput
 from glowmap.outputs.prediction import predicted_by
@@ -76,7 +77,7 @@ class Session:
         batch = batch or self.batch
         with ExitStack() as stack:
             stack.enter_context(gather_grids(self.model.module, batch))
-            recording = stack.enter_context(record(layers, graph=graph))
+            recording = stack.enter_context(record(layers, graph=graph, instead=GRADIENT_FREE))
             run = ForwardPass(self.model.module, batch, layers, recording, partial(self._read, batch, laid_back))
             run.grids = partial(self._grids, batch)
             run.check = partial(checked_layout, self.model.module, batch, told=self._told(batch))

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from glowmap import tree
-from glowmap.capture import KeepOutput, opened, record
+from glowmap.capture import KeepOutput, keep_intermediates, record
 from glowmap.capture.call import called
 from glowmap.errors import LayerError
 from glowmap.evidence.forward_pass import ForwardPass
@@ -40,7 +40,7 @@ def watched(model: Model, batch: Batch, names: Sequence[str]) -> Model:
 
     @contextmanager
     def entered(module: nn.Module) -> Iterator[None]:
-        with model.around_forward(module), opened(module, parts):
+        with model.around_forward(module), keep_intermediates(module, parts):
             yield
 
     return replace(model, around_forward=entered, cautions=tuple(cautions))

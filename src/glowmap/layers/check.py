@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from glowmap.inputs import PatchPositions
 from glowmap.layers.align import gradients, offset, stands
 from glowmap.layers.layout import Grid, Layout, interleaved_layout, patches_among, token_layouts
-from glowmap.layers.trace import Traced, TracedOutput, traced
+from glowmap.layers.trace import Trace, TracedOutput, traced
 
 
 def check_layout(
@@ -49,12 +49,12 @@ def check_layout(
     return layout, False
 
 
-def _named(trace: Traced, name: str) -> TracedOutput | None:
+def _named(trace: Trace, name: str) -> TracedOutput | None:
     plain, marked, _ = name.partition("#")
     found = [
         put
-        for put in trace.puts
-        for each in (*put.names, *put.handed_through)
+        for put in trace.outputs
+        for each in (*put.names, *put.passed_by)
         if each == name or (not marked and each.partition("#")[0] == plain)
     ]
     return found[-1] if found else None

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from glowmap.capture import hooked
 from glowmap.errors import LayerError
 from glowmap.inputs import PatchPositions
 from glowmap.shapes import Maps, crossed
@@ -203,14 +204,11 @@ def known_grids(model: nn.Module) -> Iterator[list[Grid]]:
     """List the grids that convolutions make while the model is run inside: patch embeddings, stems, mergings."""
     grids: list[Grid] = []
 
-    def caution(_module: nn.Module, _inputs: Any, output: Any) -> None:
+    def add_grid(_module: nn.Module, _arguments: Any, _keywords: Any, output: Any) -> None:
         if isinstance(output, Tensor) and output.ndim >= 3:
             grids.append(tuple(output.shape[2:]))
 
-    with ExitStack() as hooked:
-        for module in model.modules():
-            if isinstance(module, _ConvNd):
-                hooked.callback(module.register_forward_hook(caution).remove)
+    with hooked((module for module in model.modules() if isinstance(module, _ConvNd)), after=add_grid):
         yield grids
 
 

@@ -37,7 +37,7 @@ from glowmap.layers.align import (
 )
 from glowmap.layers.choice import Choice, LayerScore, no_gradient, no_grid
 from glowmap.layers.layout import Grid, Layout, is_made, is_plain, patches_among, read_layout, token_layouts, witness
-from glowmap.layers.trace import Traced, TracedOutput, traced
+from glowmap.layers.trace import Trace, TracedOutput, traced
 from glowmap.shapes import crossed
 
 _COVERED = 0.5  # the share of places that must have a gradient
@@ -97,12 +97,12 @@ def find_layer(
     return _Search(model, leaf, trace, asked, whole, sure=bool(grids)).choice()
 
 
-def _last_grid(model: nn.Module, images: Tensor, trace: Traced) -> Choice:
+def _last_grid(model: nn.Module, images: Tensor, trace: Trace) -> Choice:
     reason = "the last with a grid, as there is no gradient to go by"
-    for put in reversed(trace.puts):
+    for put in reversed(trace.outputs):
         with suppress(LayerError):
             layout = read_layout(put.tensor.shape, put.name, witness(model, put.names[0]), images, trace.grids)
-            if not (put.makes_nothing or put.is_bare_linear):
+            if not (put.is_parameter_free or put.is_bare_linear):
                 channels = layout.maps(put.tensor).shape[1]
                 return Choice(put.name, put.kind, channels, layout, math.nan, reason, certain=False)
     raise LayerError(no_grid(model, []))
@@ -110,12 +110,12 @@ def _last_grid(model: nn.Module, images: Tensor, trace: Traced) -> Choice:
 
 class _Search:
     def __init__(
-        self, model: nn.Module, images: Tensor, trace: Traced, asked: LayerScore, whole: Tensor, *, sure: bool = False
+        self, model: nn.Module, images: Tensor, trace: Trace, asked: LayerScore, whole: Tensor, *, sure: bool = False
     ) -> None:
         self.model, self.images, self.trace, self.asked, self.whole = model, images, trace, asked, whole
         self._sure = sure  # its family says which grid its tokens have
         self._before: dict[tuple[Layout, tuple[int, ...]], bool] = {}
-        puts = [put for put in trace.puts if put.tensor.requires_grad]
+        puts = [put for put in trace.outputs if put.tensor.requires_grad]
         slopes = gradients(asked.score, [put.tensor for put in puts])
         reached = [(put, slope) for put, slope in zip(puts, slopes, strict=True) if slope is not None]
         found = [self._candidate(model, put, slope) for put, slope in reached]
@@ -215,7 +215,7 @@ class _Search:
         return one.checked["fits"]
 
     def _why_not(self, one: _Candidate, covered: float) -> str:
-        if one.put.makes_nothing or any(one.put.rearranged is other.put.tensor for other in self.candidates):
+        if one.put.is_parameter_free or any(one.put.rearranged_from is other.put.tensor for other in self.candidates):
             return "pooling, resizing or another order of what came in"
         if one.put.is_bare_linear:
             return "the bare product of a linear layer"
@@ -228,7 +228,7 @@ class _Search:
         cells = math.prod(one.layout.grid)
         if self.asked.parts and self.asked.boxes and cells > 1 and one.coverage * cells < 1.5:
             return "the score has a gradient at a single place, of which there is no map"  # as before a head of single cells
-        if one.channels == self.asked.classes and not self.trace.parametric_after(one.put):
+        if one.channels == self.asked.classes and not self.trace.has_parameters_after(one.put):
             return "the class scores themselves, place by place"
         return ""
 
@@ -310,7 +310,7 @@ class _Search:
         for one in after:
             vectors = all(parameter.ndim == 1 for parameter in one.put.modules[0].parameters())
             same = one.layout == cut.layout and one.put.tensor.shape == cut.put.tensor.shape
-            if not (vectors and same and one.coverage >= _COVERED and not one.put.makes_nothing):
+            if not (vectors and same and one.coverage >= _COVERED and not one.put.is_parameter_free):
                 continue
             if carries(one.put.tensor, one.gradient, cut.put.tensor, cut.gradient, cut.layout) and self._proven(one):
                 return one, "the last that all evidence of the patches goes through"
@@ -353,13 +353,13 @@ class _Search:
 
     def _late(self, stretch: Sequence[_Candidate]) -> Sequence[_Candidate]:
         """Leave out what a grid begins with, which carries all of it and says little yet: by outputs and by parameters."""
-        held = list(accumulate(self.trace.weighed[one.put.order] for one in stretch))
+        held = list(accumulate(self.trace.parameters[one.put.order] for one in stretch))
         shares = [(2 * i / len(held) + so_far / max(held[-1], 1)) / 3 for i, so_far in enumerate(held)]
         first = next((i for i, share in enumerate(shares) if share >= _BEGINS), 0)
         return stretch[first:]
 
     def _held(self, stretch: Sequence[_Candidate]) -> int:
-        return sum(self.trace.weighed[one.put.order] for one in stretch)
+        return sum(self.trace.parameters[one.put.order] for one in stretch)
 
     def _ends(self, one: _Candidate, source: _Candidate) -> bool:
         """Tell whether all that goes through a grid, from its source on, goes through this output."""

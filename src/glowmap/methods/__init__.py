@@ -11,6 +11,7 @@ from glowmap.methods._attention import Attention as Attention
 from glowmap.methods._attention import Block as Block
 from glowmap.methods._method import ASKING as ASKING
 from glowmap.methods._method import EVIDENCE as EVIDENCE
+from glowmap.methods._method import GRADIENT_FREE as GRADIENT_FREE
 from glowmap.methods._method import METHODS as METHODS
 from glowmap.methods._method import OF_ATTENTION as OF_ATTENTION
 from glowmap.methods._method import OF_THE_INPUT as OF_THE_INPUT

@@ -72,6 +72,8 @@ ASKING = frozenset({"gradients_of_maps", "gradients_of_images", "rescore_maps", 
 OF_THE_INPUT = frozenset({"images", "rescore_images", "input_gradients", "guided_gradients", "bias_gradients"})
 # Evidence about the tokens that attend, whichever layer they come from.
 OF_ATTENTION = frozenset({"attention", "attention_gradients", "output_gradients", "own_gradients"})
+# Named in errors where a model has no gradients.
+GRADIENT_FREE = "a method that needs no gradients: eigen_cam, score_cam, occlusion, rise"
 Make: TypeAlias = Callable[[slice], Tensor]
 
 

@@ -1,6 +1,5 @@
 """Models that judge pictures by texts: how texts are put beside the pictures, and embedded once for many questions."""
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from glowmap import tree
+from glowmap.capture import method_patched
 from glowmap.errors import TargetError
 from glowmap.inputs import Batch
 from glowmap.models.model import AroundForward, Model, TextPass
@@ -153,27 +153,21 @@ def remembering(owner: Any, name: str) -> Iterator[None]:
     further pass. An input that is one row of an earlier one, however often, counts as the same: texts that happen to be as many
     as the pictures are cut with them when one picture is asked about, and are classes all the same.
     """
-    own, before, thread = getattr(owner, name), vars(owner).get(name), threading.get_ident()
     known: list[tuple[Any, list[Tensor], Any]] = []
 
-    def remembered(*arguments: Any, **keywords: Any) -> Any:
-        if threading.get_ident() != thread:
-            return own(*arguments, **keywords)
+    def remembered(original: Any, *arguments: Any, **keywords: Any) -> Any:
         given, apart = list(tree.leaves([arguments, keywords])), tree.map([arguments, keywords], _left_out)
         for others, tensors, output in known:
             if others == apart and len(tensors) == len(given) and _same_or_one_row(tensors, given):
                 return tree.map(output, _itself)
         tensors = [one.clone() for one in given]  # the model may write into what it is given
         with torch.no_grad():
-            output = own(*arguments, **keywords)
+            output = original(*arguments, **keywords)
         known.append((apart, tensors, tree.map(output, _itself)))
         return output
 
-    setattr(owner, name, remembered)
-    try:
+    with method_patched(owner, name, remembered):
         yield
-    finally:
-        delattr(owner, name) if before is None else setattr(owner, name, before)
 
 
 def _same_or_one_row(known: Sequence[Tensor], given: Sequence[Tensor]) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from glowmap.capture import opened
+from glowmap.capture import keep_intermediates
 from glowmap.capture.intermediates import KeepOutput
 from glowmap.errors import TargetError
 from glowmap.outputs import Candidates, Found, ModelOutput, OnDemand
@@ -54,7 +54,7 @@ def watched(detector: nn.Module) -> Callable[[nn.Module], AbstractContextManager
     else:
         parts |= {"anchors": (detector.anchor_generator, _output), "head": (detector.head, _output)}
         parts |= {"grids": (detector.anchor_generator, _grids)}
-    return lambda model: opened(model, {f"{_OF}{name}": part for name, part in parts.items()})
+    return lambda model: keep_intermediates(model, {f"{_OF}{name}": part for name, part in parts.items()})
 
 
 def candidates_of(detector: nn.Module) -> Callable[[ModelOutput], Candidates]:

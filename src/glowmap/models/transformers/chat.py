@@ -7,9 +7,8 @@ others, which become those patches on the way in, so that every method works on 
 import inspect
 import math
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from glowmap.capture import forward_of
+from glowmap.capture import hooked, method_patched
 from glowmap.errors import InputError, TargetError, told
 from glowmap.inputs import Batch
 from glowmap.models.model import Model, TextPass
@@ -195,19 +194,15 @@ def one_picture(processor: Any, picture: Image.Image) -> Tensor:
 @contextmanager
 def as_rows_and_columns(module: Any) -> Iterator[None]:
     """Let a model take images of rows and columns, and put the tokens it makes of them out image by image and row by row."""
-    owner = threading.get_ident()
 
     def take(_module: nn.Module, arguments: Any, keywords: dict[str, Any]) -> Any:
         images = keywords.get("pixel_values")
-        if threading.get_ident() != owner or not isinstance(images, Tensor) or images.ndim != 4:
+        if not isinstance(images, Tensor) or images.ndim != 4:
             return None
         return arguments, {**keywords, **pictures(module, images)}
 
-    with ExitStack() as hooked:
-        if _is(module, (*_IN_PATCHES, *_OF_SEVERAL)):
-            hooked.callback(module.register_forward_pre_hook(take, with_kwargs=True).remove)
-        if _is(module, _IN_PATCHES):
-            hooked.enter_context(_by_image(module.model.visual))
+    takes = hooked([module], before=take) if _is(module, (*_IN_PATCHES, *_OF_SEVERAL)) else nullcontext()
+    with takes, _by_image(module.model.visual) if _is(module, _IN_PATCHES) else nullcontext():
         yield
 
 
@@ -218,51 +213,38 @@ def _by_image(tower: Any) -> Iterator[None]:
     Where it works in windows, the tokens are put in the order of rows before they are made, and back behind. Each is made by
     itself, so that nothing changes but the order.
     """
-    owner, merger = threading.get_ident(), tower.merger
+    merger = tower.merger
     images, order = 1, torch.empty(0)
 
     def begin(_tower: Any, arguments: Any, keywords: dict[str, Any]) -> None:
         nonlocal images, order
-        if threading.get_ident() == owner:
-            grid = keywords["grid_thw"] if "grid_thw" in keywords else arguments[1]
-            images, order = len(grid), _windows(tower, grid)
+        grid = keywords["grid_thw"] if "grid_thw" in keywords else arguments[1]
+        images, order = len(grid), _windows(tower, grid)
 
-    def lay(_part: Any, arguments: tuple[Tensor, ...]) -> Any:
-        if threading.get_ident() != owner:
-            return None
-        return (_split(arguments[0][order.argsort()], images), *arguments[1:])
+    def lay(_part: Any, arguments: tuple[Tensor, ...], keywords: dict[str, Any]) -> Any:
+        return (_split(arguments[0][order.argsort()], images), *arguments[1:]), keywords
 
-    def back(_part: Any, _arguments: Any, output: Tensor) -> Tensor | None:
-        return output.flatten(0, 1)[order] if threading.get_ident() == owner else None
+    def back(_part: Any, _arguments: Any, _keywords: Any, output: Tensor) -> Tensor:
+        return output.flatten(0, 1)[order]
 
-    def flatten(_tower: Any, _arguments: Any, output: Any) -> None:
-        if threading.get_ident() == owner:
-            output["pooler_output"] = output["pooler_output"].flatten(0, 1)
-            if output.get("deepstack_features") is not None:
-                output["deepstack_features"] = [one.flatten(0, 1) for one in output["deepstack_features"]]
+    def split(forward: Any, *arguments: Any, **keywords: Any) -> Tensor:
+        return _split(forward(*arguments, **keywords), images)
 
-    with ExitStack() as hooked:
-        hooked.callback(tower.register_forward_pre_hook(begin, with_kwargs=True).remove)
+    def flatten(_tower: Any, _arguments: Any, _keywords: Any, output: Any) -> None:
+        output["pooler_output"] = output["pooler_output"].flatten(0, 1)
+        if output.get("deepstack_features") is not None:
+            output["deepstack_features"] = [features.flatten(0, 1) for features in output["deepstack_features"]]
+
+    with ExitStack() as stack:
+        stack.enter_context(hooked([tower], before=begin))
         if hasattr(merger, "mlp"):
-            hooked.callback(merger.mlp.register_forward_pre_hook(lay).remove)
-            hooked.callback(merger.register_forward_hook(back).remove)
+            stack.enter_context(hooked([merger.mlp], before=lay))
+            stack.enter_context(hooked([merger], after=back))
         else:
-            for one in (merger, *getattr(tower, "deepstack_merger_list", ())):
-                hooked.enter_context(_splitting(one, lambda: images))
-            hooked.callback(tower.register_forward_hook(flatten).remove)
-        yield
-
-
-@contextmanager
-def _splitting(part: Any, images: Callable[[], int]) -> Iterator[None]:
-    """Split a part's output image by image before any hook sees it, which a hook could not."""
-    own, owner = part.forward, threading.get_ident()
-
-    def forward(*arguments: Any, **keywords: Any) -> Tensor:
-        made: Tensor = own(*arguments, **keywords)
-        return _split(made, images()) if threading.get_ident() == owner else made
-
-    with forward_of(part, forward):
+            for part in (merger, *getattr(tower, "deepstack_merger_list", ())):
+                # before any hook sees the output, which a hook could not do
+                stack.enter_context(method_patched(part, "forward", split))
+            stack.enter_context(hooked([tower], after=flatten))
         yield
 
 

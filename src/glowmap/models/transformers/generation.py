@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from glowmap.capture import opened
+from glowmap.capture import keep_intermediates
 from glowmap.errors import TargetError, told
 from glowmap.inputs import Batch
 from glowmap.models.model import AroundForward, Model, TextInterface, TextPass
@@ -304,7 +304,7 @@ def _question_alone(_module: Any, given: dict[str, Tensor]) -> dict[str, Tensor]
 
 def _decoder_opened(module: nn.Module) -> AbstractContextManager[None]:
     """Keep the logits of the words, which BLIP leaves out of what it answers to a question."""
-    return opened(
+    return keep_intermediates(
         module, {"words": (module.get_submodule("text_decoder"), lambda _arguments, _keywords, output: output.logits)}
     )
 

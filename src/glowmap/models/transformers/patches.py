@@ -1,6 +1,5 @@
 """Where transformers' models have a picture's patches among words: told by their input, and kept in order where it is drawn."""
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from glowmap.capture import method_patched
 from glowmap.inputs import Batch, PatchPositions
 from glowmap.models.transformers.chat import image_token
 
@@ -87,26 +87,17 @@ def _behind_words(part: str, patch: int, batch: Batch) -> PatchPositions | None:
 @contextmanager
 def _in_order(embeddings: Any) -> Iterator[None]:
     """Let ViLT have its patches row by row, those of padding last; it draws their order anew in each pass."""
-    own, before, owner = embeddings.visual_embed, vars(embeddings).get("visual_embed"), threading.get_ident()
 
-    def visual_embed(*arguments: Any, **keywords: Any) -> Any:
-        tokens, mask, (places, grid) = own(*arguments, **keywords)
-        if threading.get_ident() != owner:
-            return tokens, mask, (places, grid)
+    def visual_embed(original: Any, *arguments: Any, **keywords: Any) -> Any:
+        tokens, mask, (places, grid) = original(*arguments, **keywords)
         rank = places[..., 0] * (int(places.max()) + 1) + places[..., 1]
         order = (rank + (mask[:, 1:] == 0) * (rank.max() + 1)).argsort(1)
         patches, shown = (one[:, 1:].gather(1, _wide(order, one)) for one in (tokens, mask))
         ordered = places.gather(1, _wide(order, places))
         return torch.cat([tokens[:, :1], patches], 1), torch.cat([mask[:, :1], shown], 1), (ordered, grid)
 
-    embeddings.visual_embed = visual_embed
-    try:
+    with method_patched(embeddings, "visual_embed", visual_embed):
         yield
-    finally:
-        if before is None:
-            del vars(embeddings)["visual_embed"]
-        else:
-            embeddings.visual_embed = before
 
 
 def _wide(order: Tensor, one: Tensor) -> Tensor:
