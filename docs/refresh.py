@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 from glowmap.cli import demonstration as tour
-from glowmap.methods._method import METHODS
+from glowmap.evidence import method_cost
+from glowmap.methods import METHODS
 
 DOCS = Path(__file__).parent
 METHODS_PAGE = DOCS / "methods.md"
@@ -14,7 +15,7 @@ HEAD = "| name | cost | what it does | when to use it | paper |\n|---|---|---|--
 def table() -> str:
     """Format all methods as a Markdown table."""
     rows = [
-        f"| `{name}` | {method.cost} | {method.summary} | {method.use} | {method.paper} |\n"
+        f"| `{name}` | {method_cost(method)} | {method.summary} | {method.use} | {method.paper} |\n"
         for name, method in METHODS.items()
     ]
     return HEAD + "".join(rows)

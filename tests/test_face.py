@@ -2,7 +2,6 @@
 
 import ast
 import copy
-import importlib
 import pickle
 import pkgutil
 import subprocess
@@ -15,6 +14,8 @@ import torch
 import glowmap
 from glowmap import cautions, errors
 from glowmap.errors import GlowmapError, MethodError
+from glowmap.evidence import kinds_of
+from glowmap.methods import Method
 from glowmap.registry import Registry, near_names
 
 SOURCE = Path(glowmap.__file__).parent
@@ -113,9 +114,8 @@ def test_near_names(name, names, ending):
 
 
 def test_a_method_that_asks_for_unknown_evidence_fails_at_import():
-    method = importlib.import_module("glowmap.methods._method").method
-    with pytest.raises(TypeError, match="asks for 'grads'; a method may ask for activations, "):
-        method(paper="none", use="never")(lambda activations, grads: None)
+    with pytest.raises(MethodError, match="unnamed asks for 'grads'; a method may ask for activations, "):
+        kinds_of(Method("unnamed", lambda activations, grads: None, ("activations", "grads"), {}, "", ""))
 
 
 def test_public_functions_have_a_docstring_and_no_file_is_too_long():

@@ -15,16 +15,16 @@ from glowmap.capture.call import called
 from glowmap.errors import LayerError, TargetError
 from glowmap.evidence.cautions import MethodMap, blind_cautions, changed_cautions, map_cautions
 from glowmap.evidence.forward_pass import ForwardPass
-from glowmap.evidence.layer import Evidence
+from glowmap.evidence.kinds import ATTENTION, INPUT, is_cheap, pass_options
 from glowmap.evidence.maps import Job, _averaged, _maps, _score
 from glowmap.evidence.preparation import prepared
-from glowmap.evidence.session import ATTENTION, INPUT, Session, visited
+from glowmap.evidence.scored_pass import ScoredPass
+from glowmap.evidence.session import Session, visited
 from glowmap.explanation.explanation import Explanation, Explanations
 from glowmap.inputs import Batch
 from glowmap.layers import Choice, LayerName, Surveyed, find_layers, surveyed
 from glowmap.layers.select import asks_for_its_own
-from glowmap.methods import METHODS, Method
-from glowmap.methods._method import asks, differentiates, methods_asked, resumes, smoothing_asked
+from glowmap.methods import METHODS, Method, read_methods, read_smoothing
 from glowmap.models import Model, as_model
 from glowmap.outputs import ModelOutput
 from glowmap.targets import Target, TargetLike, annotations_of, as_questions, cautions_of, of_places, ranks
@@ -118,8 +118,7 @@ def compare(
     if isinstance(methods, str | Method):
         methods = [methods]
     if methods is None:
-        cheap = {"activations", "gradients"}
-        methods = [name for name, one in METHODS.items() if {*one.needs} <= cheap and name != "kpca_cam"]
+        methods = [name for name, one in METHODS.items() if is_cheap(one)]
     return Explainer(model, layer=layers).all(images, target=target, method=list(methods))
 
 
@@ -167,8 +166,8 @@ class Explainer:
         self, images: Any, *, target: Any = None, method: Any = None, smooth: Any = (), seed: int = 0
     ) -> Explanations:
         """Explain images, and give a sequence also for one question, one method and one layer."""
-        kinds = smoothing_asked(smooth)
-        chosen = None if method is None else _principal(methods_asked(method), kinds)
+        kinds = read_smoothing(smooth)
+        chosen = None if method is None else _principal(read_methods(method), kinds)
         questions = as_questions(target)
         with torch.inference_mode(False):  # whose tensors autograd may not save
             batch = self.model.read(images)
@@ -203,12 +202,10 @@ def _answered(
 ) -> list[tuple[int, Explanation]]:
     """Answer questions from one forward pass, each with its number."""
     planned = chosen or [METHODS["grad_cam"]]  # what is chosen later in its place needs no more
-    looking = not all(one.at_input or one.of_attention for one in planned)
-    layers = _layers_asked(visit, questions, blindly=not differentiates(planned), anew=anew) if looking else {}
+    options = pass_options(planned)
+    layers = _layers_asked(visit, questions, blindly=not options.graph, anew=anew) if options.needs_layers else {}
     together = {name: layer for own in layers.values() for name, layer in own.items()}
-    run = visit.run(
-        together, asks=bool(kinds) or asks(planned), resuming=resumes(planned), graph=differentiates(planned)
-    )
+    run = visit.run(together, asks=bool(kinds) or options.reruns, resuming=options.resumes, graph=options.graph)
     shared = visit.shared(run, was_training)  # before a target has its hands on the output
     asked = [
         Job(
@@ -225,7 +222,7 @@ def _answered(
         _averaged(visit, run, asked, kinds, seed)
         if kinds
         else [
-            _maps(one.methods, Evidence(run, one.question, one.scores, list(one.layers)), one.layers) for one in asked
+            _maps(one.methods, ScoredPass(run, one.question, one.scores, list(one.layers)), one.layers) for one in asked
         ]
     )
     return [

@@ -22,11 +22,12 @@ import papers.attention
 from contracts.test_borrowing import assert_same, everything_of
 from glowmap.capture.attention import AttentionRecorder
 from glowmap.errors import MethodError, TargetError
+from glowmap.evidence import ATTENTION, map_places
 from papers.twins import TWINS
 from tiny_models.convolutional import Classifier, images
 from tiny_models.transformer import Attend, Transformer, made, pictures
 
-METHODS = [name for name, method in glowmap.METHODS.items() if method.of_attention]
+METHODS = [name for name, method in glowmap.METHODS.items() if map_places(method, ["layer"]) == [ATTENTION]]
 TIMM = {"img_size": (32, 48), "patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2, "num_classes": 5}
 HF = {
     "hidden_size": 16,
@@ -199,16 +200,16 @@ def built(family):
 @pytest.fixture
 def seen(monkeypatch):
     """What is made out of a run's attention."""
-    import glowmap.evidence.layer
+    import glowmap.evidence.recorded_attention
 
-    made_out = glowmap.evidence.layer.attended
+    made_out = glowmap.evidence.recorded_attention.attended
     kept = []
 
     def keeping(*arguments):
         kept.append(made_out(*arguments))
         return kept[-1]
 
-    monkeypatch.setattr("glowmap.evidence.layer.attended", keeping)
+    monkeypatch.setattr("glowmap.evidence.recorded_attention.attended", keeping)
     return kept
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 
 import glowmap
 from glowmap.cli import commands as cli
+from glowmap.evidence import method_cost
 
 OWN = """
 import torch
@@ -152,7 +153,7 @@ def test_methods_lists_the_shelf(run, monkeypatch):
     assert code == 0
     for name, method in glowmap.METHODS.items():
         (line,) = [line for line in out.splitlines() if line.split()[:1] == [name]]
-        assert method.cost in line
+        assert method_cost(method) in line
         assert method.paper in line
 
 

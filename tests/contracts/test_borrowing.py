@@ -12,10 +12,13 @@ from torch import nn
 
 import glowmap
 from glowmap.errors import GlowmapError
+from glowmap.evidence import INPUT, map_places
 from tiny_models.convolutional import ON_MAPS, Classifier, Segmenter, images, with_parameters
 
 NEEDS = {name: {*glowmap.METHODS[name].needs} for name in ON_MAPS}
-AT_PIXELS = {name for name, method in glowmap.METHODS.items() if method.at_input} | {"guided_grad_cam"}
+AT_PIXELS = {name for name, method in glowmap.METHODS.items() if map_places(method, ["layer"]) == [INPUT]} | {
+    "guided_grad_cam"
+}
 every_method = pytest.mark.parametrize("method", NEEDS)
 method_for_any_head = pytest.mark.parametrize("method", [name for name in NEEDS if name != "cam"])
 plain_method = pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from torch import nn
 import glowmap
 from glowmap import targets
 from glowmap.errors import GlowmapError
+from glowmap.evidence import map_places
 from glowmap.methods import Method
 from glowmap.models import as_model
 from glowmap.targets import (
@@ -477,7 +478,7 @@ def test_every_question_by_every_kind_of_evidence(name, method):
     question = QUESTIONS[name]
     asked, why = question.on(), reason(name, method)
     own = glowmap.METHODS[method]
-    layer = None if own.at_input or own.of_attention else asked.layer
+    layer = None if map_places(own, ["layer"]) != ["layer"] else asked.layer
     if why is not None:
         with pytest.raises(GlowmapError, match=why):
             glowmap.explain(

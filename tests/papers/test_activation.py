@@ -8,7 +8,7 @@ from torch import nn
 import glowmap
 import papers.activation  # noqa: F401 - registers the twins
 from glowmap.errors import MethodError, ModelError
-from glowmap.methods._method import METHODS
+from glowmap.methods import METHODS
 from papers.twins import TWINS
 from tiny_models.convolutional import Classifier, FlattenClassifier, images
 

@@ -8,7 +8,7 @@ from torch import nn
 import glowmap
 import papers.attention as papers_of
 from glowmap.errors import MethodError
-from glowmap.methods._method import METHODS
+from glowmap.methods import METHODS
 from papers.twins import TWINS
 from tiny_models.convolutional import Classifier, images
 from tiny_models.transformer import Attend, Couple, Detector, Transformer, made, pictures

@@ -10,7 +10,7 @@ from torch import nn
 import glowmap
 import papers.gradient  # noqa: F401 - registers the twins
 from glowmap.errors import MethodError
-from glowmap.methods._method import METHODS
+from glowmap.methods import METHODS
 from papers.twins import TWINS
 from tiny_models.convolutional import FlattenClassifier, images
 
@@ -248,7 +248,7 @@ def test_smooth_grad_cam_pp_weighs_the_images_own_maps():
 def test_how_many_questions_fit_at_once_changes_nothing(name, monkeypatch):
     model, batch = curved(4, 5)
     whole = explained(model, batch, name)
-    monkeypatch.setattr("glowmap.evidence.layer.chunk_size", lambda *_: 3)
+    monkeypatch.setattr("glowmap.evidence.rescoring.chunk_size", lambda *_: 3)
     torch.testing.assert_close(explained(model, batch, name), whole, rtol=1e-12, atol=1e-14)
 
 

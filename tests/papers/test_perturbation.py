@@ -11,7 +11,7 @@ from torch import nn
 import glowmap
 from glowmap import targets
 from glowmap.errors import MethodError
-from glowmap.methods._method import METHODS
+from glowmap.methods import METHODS
 from papers.perturbation import up
 from papers.twins import TWINS
 from tiny_models.convolutional import Segmenter, images
@@ -364,7 +364,7 @@ def test_the_chunk_size_never_changes_a_result(name, rows, monkeypatch):
     model, batch = made((7, 9))
     wanted = explained(model, batch, name, **QUICK[name])
     asked = []
-    monkeypatch.setattr("glowmap.evidence.layer.chunk_size", lambda *_: asked.append(rows) or rows)
+    monkeypatch.setattr("glowmap.evidence.rescoring.chunk_size", lambda *_: asked.append(rows) or rows)
     found = explained(model, batch, name, **QUICK[name])
     assert asked
     torch.testing.assert_close(found.raw, wanted.raw, rtol=1e-9, atol=1e-11)

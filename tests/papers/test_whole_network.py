@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import glowmap
-import glowmap.evidence.layer
+import glowmap.evidence.rescoring
 import papers.whole_network  # noqa: F401 - registers the twins
 from glowmap.capture import BiasGradients
 from glowmap.errors import MethodError, ModelError
@@ -164,7 +164,7 @@ def test_a_seed_repeats_itself_and_leaves_the_global_generator_alone():
 def test_chunks_change_nothing(method, monkeypatch):
     model, batch, found = Smooth(), pictures(), []
     for size in (1, 3, 100):
-        monkeypatch.setattr(glowmap.evidence.layer, "chunk_size", lambda *_, size=size: size)
+        monkeypatch.setattr(glowmap.evidence.rescoring, "chunk_size", lambda *_, size=size: size)
         found.append(explained(model, batch, method).raw)
     torch.testing.assert_close(found[1], found[0], rtol=1e-11, atol=1e-13)
     torch.testing.assert_close(found[2], found[0], rtol=1e-11, atol=1e-13)

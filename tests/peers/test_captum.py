@@ -8,7 +8,7 @@ from torch import nn
 import glowmap
 import papers.perturbation
 import papers.whole_network  # noqa: F401 - they register the twins
-from glowmap.methods._method import METHODS
+from glowmap.methods import METHODS
 from papers.twins import TWINS
 from peers.nets import TARGETS, bending, pictures, resnet
 

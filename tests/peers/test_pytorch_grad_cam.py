@@ -15,7 +15,7 @@ import papers.perturbation
 import papers.whole_network
 from glowmap import targets
 from glowmap.errors import TargetError
-from glowmap.methods._method import METHODS
+from glowmap.methods import METHODS
 from papers.twins import TWINS
 from peers.nets import TARGETS, Given, Straight, bending, evidence, far, pictures, resnet, speaks
 from tiny_models.convolutional import Segmenter

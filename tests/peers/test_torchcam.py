@@ -9,7 +9,7 @@ import glowmap
 import papers.gradient
 import papers.perturbation  # noqa: F401 - they register the twins
 from glowmap.errors import TargetError
-from glowmap.methods._method import METHODS
+from glowmap.methods import METHODS
 from papers.perturbation import mask, seen_through, softmax, weighed
 from papers.twins import TWINS
 from peers.nets import TARGETS, Straight, bending, evidence, far, pictures, resnet, speaks

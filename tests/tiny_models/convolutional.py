@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 import glowmap
+from glowmap.evidence import ATTENTION, map_places
 
 
 class Classifier(nn.Module):
@@ -107,7 +108,7 @@ CHEAP = {  # knobs that make the expensive ones quick here
 
 
 # The methods that a convolutional network will do for; tests/capture/test_attention.py tests the others.
-ON_MAPS = [name for name, method in glowmap.METHODS.items() if not method.of_attention]
+ON_MAPS = [name for name, method in glowmap.METHODS.items() if map_places(method, ["layer"]) != [ATTENTION]]
 
 
 def with_parameters(name):

@@ -195,6 +195,7 @@ def methods(
     name: Annotated[str | None, typer.Argument(help="One method, to be told all about it.")] = None,
 ) -> None:
     """List the methods: what each costs beside which evidence, does and needs, when to use it, and its paper."""
+    from glowmap.evidence import method_cost
     from glowmap.methods import METHODS
 
     if name is not None:
@@ -208,7 +209,8 @@ def methods(
     ):
         table.add_column(column, overflow="fold")
     for method, one in METHODS.items():
-        row = (one.cost, one.summary, ", ".join(one.needs), one.use, one.paper) if wide else (one.cost, one.use)
+        cost = method_cost(one)
+        row = (cost, one.summary, ", ".join(one.needs), one.use, one.paper) if wide else (cost, one.use)
         table.add_row(method, *map(escape, row))
     console.print(table, soft_wrap=False)
     if not wide:

@@ -77,7 +77,9 @@ def tell_method(method: "Method") -> None:
     """Say all about one method."""
     import inspect
 
-    console.print(f"[bold]{method.name}[/]: {escape(method.cost)}; for {escape(method.use)}", highlight=False)
+    from glowmap.evidence import method_cost
+
+    console.print(f"[bold]{method.name}[/]: {escape(method_cost(method))}; for {escape(method.use)}", highlight=False)
     console.print(escape(inspect.getdoc(method.function) or ""), highlight=False)
     console.print(f"needs {', '.join(method.needs)}; from {escape(method.paper)}", highlight=False)
     for knob, default in method.parameters.items():

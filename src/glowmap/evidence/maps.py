@@ -12,10 +12,11 @@ from glowmap import tree
 from glowmap.errors import ModelError, TargetError
 from glowmap.evidence.cautions import MethodMap
 from glowmap.evidence.forward_pass import ForwardPass
-from glowmap.evidence.layer import Evidence
-from glowmap.evidence.session import ATTENTION, INPUT, Session
+from glowmap.evidence.kinds import INPUT, map_places, pass_options
+from glowmap.evidence.layer import averaged_away, cells_without_gradient
+from glowmap.evidence.scored_pass import ScoredPass
+from glowmap.evidence.session import Session
 from glowmap.methods import Method
-from glowmap.methods._method import differentiates, resumes
 from glowmap.methods.smoothing import Variant, resized_like, variants
 from glowmap.metrics import energy_share
 from glowmap.outputs import ModelOutput
@@ -46,19 +47,19 @@ def _averaged(visit: Session, run: ForwardPass, asked: Sequence[Job], kinds: lis
     grids = {name: run.maps(name, run.recording[name].output.detach())[:, :1] for name in run.layers}
     grids[INPUT] = run.batch.images[:, :1]
     fixed = [Each([settled(one.question, run.answer, i) for i in range(run.answer.batch)]) for one in asked]
-    methods = [method for one in asked for method in one.methods]
+    options = pass_options([method for one in asked for method in one.methods])
     for change in tracked(changes, len(changes), "smoothing"):
         again = visit.run(
             run.layers,
             asks=True,
-            resuming=resumes(methods),
-            graph=differentiates(methods),
+            resuming=options.resumes,
+            graph=options.graph,
             batch=run.batch.changed(change.change),
             laid_back=partial(_back, change, run),
         )
         for at, (one, question) in enumerate(zip(asked, fixed, strict=True)):
-            evidence = Evidence(again, question, _score(question, again.answer), list(one.layers))
-            for (method, layer), found in _maps(one.methods, evidence, one.layers).items():
+            scored = ScoredPass(again, question, _score(question, again.answer), list(one.layers))
+            for (method, layer), found in _maps(one.methods, scored, one.layers).items():
                 key, back = (at, method, layer), change.undo(found.raw[:, None])
                 back = resized_like(back, grids.setdefault(layer, back))[:, 0]
                 sums[key] = sums[key] + back if key in sums else back
@@ -83,41 +84,33 @@ def _score(question: Target, answer: ModelOutput) -> Scores:
     return scores
 
 
-def _maps(
-    methods: Sequence[Method], evidence: Evidence, layers: dict[str, nn.Module]
-) -> dict[tuple[int, str], MethodMap]:
+def _maps(methods: Sequence[Method], scored: ScoredPass, layers: dict[str, nn.Module]) -> _Maps:
     """Apply every method at every layer, or once at the input, in the order in which they were asked for."""
     return {
-        (number, layer): _map(method, evidence, layer)
+        (number, layer): _map(method, scored, layer)
         for number, method in enumerate(methods)
-        for layer in _places(method, layers)
+        for layer in map_places(method, list(layers))
     }
 
 
-def _places(method: Method, layers: dict[str, nn.Module]) -> list[str]:
-    """Name what a method's maps are of: each layer, all of them, or the input."""
-    if method.at_input or method.of_attention:
-        return [INPUT if method.at_input else ATTENTION]
-    return [", ".join(layers)] if method.joins_layers else list(layers)
-
-
-def _map(method: Method, evidence: Evidence, layer: str) -> MethodMap:
-    """Apply a method, and refuse what is not finite."""
-    before = len(evidence.cautions)
-    parts = evidence.of(method.needs, layer)
-    with torch.autocast(evidence.device.type, enabled=False):  # a method's arithmetic is done where it is safe
+def _map(method: Method, scored: ScoredPass, layer: str) -> MethodMap:
+    """Apply a method. Raises ModelError for a map that is not finite."""
+    noted = scored.forward_pass.cautions
+    before = len(noted)
+    parts = scored.evidence(method.needs, layer)
+    with torch.autocast(scored.images.device.type, enabled=False):  # a method's arithmetic is done where it is safe
         raw = torch.cat([method(**part) for part in parts])
-    cautions = tuple(evidence.cautions[before:])
-    del evidence.cautions[before:]  # they are of this map alone
+    cautions = tuple(noted[before:])
+    del noted[before:]  # they are of this map alone
     if not raw.isfinite().all():  # what is not finite in the evidence shows in the map: one small test for all
         tensors = [kind for kind, value in parts[0].items() if isinstance(value, Tensor)]
         known = {kind: torch.cat([part[kind] for part in parts]) for kind in tensors}
         _refuse_not_finite({**known, f"{method.name} map": raw}, layer)
     if "gradients" not in method.needs:
         return MethodMap(raw, cautions=cautions)
-    zero = evidence.without_gradient(layer)
+    zero = scored.once(cells_without_gradient, layer)
     unused = energy_share(raw.relu(), zero) if raw.shape == zero.shape else None
-    cancelled = evidence.cancelled(layer) if method.pools else None
+    cancelled = scored.once(averaged_away, layer) if method.pools else None
     return MethodMap(raw, zero.flatten(1).all(1), unused, cautions, cancelled, method.name)
 
 

@@ -14,6 +14,7 @@ from glowmap.capture import record, record_prefix
 from glowmap.capture.call import called
 from glowmap.evidence.cautions import run_cautions
 from glowmap.evidence.forward_pass import ForwardPass
+from glowmap.evidence.kinds import INPUT
 from glowmap.inputs import Batch
 from glowmap.layers import Choice, find_layers
 from glowmap.layers.cache import LayerHints, checked_layout, gather_grids, grids_of
@@ -23,9 +24,6 @@ from glowmap.models import Model
 from glowmap.outputs import ModelOutput
 from glowmap.outputs.prediction import predicted_by
 from glowmap.targets import Target, as_questions
-
-INPUT = "input"  # in the place of a layer's name, for methods whose maps lie on the input itself
-ATTENTION = "attention"  # the same for those whose maps lie on the patches that attend
 
 
 @dataclass

@@ -46,6 +46,7 @@ def eigen_cam(activations: Maps) -> RawMaps:
 @method(
     paper="Karmani et al., 2024, arXiv:2410.00267, the definition of KPCA-CAM",
     use="Eigen-CAM, bent to curved data",
+    slow=True,
 )
 def kpca_cam(activations: Maps, *, kernel: str = "sigmoid", gamma: float | None = None) -> RawMaps:
     """Show the first kernel principal component of the layer: Eigen-CAM where the cells lie along a curve.

@@ -1,4 +1,7 @@
-"""The attention of one run, made out: which tokens are the picture's patches, and its gradients by one score or by many."""
+"""Evidence from the attention of all blocks: which tokens are the picture's patches, and the score's gradients by it.
+
+The model runs again with its attention recorded, on its own batch.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,22 +15,71 @@ from torch import Tensor, nn
 
 from glowmap import tree
 from glowmap.capture import same_output
-from glowmap.capture.attention import AttentionEdge, AttentionRecorder, Tokens, linked
+from glowmap.capture.attention import AttentionEdge, AttentionRecorder, Tokens, enclosing, linked
+from glowmap.capture.call import called
 from glowmap.capture.resume import replay_outputs
 from glowmap.errors import MethodError, TargetError
+from glowmap.evidence.kinds import evidence
+from glowmap.evidence.scored_pass import ScoredPass
+from glowmap.evidence.whole_network import run_again
 from glowmap.layers import Grid, Layout
 from glowmap.layers.align import carries, gradients, offset, proven, stands
 from glowmap.layers.layout import token_layouts
 from glowmap.methods import Attention, Block
 from glowmap.shapes import Scores, crossed
+from glowmap.targets import Each
 
 _TRIES = 4  # readings of a sequence that are put to the proof
 _ALIGNED = 0.7  # how well tokens must depend on their own part of the picture: of six cells few can rank high
 
 
+@evidence(cost="1 forward again", grid="attention", reruns="model")
+def attention(scored: ScoredPass) -> Attention:
+    """Return every block's attention, and which of its tokens are the picture's patches."""
+    return scored.once(_recorded).attention
+
+
+@evidence(cost="1 backward", grid="attention", reruns="model")
+def attention_gradients(scored: ScoredPass) -> list[Tensor]:
+    """Return the score's gradients by the attention weights of every block."""
+    return scored.once(_recorded).weight_gradients
+
+
+@evidence(cost="1 backward", grid="attention", reruns="model")
+def output_gradients(scored: ScoredPass) -> list[Tensor]:
+    """Return the score's gradients by the output of every block's attention."""
+    return scored.once(_recorded).output_gradients
+
+
+@evidence(cost="1 of the head a block, both ways", grid="attention", reruns="model")
+def own_gradients(scored: ScoredPass) -> list[Tensor]:
+    """Return for each block the gradient of the score that the head gives to its tokens, by its or the pooling's weights."""
+    forward_pass = scored.forward_pass
+    target = Each([scored.pinned(image) for image in range(len(scored.images))])
+
+    def rescore() -> Scores:
+        return scored.score_batch(called(forward_pass.module, forward_pass.batch.copied()), target)
+
+    return scored.once(_recorded).own_gradients(rescore, scored.scores)
+
+
+def _recorded(scored: ScoredPass) -> "AttentionGradients":
+    """Run the model again with its attention recorded. Raises MethodError where its output is another one then."""
+    forward_pass, recorder = scored.forward_pass, AttentionRecorder()
+    name = type(forward_pass.module).__name__
+    with enclosing(forward_pass.module, recorder):
+        images, output = run_again(scored, recorder)
+    if not same_output(tree.map(output, Tensor.detach), tree.map(forward_pass.output, Tensor.detach)):
+        raise MethodError(
+            f"{name} answers otherwise when it is run again with its attention watched: it depends on chance, or on how "
+            "often it is called; use a method that needs no attention, as grad_cam"
+        )
+    return attended(name, recorder, images, scored.score_batch(output), forward_pass.grids())
+
+
 @dataclass(frozen=True, eq=False)
 class AttentionGradients:
-    """The attention of one run, and the tensors that lie on the way to its scores."""
+    """Return the attention of one run, and the tensors that lie on the way to its scores."""
 
     attention: Attention
     links: Sequence[AttentionEdge]
@@ -82,7 +134,7 @@ class AttentionGradients:
 
     @property
     def _pooled(self) -> AttentionEdge | None:
-        """The one attention over the patches through which all is read, whose own queries do not look at themselves."""
+        """Return the one attention over the patches through which all is read, whose own queries do not look at themselves."""
         patched = self.attention.patched
         read = [link for link, slope in zip(self.links, self.output_gradients, strict=True) if slope.any()]
         readers = [link for link in read if link.over == patched and link.of != patched]

@@ -1,0 +1,115 @@
+"""The registry of evidence: what a method may need, how each kind is made, and what it costs.
+
+A kind is one function, named as the parameter of the methods that need it::
+
+    @evidence(cost="1 backward of the head", graph="layer")
+    def gradients(scored: ScoredPass, layer: str) -> Maps: ...
+
+What follows from the kinds a method needs (its cost, where its maps lie, what the forward pass must keep) is asked here.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, TypeVar
+
+from glowmap.errors import MethodError
+from glowmap.methods import Method
+from glowmap.registry import Registry
+
+Grid: TypeAlias = Literal["", "layer", "input", "attention"]
+INPUT = "input"  # stands for the layer's name where maps lie on the input itself
+ATTENTION = "attention"  # the same where they lie on the patches that attend
+
+
+@dataclass(frozen=True)
+class EvidenceKind:
+    """A kind of evidence: the function that makes it, its cost, and what it needs of the forward pass."""
+
+    name: str
+    make: Callable[..., Any]
+    cost: str  # beside the first forward pass
+    grid: Grid  # what it lies on: evidence on the input or on attention needs no layer
+    graph: Literal["", "layer"]  # where the autograd graph of the forward pass must begin
+    reruns: Literal["", "head", "model"]  # what it runs again
+    per_image: bool  # a function that the method calls, for one image: see methods.Query
+    joins_layers: bool  # of all explained layers at once
+    is_cheap: bool  # made for every model by the forward pass and one backward pass of the head
+
+
+EVIDENCE: Registry[EvidenceKind] = Registry("kind of evidence", MethodError)
+Make = TypeVar("Make", bound=Callable[..., Any])
+
+
+def evidence(
+    *,
+    cost: str = "",
+    grid: Grid = "layer",
+    graph: Literal["", "layer"] = "",
+    reruns: Literal["", "head", "model"] = "",
+    per_image: bool = False,
+    joins_layers: bool = False,
+    is_cheap: bool = False,
+) -> Callable[[Make], Make]:
+    """Register a function as a kind of evidence under its own name.
+
+    The function gets the :class:`ScoredPass`, then the layer's name if ``grid`` is ``"layer"``, then, if it is ``per_image``, the
+    image's number and the arguments of the method's query.
+    """
+
+    def register(make: Make) -> Make:
+        name = make.__name__
+        kind = EvidenceKind(name, make, cost, grid, graph, reruns, per_image, joins_layers, is_cheap)
+        EVIDENCE.register(name, kind)
+        return make
+
+    return register
+
+
+def kinds_of(method: Method) -> list[EvidenceKind]:
+    """List the kinds of evidence that a method needs. Raises MethodError for a name that is no kind."""
+    for name in method.needs:
+        if name not in EVIDENCE:
+            raise MethodError(f"{method.name} asks for {name!r}; a method may ask for {', '.join(EVIDENCE)}")
+    return [EVIDENCE[name] for name in method.needs]
+
+
+def method_cost(method: Method) -> str:
+    """Say what a method costs, in passes of the model."""
+    needed = {kind.name for kind in kinds_of(method)}
+    extra = [method.passes] if method.passes else [EVIDENCE[name].cost for name in EVIDENCE if name in needed]
+    return " + ".join(dict.fromkeys(["1 forward", *filter(None, extra)]))
+
+
+def is_cheap(method: Method) -> bool:
+    """Whether one forward pass and one backward pass of the head serve it on every model, in a time that they dominate."""
+    return not method.slow and all(kind.is_cheap for kind in kinds_of(method))
+
+
+def map_places(method: Method, layers: Sequence[str]) -> list[str]:
+    """Name what each of a method's maps lies on: a layer, all layers together, the input, or the patches that attend."""
+    kinds = kinds_of(method)
+    grids = {kind.grid for kind in kinds}
+    if "layer" not in grids:
+        return [ATTENTION if "attention" in grids else INPUT]
+    return [", ".join(layers)] if any(kind.joins_layers for kind in kinds) else list(layers)
+
+
+@dataclass(frozen=True)
+class PassOptions:
+    """What a forward pass must do so that the evidence for some methods can be made from it."""
+
+    graph: bool = False  # record an autograd graph from the first layer on
+    reruns: bool = False  # keep the input as it was: it is read, or the model runs again, afterwards
+    resumes: bool = False  # keep what was computed before each layer, to run the model from there
+    needs_layers: bool = True
+
+
+def pass_options(methods: Sequence[Method]) -> PassOptions:
+    """Say what one forward pass must do to serve these methods."""
+    kinds = [kind for method in methods for kind in kinds_of(method)]
+    return PassOptions(
+        graph=any(kind.graph for kind in kinds),
+        reruns=any(kind.reruns or kind.grid in ("input", "attention") for kind in kinds),
+        resumes=any(kind.reruns == "head" for kind in kinds),
+        needs_layers=any(map_places(method, ["layer"]) == ["layer"] for method in methods),
+    )

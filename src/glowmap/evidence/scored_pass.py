@@ -1,0 +1,107 @@
+"""A forward pass with the scores of one target: what all evidence for that target is made from."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from glowmap import tree
+from glowmap.capture import repeat_image, same_output
+from glowmap.errors import TargetError
+from glowmap.evidence.forward_pass import ForwardPass
+from glowmap.evidence.kinds import EVIDENCE, EvidenceKind
+from glowmap.shapes import Maps, Scores
+from glowmap.targets import Target, by_callable, checked, settled
+
+Made = TypeVar("Made")
+
+
+class ScoredPass:
+    """A forward pass and one target's scores in it, one an image. Evidence is made when it is first needed, and kept."""
+
+    def __init__(
+        self, forward_pass: ForwardPass, target: Target, scores: Scores, layers: Sequence[str] | None = None
+    ) -> None:
+        self.forward_pass = forward_pass
+        self.target = target
+        self.scores = scores
+        self.layers = list(forward_pass.layers) if layers is None else list(layers)  # those this target is explained at
+        self._made: dict[tuple[Any, ...], tuple[Any, list[str]]] = {}
+        self._pinned: dict[int, Target] = {}
+        self._checked: set[tuple[int, int]] = set()
+
+    @property
+    def images(self) -> Tensor:
+        """The model's input."""
+        return self.forward_pass.batch.images
+
+    def evidence(self, needs: Sequence[str], layer: str) -> list[dict[str, Any]]:
+        """Make what a method needs: one set for the batch, or one an image if the method runs the model again itself."""
+        kinds = [EVIDENCE[name] for name in needs]
+        known = {kind.name: self._of_batch(kind, layer) for kind in kinds if not kind.per_image}
+        if len(known) == len(kinds):
+            return [known]
+        return [
+            {kind.name: self._of_image(kind, layer, image, known.get(kind.name)) for kind in kinds}
+            for image in range(len(self.images))
+        ]
+
+    def _of_batch(self, kind: EvidenceKind, layer: str) -> Any:
+        return self.once(kind.make, *([layer] if kind.grid == "layer" else []))
+
+    def _of_image(self, kind: EvidenceKind, layer: str, image: int, of_batch: Any) -> Any:
+        if kind.per_image:
+            return partial(kind.make, self, *([layer] if kind.grid == "layer" else []), image)
+        row = slice(image, image + 1)
+        return [tensor[row] for tensor in of_batch] if isinstance(of_batch, list) else of_batch[row]
+
+    def once(self, make: Callable[..., Made], *arguments: Any) -> Made:
+        """Call ``make(self, *arguments)`` the first time, and give the same result, with its cautions, from then on."""
+        key = (make, *arguments)
+        if key not in self._made:
+            before = len(self.forward_pass.cautions)
+            self._made[key] = make(self, *arguments), self.forward_pass.cautions[before:]
+        made, cautions = self._made[key]
+        for caution in cautions:
+            self.forward_pass.caution(caution)
+        result: Made = made
+        return result
+
+    def as_maps(self, tensor: Tensor, layer: str) -> Maps:
+        """Lay a layer's output, or a gradient by it, out as batch x channel x grid in at least single precision."""
+        return tree.full_precision(self.forward_pass.maps(layer, tensor))
+
+    def score_batch(self, output: Any, target: Target | None = None) -> Scores:
+        """Score another output of the model for the same batch, by this target or by another."""
+        target, count = target or self.target, len(self.images)
+        read = self.forward_pass.read(output, count)
+        return checked(target.score(read), count, target.describe(read, 0))
+
+    def score_copies(self, image: int, output: Any, count: int) -> Scores:
+        """Score what the model returned for ``count`` changed copies of an image, by this target as it is for that image."""
+        target, read = self.pinned(image), self.forward_pass.read(output, count)
+        if by_callable(target):
+            self._check_copies(target, image, count)
+        return checked(target.score(read), count, target.describe(read, 0))
+
+    def pinned(self, image: int) -> Target:
+        """Return the target as it is for one image, where it reads the same classes and places in changed copies of it."""
+        if image not in self._pinned:
+            self._pinned[image] = settled(self.target, self.forward_pass.answer, image)
+        return self._pinned[image]
+
+    def _check_copies(self, target: Target, image: int, count: int) -> None:
+        """Refuse a callable that scores copies of an image unlike the image: it reads the batch by position."""
+        if (image, count) in self._checked:
+            return
+        self._checked.add((image, count))
+        copies = repeat_image(self.forward_pass.output, image, len(self.images), count)
+        read = self.forward_pass.read(copies, count)
+        scores, score = checked(target.score(read), count, target.describe(read, 0)), self.scores[image]
+        if not same_output(scores.detach(), score.detach().expand(count)):
+            raise TargetError(
+                f"the target {target.describe(read, 0)!r} scores {count} copies of image {image} otherwise than the image "
+                "itself; a method that asks again needs a target that treats all images alike: for classes give a tensor of "
+                "labels, for others targets.Each([...])"
+            )
