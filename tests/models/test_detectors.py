@@ -124,13 +124,13 @@ def test_queries_are_found_with_the_library_s_own_scores_and_boxes(family, size)
         output, answer = asked(module, images(2, *size))
     says = library_says(processor, output, size)
     assert sum(map(len, says)) >= 10
-    for own, found in zip(says, answer.candidates.found, strict=True):
+    for own, found in zip(says, answer.candidates.detections, strict=True):
         # the library's list of the best pairs of query and class may leave a query out
         assert len(found) == 7 >= len(own)
         for (score, label, box), one in zip(own, found, strict=False):
             assert one.score == pytest.approx(score, abs=1e-5)
             assert one.category == label
-            assert one.box == pytest.approx(box, abs=2e-3)
+            assert one.corners == pytest.approx(box, abs=2e-3)
     assert answer.class_names == ("sky", "car", "dog")
 
 
@@ -143,7 +143,7 @@ def test_a_focal_loss_that_is_switched_off_leaves_the_last_label_for_no_object()
     shares = shares / shares.sum(
         2, keepdim=True
     )  # its processor takes these over the images of the batch, which is a slip
-    for image, found in enumerate(answer.candidates.found):
+    for image, found in enumerate(answer.candidates.detections):
         assert [one.score for one in found] == pytest.approx(
             sorted(shares[image, :, :2].amax(1).tolist(), reverse=True)
         )
@@ -156,7 +156,7 @@ def test_boxes_and_class_scores_of_queries_have_the_gradient_of_the_output():
     module = DETECTORS["Detr"][0]()
     output, answer = asked(module, images(1, 64, 96))
     candidates = answer.candidates
-    one = candidates.found[0][2]
+    one = candidates.detections[0][2]
     x, y, width, height = output.pred_boxes[0, one.candidate]
     by_hand = torch.stack([(x - width / 2) * 96, (y - height / 2) * 64, (x + width / 2) * 96, (y + height / 2) * 64])
     weight = module.bbox_predictor.layers[0].weight
@@ -200,14 +200,14 @@ def test_owl_finds_the_likeliest_text_in_each_box():
     model, given = as_model(module), {"pixel_values": images(1, 64, 64), "input_ids": tokens}
     with torch.no_grad():
         output = module(**given)
-    found = model.read_output(output, model.read(given)).candidates.found[0]
+    found = model.read_output(output, model.read(given)).candidates.detections[0]
     (says,) = transformers.OwlViTImageProcessor().post_process_object_detection(output, 0.0, [(64, 64)])
     assert len(found) == 16
     assert {(one.candidate, one.category) for one in found} == set(enumerate(says["labels"].tolist()))
     order = torch.tensor([one.candidate for one in found])
     assert (output.logits[0].amax(1)[order].diff() <= 0).all()
     torch.testing.assert_close(torch.tensor([one.score for one in found]), says["scores"][order])
-    torch.testing.assert_close(torch.tensor([one.box for one in found]), says["boxes"][order])
+    torch.testing.assert_close(torch.tensor([one.corners for one in found]), says["boxes"][order])
 
 
 # --- transformers: queries with masks
@@ -287,13 +287,13 @@ def test_a_query_with_a_mask_is_found_with_its_class_its_mask_s_likeness_and_the
             rows, columns = [row for row, _ in inside], [column for _, column in inside]
             box = (min(columns) * cell, min(rows) * cell, (max(columns) + 1) * cell, (max(rows) + 1) * cell)
             wanted[query] = (float(shares[category] * sure), category, box)
-        found = answer.candidates.found[image]
+        found = answer.candidates.detections[image]
         assert {one.candidate for one in found} == set(wanted)
         assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
         for one in found:
             score, category, box = wanted[one.candidate]
             assert (one.score, one.category) == (pytest.approx(score, abs=1e-5), category)
-            assert one.box == pytest.approx(box)
+            assert one.corners == pytest.approx(box)
         assert torch.equal(answer.candidates.masks[image], output.masks_queries_logits[image])
         assert torch.equal(answer.candidates.logits[image], output.class_queries_logits[image, :, :-1])
 
@@ -302,7 +302,7 @@ def test_mask_former_s_own_instances_have_the_same_scores():
     with torch.no_grad():
         output, answer = asked(mask_former(), images(2, 64, 64))
     says = transformers.MaskFormerImageProcessor().post_process_instance_segmentation(output, threshold=0.0)
-    for own, found in zip(says, answer.candidates.found, strict=True):
+    for own, found in zip(says, answer.candidates.detections, strict=True):
         pairs = {(one["label_id"], round(one["score"], 4)) for one in own["segments_info"]}
         best = (found[0].category, round(found[0].score, 4))
         assert best == max(pairs, key=lambda pair: pair[1])
@@ -328,7 +328,7 @@ def test_a_query_is_followed_by_its_mask(name, of):
     alone = 0
     with torch.no_grad():
         output, answer = asked(module, pixels)
-        for number, one in enumerate(answer.candidates.found[0]):
+        for number, one in enumerate(answer.candidates.detections[0]):
             target = glowmap.targets.Detection(number, of=of)
             follow = target.pin(answer, 0)
             assert torch.equal(follow.score(answer), target.score(answer))
@@ -367,10 +367,10 @@ def test_a_query_of_detr_for_segmentation_has_its_own_box_and_a_mask():
     pixels = images(1, 64, 96)
     with torch.no_grad():
         output, answer = asked(module, pixels)
-    one = answer.candidates.found[0][0]
+    one = answer.candidates.detections[0][0]
     x, y, width, height = output.pred_boxes[0, one.candidate].tolist()
     box = ((x - width / 2) * 96, (y - height / 2) * 64, (x + width / 2) * 96, (y + height / 2) * 64)
-    assert one.box == pytest.approx(box, abs=1e-3)
+    assert one.corners == pytest.approx(box, abs=1e-3)
     assert torch.equal(answer.candidates.masks[0], output.pred_masks[0])
     mask = output.pred_masks[0, one.candidate]
     target = glowmap.targets.Detection(0, of="mask")
@@ -471,14 +471,14 @@ def test_yolo_finds_what_its_library_leaves_of_its_boxes(name, size):
         name != "yolo26n"
     )  # whose boxes here are small and lie apart
     assert len({row[5].item() for rows in says for row in rows}) > 1
-    for image, (rows, found) in enumerate(zip(says, answer.candidates.found, strict=True)):
+    for image, (rows, found) in enumerate(zip(says, answer.candidates.detections, strict=True)):
         assert len(found) >= len(rows)
         for row, one in zip(rows, found, strict=False):
-            assert one.box == pytest.approx(row[:4].tolist(), abs=1e-3)
+            assert one.corners == pytest.approx(row[:4].tolist(), abs=1e-3)
             assert (one.score, one.category) == pytest.approx(row[4:6].tolist(), abs=1e-6)
             logits = answer.candidates.logits[image][one.candidate]
             assert logits[one.category].sigmoid() == pytest.approx(one.score, abs=1e-6)
-            assert answer.candidates.boxes[image][one.candidate].tolist() == pytest.approx(one.box)
+            assert answer.candidates.boxes[image][one.candidate].tolist() == pytest.approx(one.corners)
             assert decoded[image, 4 + one.category, one.candidate] == pytest.approx(one.score)
 
 
@@ -489,7 +489,7 @@ def test_a_yolo_that_chooses_by_itself_found_what_it_chose(name):
         output, answer = asked(module, torch.rand(2, 3, 96, 128))
     rows = output[0][0] if isinstance(output[0], tuple) else output[0]
     assert rows.shape[1] >= 100
-    for image, found in enumerate(answer.candidates.found):
+    for image, found in enumerate(answer.candidates.detections):
         assert len(found) == rows.shape[1]
         assert [one.score for one in found] == rows[image, :, 4].tolist()
         assert [one.category for one in found] == rows[image, :, 5].tolist()
@@ -497,7 +497,7 @@ def test_a_yolo_that_chooses_by_itself_found_what_it_chose(name):
             logit = answer.candidates.logits[image][one.candidate, one.category]
             assert logit.sigmoid() == pytest.approx(one.score, abs=1e-6)
             if "obb" not in name:
-                assert one.box == pytest.approx(row[:4].tolist(), abs=1e-3)
+                assert one.corners == pytest.approx(row[:4].tolist(), abs=1e-3)
 
 
 @pytest.mark.parametrize("chooses", [False, True])
@@ -511,12 +511,12 @@ def test_a_turned_box_gets_the_upright_one_around_it(chooses):
     rows = (
         output[0][0] if chooses else non_max_suppression(output[0], 0.25, 0.7, nc=module.model[-1].nc, rotated=True)[0]
     )
-    found = answer.candidates.found[0]
+    found = answer.candidates.detections[0]
     assert len(found) >= len(rows) > 5
     for row, one in zip(rows, found, strict=False):
         ends = xywhr2xyxyxyxy(torch.cat([row[:4], row[-1:]]))  # the four corners
         around = [*ends.amin(0).tolist(), *ends.amax(0).tolist()]
-        assert one.box == pytest.approx(around, abs=1e-3)
+        assert one.corners == pytest.approx(around, abs=1e-3)
         assert one.score == pytest.approx(row[4].item(), abs=1e-6)
 
 
@@ -540,14 +540,14 @@ def test_ultralytics_rt_detr_finds_each_query_once():
     first = {}
     for *box, score, category in output[0][0].tolist():
         first.setdefault(tuple(box), (score, category))
-    found = answer.candidates.found[0]
+    found = answer.candidates.detections[0]
     assert len(first) > 3
     for (box, (score, category)), one in zip(first.items(), found, strict=False):
         x, y, width, height = box
         assert one.score == pytest.approx(score, abs=1e-6)
         assert one.category == category
         corners = [(x - width / 2) * 128, (y - height / 2) * 96, (x + width / 2) * 128, (y + height / 2) * 96]
-        assert one.box == pytest.approx(corners, abs=1e-3)
+        assert one.corners == pytest.approx(corners, abs=1e-3)
 
 
 # --- a YOLO of one's own
@@ -612,11 +612,11 @@ def test_a_yolo_of_one_s_own_is_read_as_its_columns_are_said_to_be(objectness, c
     rows = output[0].transpose(1, 2) if channels_first else output[0]
     for image in range(2):
         wanted = left_by_hand(rows[image], objectness, probabilities, overlap)
-        found = candidates.found[image]
+        found = candidates.detections[image]
         assert [(one.candidate, one.category) for one in found] == [one[:2] for one in wanted]
         assert [one.score for one in found] == pytest.approx([one[2] for one in wanted], abs=1e-5)
         for one, by_hand_ in zip(found, wanted, strict=True):
-            assert one.box == pytest.approx(by_hand_[3], abs=1e-3)
+            assert one.corners == pytest.approx(by_hand_[3], abs=1e-3)
         classes = rows[image, :, 4 + objectness :]
         torch.testing.assert_close(
             candidates.logits[image].sigmoid() if probabilities else candidates.logits[image], classes
@@ -626,14 +626,14 @@ def test_a_yolo_of_one_s_own_is_read_as_its_columns_are_said_to_be(objectness, c
             torch.testing.assert_close(thing.sigmoid() if probabilities else thing, rows[image, :, 4])
     assert (candidates.objectness is not None) is objectness
     assert candidates.boxes[0].requires_grad
-    assert 10 < len(candidates.found[0]) < 96
+    assert 10 < len(candidates.detections[0]) < 96
 
 
 def test_a_yolo_of_one_s_own_is_explained():
     pytest.importorskip("torchvision")
     module, pixels = OwnYolo(), images(1, 64, 96)
     model = glowmap.load(module).with_readers(candidates=yolo_boxes(objectness=True))
-    one = model.read_output(module(pixels), model.read(pixels)).candidates.found[0][0]
+    one = model.read_output(module(pixels), model.read(pixels)).candidates.detections[0][0]
     explained = glowmap.explain(model, pixels, target=glowmap.targets.Detection(0))
 
     def score(output):
@@ -680,7 +680,7 @@ def test_a_probability_of_one_has_a_finite_logit():
     candidates = model.read_output(rows, model.read(images(1, 16, 16))).candidates
     assert candidates.logits[0].isfinite().all()
     assert candidates.objectness[0] > 10
-    assert candidates.found[0][0].box == (6, 6, 10, 10)
+    assert candidates.detections[0][0].corners == (6, 6, 10, 10)
 
 
 # --- from a picture to a map
@@ -719,7 +719,7 @@ def test_a_query_s_map_is_its_gradient_times_the_activations_of_the_layer_found(
     for number in (0, 1):
         target = glowmap.targets.Detection(number)
         explainer = glowmap.Explainer(module)
-        explained, one = explainer(pixels, target=target), answer.candidates.found[0][number]
+        explained, one = explainer(pixels, target=target), answer.candidates.detections[0][number]
         choice = explainer.layer
         assert (explained.layer, explained.method) == (choice.name, "hires_cam")
         assert explained.scores[0] == pytest.approx(
@@ -742,7 +742,7 @@ def test_a_query_s_map_is_its_gradient_times_the_activations_of_the_layer_found(
 def test_a_query_s_class_and_its_mask_have_maps_of_their_own(name):
     module, pixels = MASKED[name]().double(), images(1, 64, 64).double()
     output, answer = asked(module, pixels)
-    one = answer.candidates.found[0][0]
+    one = answer.candidates.detections[0][0]
     logits = output.masks_queries_logits[0, one.candidate]
     of_class, of_mask = (
         glowmap.explain(module, pixels, target=glowmap.targets.Detection(0, of=of)) for of in ("class", "mask")
@@ -771,7 +771,7 @@ def test_a_yolo_s_detection_is_explained_at_the_level_that_it_came_from(name):
     output, answer = asked(module, pixels)
     raw = output[1]["one2one"] if "one2one" in output[1] else output[1]
     starts, levels = cells_of(raw["feats"]), {}
-    for number, one in enumerate(answer.candidates.found[0]):
+    for number, one in enumerate(answer.candidates.detections[0]):
         level = next(at for at in range(len(starts) - 1) if starts[at] <= one.candidate < starts[at + 1])
         levels.setdefault(level, (number, one))
     assert len(levels) >= 2

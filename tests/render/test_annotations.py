@@ -12,7 +12,7 @@ from glowmap.errors import TargetError
 from glowmap.explanation.explanation import Explanation, Explanations
 from glowmap.explanation.tiles import picture_tile, prediction_tile
 from glowmap.inputs import whole
-from glowmap.outputs import Box, Candidates, Found, Prediction
+from glowmap.outputs import Candidates, DetectedBox, Prediction
 from glowmap.render import LabelledBox, label_colour, outlined, paint_boxes
 from glowmap.render.outlines import DARK, LIGHT
 from glowmap.targets import Annotation, At, Contrast, Detection, Each, Not, Object, Pixels, Point
@@ -282,7 +282,9 @@ PLACES = [(10, 7), (4, 15), (2, 2)]  # row and column of each candidate
 def candidates(answer):
     boxes = torch.tensor([box for *_, box in FOUND])
     logits = [torch.stack([one[:, row, column] for row, column in PLACES]) for one in answer.raw]
-    found = [[Found(*one) for one in FOUND]] + [[]] * (answer.batch - 1)
+    found = [[DetectedBox(category, score, corners, at) for at, category, score, corners in FOUND]] + [[]] * (
+        answer.batch - 1
+    )
     return Candidates([boxes] * answer.batch, logits, found)
 
 
@@ -306,12 +308,12 @@ class TestDetections:
         assert said.names == ("sky", "car, auto", "bus", "person")
         assert said.boxes == (
             (
-                Box("bus", 2, 0.93, (0.1, 0.25, 0.6, 1.0)),
-                Box("car, auto", 1, 0.61, (0.5, 0.0, 1.0, 0.5)),
-                Box("bus", 2, 0.4, (0.0, 0.0, 0.2, 0.25)),
+                DetectedBox(2, 0.93, (0.1, 0.25, 0.6, 1.0), name="bus"),
+                DetectedBox(1, 0.61, (0.5, 0.0, 1.0, 0.5), name="car, auto"),
+                DetectedBox(2, 0.4, (0.0, 0.0, 0.2, 0.25), name="bus"),
             ),
         )
-        assert repr(said) == "<Prediction of 4 classes in boxes: 3 found>"
+        assert repr(said) == "<Prediction of 4 classes in boxes: 3 detected>"
 
     def test_the_box_asked_about_is_marked_and_drawn_stronger(self, detected, monkeypatch):
         assert [one.annotations[0][0].box for one in detected] == [(0.1, 0.25, 0.6, 1.0), (0.5, 0.0, 1.0, 0.5)]
@@ -335,7 +337,7 @@ class TestDetections:
             "glowmap.explanation.tiles.paint_boxes",
             lambda picture, boxes, scale: drawn.append(boxes) or plain(size=picture.size),
         )
-        many = tuple(Box("bus", 2, 1 - n / 100, (n / 100, 0.1, n / 100 + 0.2, 0.4)) for n in range(50))
+        many = tuple(DetectedBox(2, 1 - n / 100, (n / 100, 0.1, n / 100 + 0.2, 0.4), name="bus") for n in range(50))
         said = Prediction(detected[0].prediction.names, boxes=(many,))
         one = replace(detected[0], prediction=said, annotations=((Annotation(box=many[37].corners),),))
         (tile,) = prediction_tile(one, 0)
@@ -369,7 +371,7 @@ class TestDetections:
         two = replace(said, boxes=(*said.boxes, ()))
         assert two.of(slice(1, 2)).boxes == ((),)
         assert two.of(slice(0, 1)).boxes == said.boxes
-        assert repr(two) == "<Prediction of 4 classes in boxes: 3, 0 found>"
+        assert repr(two) == "<Prediction of 4 classes in boxes: 3, 0 detected>"
 
 
 def test_points_boxes_and_regions_are_saved_and_read_back(tmp_path):

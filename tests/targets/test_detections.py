@@ -142,13 +142,13 @@ def test_each_detection_is_matched_to_the_candidate_with_its_score_and_box(name,
     raw, candidates = read(made(name), images(count, rows, columns))
     edges = torch.tensor([columns, rows] * 2)
     for image, said in enumerate(raw):
-        found = candidates.found[image]
+        found = candidates.detections[image]
         assert len(found) == len(said["scores"]) >= 20
         scores = judged(name, candidates, image)
         assert scores.std() > 0.02  # they differ, or a wrong candidate would do
         for one, label, score, box in zip(found, said["labels"], said["scores"], said["boxes"], strict=True):
             assert (one.category, one.score) == (int(label), pytest.approx(float(score)))
-            assert one.box == pytest.approx(box.tolist())
+            assert one.corners == pytest.approx(box.tolist())
             assert float(scores[one.candidate, one.category]) == pytest.approx(float(score), abs=1e-5)
             cut = box_of(candidates, image, one).clamp_min(0).minimum(edges)
             torch.testing.assert_close(cut, box, atol=1e-3, rtol=0)
@@ -158,7 +158,7 @@ def test_each_detection_is_matched_to_the_candidate_with_its_score_and_box(name,
 def test_the_score_of_a_detection_is_the_logit_of_its_class(name):
     module, batch = made(name), images()
     raw, candidates = read(module, batch)
-    found = candidates.found[0][3]
+    found = candidates.detections[0][3]
     explanation = glowmap.explain(module, batch, target=Detection(3))
     assert float(explanation.scores) == pytest.approx(
         float(candidates.logits[0][found.candidate, found.category]), rel=1e-4
@@ -194,7 +194,7 @@ def test_the_objectness_of_a_proposal_is_that_of_the_anchor_that_it_came_from():
     _, candidates = read(module, batch)
     seen = set()
     for number in range(6):
-        proposal = candidates.found[0][number].candidate
+        proposal = candidates.detections[0][number].candidate
         wanted = origin_by_hand(module, batch, proposal)
         explanation = glowmap.explain(module, batch, target=Detection(number, of="objectness"), method="input_gradient")
         assert float(explanation.scores) == pytest.approx(wanted, rel=1e-4)
@@ -208,7 +208,7 @@ def test_the_objectness_of_fcos_is_its_centerness():
     hook = module.head.register_forward_hook(lambda _m, _a, out: kept.append(out["bbox_ctrness"]))
     _, candidates = read(module, batch)
     hook.remove()
-    at = candidates.found[0][2].candidate
+    at = candidates.detections[0][2].candidate
     explanation = glowmap.explain(module, batch, target=Detection(2, of="objectness"))
     assert float(explanation.scores) == pytest.approx(float(kept[0][0, at, 0]), rel=1e-4)
 
@@ -236,7 +236,7 @@ def level_of(name, module, batch, found):
 def first_of_each_level(name, module, batch):
     _, candidates = read(module, batch)
     levels = {}
-    for number, found in enumerate(candidates.found[0]):
+    for number, found in enumerate(candidates.detections[0]):
         levels.setdefault(level_of(name, module, batch, found), number)
     return levels
 
@@ -262,7 +262,7 @@ def test_the_layer_found_is_the_level_that_the_detection_came_from(name):
     for level, number in levels.items():
         explanation = glowmap.explain(module, batch, target=Detection(number), method="hires_cam")
         assert explanation.layer == f"backbone.fpn.layer_blocks.{level}"
-        found = candidates.found[0][number]
+        found = candidates.detections[0][number]
 
         def score(candidates, found=found):
             return candidates.logits[0][found.candidate, found.category]
@@ -308,7 +308,7 @@ def test_the_sides_of_a_box_are_explained_by_their_gradient(name, of):
     raw, candidates = read(module, batch)
     inside = (raw[0]["boxes"][:, :2] > 1).all(1) & (raw[0]["boxes"][:, 2:] < torch.tensor([95.0, 63.0])).all(1)
     number = int(inside.nonzero()[0])
-    found = candidates.found[0][number]
+    found = candidates.detections[0][number]
     left, top, right, bottom = raw[0]["boxes"][number].tolist()
     sides = {"left": left, "top": top, "right": right, "bottom": bottom, "width": right - left, "height": bottom - top}
     explanation = glowmap.explain(module, batch, target=Detection(number, of=of), method="hires_cam")
@@ -327,9 +327,9 @@ def test_a_side_that_is_cut_off_keeps_its_gradient_and_says_so(name):
     _, candidates = read(module, batch)
     beyond = [
         (number, side, float(own))
-        for number, one in enumerate(candidates.found[0])
+        for number, one in enumerate(candidates.detections[0])
         for side, own, shown in zip(
-            ("left", "top", "right", "bottom"), box_of(candidates, 0, one), one.box, strict=True
+            ("left", "top", "right", "bottom"), box_of(candidates, 0, one), one.corners, strict=True
         )
         if abs(float(own) - shown) > 1
     ]
@@ -347,7 +347,7 @@ def test_a_side_that_is_cut_off_keeps_its_gradient_and_says_so(name):
 def test_another_class_is_asked_of_the_same_candidate(name):
     module, batch = made(name), images()
     _, candidates = read(module, batch)
-    found = candidates.found[0][1]
+    found = candidates.detections[0][1]
     logits = candidates.logits[0][found.candidate]
     car, bus, names = 1, 2, ("none", "car", "bus", "cat", "dog")
     model = glowmap.load(module, classes=names)
@@ -357,8 +357,8 @@ def test_another_class_is_asked_of_the_same_candidate(name):
         Detection(1, category=glowmap.targets.Probability("bus")),
         glowmap.targets.Not(Detection(1)),
     ]
-    likely = logits.sigmoid() if candidates.sigmoid else logits.softmax(0)
-    assert candidates.sigmoid == (name in ("RetinaNet", "FCOS"))
+    likely = logits.sigmoid() if candidates.uses_sigmoid else logits.softmax(0)
+    assert candidates.uses_sigmoid == (name in ("RetinaNet", "FCOS"))
     wanted = [logits[car], logits[car] - logits[bus], likely[bus], -logits[found.category]]
     found_named = f"box 1 ({names[found.category]} {found.score:.2f})"
     explanations = glowmap.explain(model, batch, target=asked, method="hires_cam")
@@ -374,15 +374,15 @@ def test_all_detections_are_summed():
     module, batch = made("RetinaNet"), images()
     raw, candidates = read(module, batch)
     above = float(raw[0]["scores"][7])
-    category = candidates.found[0][0].category
-    every = sum(float(candidates.logits[0][one.candidate, one.category]) for one in candidates.found[0][:8])
-    own = [one for one in candidates.found[0][:8] if one.category == category]
+    category = candidates.detections[0][0].category
+    every = sum(float(candidates.logits[0][one.candidate, one.category]) for one in candidates.detections[0][:8])
+    own = [one for one in candidates.detections[0][:8] if one.category == category]
     of_one = sum(float(candidates.logits[0][one.candidate, category]) for one in own)
     asked = [AllDetections(above), AllDetections(above, category=category), AllDetections(above, of="width")]
     summed, one, widths = glowmap.explain(module, batch, target=asked, method="hires_cam")
     assert float(summed.scores) == pytest.approx(every, rel=1e-4)
     assert float(one.scores) == pytest.approx(of_one, rel=1e-4)
-    found = candidates.found[0][:8]
+    found = candidates.detections[0][:8]
     wide = sum(float(box[2] - box[0]) for box in (box_of(candidates, 0, each) for each in found))
     assert float(widths.scores) == pytest.approx(wide, rel=1e-4)
     assert summed.targets[0].endswith(f"8 boxes of at least {above:g}")
@@ -419,7 +419,7 @@ def candidates_answer(boxes, logits, found=()):
 def test_a_candidate_without_a_fixed_place_is_followed_by_its_box():
     boxes = torch.tensor([[0.0, 0, 10, 10], [20.0, 20, 40, 40], [22.0, 20, 42, 40]])
     logits = torch.tensor([[0.0, 1.0], [0.0, 5.0], [0.0, 9.0]])
-    found = glowmap.targets.Found(1, 1, 0.9, (20.0, 20.0, 40.0, 40.0))
+    found = glowmap.targets.DetectedBox(1, 0.9, (20.0, 20.0, 40.0, 40.0), 1)
     fixed = Detection(0).pin(candidates_answer(boxes, logits, [found]), 0)
     moved = candidates_answer(boxes.flip(0), logits.flip(0))
     assert float(fixed.score(moved)) == 5.0  # and not 9, the surest, nor the one at number 1
@@ -432,7 +432,7 @@ def test_a_candidate_without_a_fixed_place_is_followed_by_its_box():
 def test_occlusion_asks_the_same_anchor_in_every_changed_image():
     module, batch = made("RetinaNet"), images(rows=64, columns=96)
     _, candidates = read(module, batch)
-    found = candidates.found[0][2]
+    found = candidates.detections[0][2]
     method = glowmap.METHODS["occlusion"].with_parameters(window=32, stride=32)
     explanation = glowmap.explain(module, batch, target=Detection(2), method=method)
     whole = float(candidates.logits[0][found.candidate, found.category])
@@ -447,7 +447,7 @@ def test_occlusion_asks_the_same_anchor_in_every_changed_image():
 def test_ablation_runs_on_from_the_level_alone():
     module, batch = made("RetinaNet"), images(rows=64, columns=96)
     _, candidates = read(module, batch)
-    found = candidates.found[0][0]
+    found = candidates.detections[0][0]
     explanation = glowmap.explain(module, batch, target=Detection(0), method="ablation_cam")
     layer = module.get_submodule(explanation.layer)
     kept = []
@@ -621,7 +621,7 @@ def test_runs_of_other_threads_are_not_kept():
         answer = model.read_output(module(mine), model.read(mine))
         hook.remove()
     assert isinstance(seen[0], list)  # the other thread gets the model's own answer
-    assert [one.score for one in answer.candidates.found[0]] == pytest.approx(
+    assert [one.score for one in answer.candidates.detections[0]] == pytest.approx(
         read(module, mine)[0][0]["scores"].tolist()
     )
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from glowmap.errors import OutputError
 from glowmap.explanation.maps import Explained
 from glowmap.inputs import Picture, Shown, Signal, Volume
-from glowmap.outputs import Box, Prediction, background_class
+from glowmap.outputs import DetectedBox, Prediction, background_class
 from glowmap.render import (
     COLUMN,
     COLUMNS_OF_WIDE,
@@ -218,7 +218,9 @@ def _outlined(
     return Tile(outlined(picture, shapes, 1), heading, caption, bar, draw=draw)
 
 
-def _boxes_tile(picture: Picture, found: Sequence[Box], group: Sequence[Explained], index: int, heading: str) -> Tile:
+def _boxes_tile(
+    picture: Picture, found: Sequence[DetectedBox], group: Sequence[Explained], index: int, heading: str
+) -> Tile:
     """Show what a detector found, the surest of it, with its number, class and score; what is asked about is drawn stronger."""
     marked = [mark.box for one in group if one.annotations for mark in one.annotations[index] if mark.box is not None]
     asked = [any(np.allclose(one.corners, box, atol=1e-5) for box in marked) for one in found]

@@ -15,13 +15,13 @@ from glowmap.models.model import Model
 from glowmap.models.preprocessing import ResizedAndNormalised
 from glowmap.outputs import (
     Candidates,
-    Found,
+    DetectedBox,
     ModelOutput,
     OutputReaders,
-    corners,
-    found_of,
-    in_pixels,
-    surest_first_by_sigmoid,
+    boxes_by_logit,
+    centre_to_corners,
+    detected_boxes,
+    shares_to_pixels,
 )
 from glowmap.outputs import read_logits as read_plain
 
@@ -57,15 +57,15 @@ def _read(
 ) -> Candidates:
     rows = _rows(answer, 4 + objectness, channels_first)
     logits = torch.logit(rows[..., 4:], torch.finfo(rows.dtype).eps) if probabilities else rows[..., 4:]
-    boxes, classes = corners(rows[..., :4]), logits[..., objectness:]
+    boxes, classes = centre_to_corners(rows[..., :4]), logits[..., objectness:]
     sure = classes.detach().sigmoid() * (logits[..., :1].detach().sigmoid() if objectness else 1)
     return Candidates(
         list(boxes),
         list(classes),
         [_left(*one, overlap) for one in zip(boxes.detach(), sure, strict=True)],
         objectness=list(logits[..., 0]) if objectness else None,
-        anchored=True,
-        sigmoid=True,
+        is_anchored=True,
+        uses_sigmoid=True,
     )
 
 
@@ -86,13 +86,13 @@ def _rows(answer: ModelOutput, before: int, channels_first: bool) -> Tensor:
     )
 
 
-def _left(boxes: Tensor, scores: Tensor, overlap: float) -> list[Found]:
+def _left(boxes: Tensor, scores: Tensor, overlap: float) -> list[DetectedBox]:
     """List what non-maximum suppression leaves of each class, the surest first; each box is of its best class."""
     ops = library("torchvision.ops", "torchvision", "what a detector found among its boxes")
     best, categories = scores.max(1)
     compared = best.argsort(descending=True, stable=True)[:_COMPARED]
     kept = compared[ops.batched_nms(boxes[compared], best[compared], categories[compared], overlap)[:_KEPT]]
-    return found_of(kept, categories[kept], best[kept], boxes[kept])
+    return detected_boxes(kept, categories[kept], best[kept], boxes[kept])
 
 
 _COMPARED = 1000  # boxes an image, the surest, that its suppression compares
@@ -196,12 +196,12 @@ def _places(head: Any, answer: ModelOutput) -> Candidates:
         found = _kept_by(head, raw["scores"].detach(), boxes)
     else:
         own = decoded[:, :4]
-        boxes = corners(own.transpose(1, 2)) if "angle" not in raw else _upright(own, raw["angle"])
+        boxes = centre_to_corners(own.transpose(1, 2)) if "angle" not in raw else _upright(own, raw["angle"])
         found = _left_by_suppression(decoded.detach(), count, boxes, rotated="angle" in raw)
     cells = torch.tensor([math.prod(maps.shape[-2:]) for maps in raw["feats"]])
     levels = [torch.arange(len(cells)).repeat_interleave(cells)] * answer.batch
     return Candidates(
-        list(boxes), list(raw["scores"].transpose(1, 2)), found, anchored=True, levels=levels, sigmoid=True
+        list(boxes), list(raw["scores"].transpose(1, 2)), found, is_anchored=True, levels=levels, uses_sigmoid=True
     )
 
 
@@ -210,10 +210,10 @@ def _upright(turned: Tensor, angle: Tensor) -> Tensor:
     cos, sin = angle.cos().abs(), angle.sin().abs()
     width, height = turned[:, 2:3], turned[:, 3:4]
     around = torch.cat([turned[:, :2], width * cos + height * sin, width * sin + height * cos], 1)
-    return corners(around.transpose(1, 2))
+    return centre_to_corners(around.transpose(1, 2))
 
 
-def _left_by_suppression(decoded: Tensor, classes: int, boxes: Tensor, *, rotated: bool) -> list[list[Found]]:
+def _left_by_suppression(decoded: Tensor, classes: int, boxes: Tensor, *, rotated: bool) -> list[list[DetectedBox]]:
     from ultralytics.utils import DEFAULT_CFG, nms  # which whoever brought the model has imported
 
     kept, places = nms.non_max_suppression(
@@ -227,15 +227,15 @@ def _left_by_suppression(decoded: Tensor, classes: int, boxes: Tensor, *, rotate
         return_idxs=True,
     )
     return [
-        found_of(at.flatten().long(), rows[:, 5], rows[:, 4], boxes[image][at.flatten().long()])
+        detected_boxes(at.flatten().long(), rows[:, 5], rows[:, 4], boxes[image][at.flatten().long()])
         for image, (rows, at) in enumerate(zip(kept, places, strict=True))
     ]
 
 
-def _kept_by(head: Any, logits: Tensor, boxes: Tensor) -> list[list[Found]]:
+def _kept_by(head: Any, logits: Tensor, boxes: Tensor) -> list[list[DetectedBox]]:
     scores, categories, places = head.get_topk_index(logits.transpose(1, 2).sigmoid(), head.max_det)
     each = zip(places, categories.flatten(1), scores.flatten(1), boxes, strict=True)
-    return [found_of(at, kinds, sure, own[at]) for at, kinds, sure, own in each]
+    return [detected_boxes(at, kinds, sure, own[at]) for at, kinds, sure, own in each]
 
 
 def _queries(answer: ModelOutput) -> Candidates:
@@ -247,12 +247,12 @@ def _queries(answer: ModelOutput) -> Candidates:
             "pass target=a callable from the output to one score per image"
         )
     logits = raw[1][-1]
-    boxes = in_pixels(corners(raw[0][-1]), answer.input_size)
+    boxes = shares_to_pixels(centre_to_corners(raw[0][-1]), answer.input_size)
     return Candidates(
         list(boxes),
         list(logits),
-        [surest_first_by_sigmoid(*one) for one in zip(logits, boxes, strict=True)],
-        sigmoid=True,
+        [boxes_by_logit(*one) for one in zip(logits, boxes, strict=True)],
+        uses_sigmoid=True,
     )
 
 

@@ -1,81 +1,59 @@
-"""All that a detector might have found, before suppression, and what it kept of it."""
+"""A detector's boxes: all candidates before suppression, and the detections that it kept."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar, overload
+from typing import TypeAlias
 
 from torch import Tensor
 
-T = TypeVar("T")
+Corners: TypeAlias = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 @dataclass(frozen=True)
-class Found:
-    """One detection: which candidate it was, of which class, how sure, and its box (left, top, right, bottom) in input pixels.
+class DetectedBox:
+    """One detection: its class index, score and corners.
 
-    ``candidate`` is None where the detector's own suppression changes boxes or scores, so that it cannot be told which it was.
+    In :class:`Candidates` the corners are pixels of the input; in a :class:`Prediction` they are shares of its width and height,
+    and ``name`` is the class name. ``candidate`` is the index of the candidate that became this detection; None in a prediction,
+    and where the detector changes boxes or scores after suppression.
     """
 
-    candidate: int | None
     category: int
     score: float
-    box: tuple[float, float, float, float]
+    corners: Corners
+    candidate: int | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The candidates of each image, in the graph of the forward pass, and those that the detector kept, the surest first.
+    """The candidates of each image, in the autograd graph of the forward pass, and the detections by falling score.
 
-    ``boxes`` are candidate x 4 (or candidate x class x 4, where each class has a box of its own): left, top, right, bottom in
-    the pixels of the detector's input, before they are cut off at the picture's edges (there no gradient would be left).
-    ``logits`` are candidate x class, with the classes counted as the class names are, and before any softmax, sigmoid or
-    suppression; ``objectness`` is a logit a candidate, where the detector has one; ``masks`` are logits, candidate x rows x
-    columns. ``canvas`` are the rows and columns that the detector's layers cover, in pixels of its input, where it pads its
-    input inside; its top left corner is the picture's. ``anchored`` says that a candidate is a fixed place of one layer (an
-    anchor, a cell): its number means the same place in every picture, and all that is said of it is said there. ``levels`` tell
-    for each candidate the level of a pyramid that it is read from, where that is known. ``sigmoid`` says that each class's logit
-    makes its probability by itself; else it is a softmax over all, to which ``no_object``, a logit a candidate, belongs where the
-    detector has it beside the classes. ``background`` is the class that stands for that where it is one of them.
+    Each sequence has one entry for each image. ``boxes`` are candidate x 4 (or candidate x class x 4, where each class has its
+    own box): left, top, right, bottom in pixels of the detector's input, not clipped to the image (clipping has no gradient).
+    ``logits`` are candidate x class before softmax, sigmoid or suppression, in the order of the class names. ``objectness`` has
+    one logit a candidate, ``masks`` are logits, candidate x rows x columns.
+
+    ``canvas`` is the input size (rows, columns) after the detector's own padding at the right and the bottom. ``is_anchored``
+    means that a candidate is a fixed position of one layer (an anchor, a cell) in every image. ``levels`` give the pyramid level
+    of each candidate. ``uses_sigmoid`` means one sigmoid for each class; otherwise the classes share a softmax, with
+    ``no_object`` (one logit a candidate) or the class ``background`` for empty boxes.
     """
 
     boxes: Sequence[Tensor]
     logits: Sequence[Tensor]
-    found: Sequence[Sequence[Found]]
+    detections: Sequence[Sequence[DetectedBox]]
     objectness: Sequence[Tensor] | None = None
     masks: Sequence[Tensor] | None = None
     canvas: tuple[int, int] | None = None
-    anchored: bool = False
+    is_anchored: bool = False
     levels: Sequence[Tensor] | None = None
-    sigmoid: bool = False
+    uses_sigmoid: bool = False
     no_object: Sequence[Tensor] | None = None
     background: int | None = None
 
     def only(self, image: int) -> "Candidates":
         """Cut down to one image."""
-        one = slice(image, image + 1)
-        parts = ("boxes", "logits", "found", "objectness", "masks", "levels", "no_object")
-        own = {part: getattr(self, part) for part in parts}
-        return replace(self, **{part: several and several[one] for part, several in own.items()})
-
-
-class OnDemand(Sequence[T], Generic[T]):
-    """A sequence whose members are made when they are asked for, and kept."""
-
-    def __init__(self, count: int, make: Callable[[int], T]) -> None:
-        self._count, self._make = count, make
-        self._made: dict[int, T] = {}
-
-    def __len__(self) -> int:
-        return self._count
-
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-    @overload
-    def __getitem__(self, index: slice) -> "OnDemand[T]": ...
-    def __getitem__(self, index: int | slice) -> "T | OnDemand[T]":
-        at = range(self._count)[index]
-        if isinstance(at, range):
-            return OnDemand(len(at), lambda number: self[at[number]])
-        if at not in self._made:
-            self._made[at] = self._make(at)
-        return self._made[at]
+        per_image = ("boxes", "logits", "detections", "objectness", "masks", "levels", "no_object")
+        sequences = {name: getattr(self, name) for name in per_image}
+        return replace(self, **{name: values and values[image : image + 1] for name, values in sequences.items()})

@@ -186,7 +186,7 @@ class ModelOutput:
 
         Raises TargetError where it depends on logits that are not here.
         """
-        if self.is_detector and not self.candidates.sigmoid:
+        if self.is_detector and not self.candidates.uses_sigmoid:
             raise TargetError(
                 f"{self.model} computes a softmax over classes within each box, so a class has no probability for the whole "
                 "image; choose a box: targets.Detection(0, category=targets.Probability(...)), or take the logit"

@@ -1,59 +1,50 @@
-"""What the model said of a picture, kept beside the map."""
+"""The model's prediction for a batch, which an explanation keeps beside its map."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from glowmap.errors import TargetError
-from glowmap.outputs.boxes import in_shares
+from glowmap.outputs.boxes import pixels_to_shares
+from glowmap.outputs.candidates import DetectedBox
 from glowmap.outputs.model_output import ModelOutput
 from glowmap.shapes import Labels, Probabilities
 
 
-@dataclass(frozen=True)
-class Box:
-    """One detection: its class by name and index, how sure, and its left, top, right, bottom in shares of what the model saw."""
-
-    name: str
-    category: int
-    score: float
-    corners: tuple[float, float, float, float]
-
-
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What the model said, in one of three ways.
+    """A model's prediction, in one of three forms.
 
-    A class at every pixel (``labels``), the probability of every class (softmax of the logits), or what was found in each image
-    (``boxes``), the surest first, in the order in which ``targets.SimilarDetection`` counts.
+    ``labels``: the class of every pixel. ``probabilities``: of every class, one row an image. ``boxes``: the detections of each
+    image by falling score, with corners in shares of the input, in the order of ``targets.SimilarDetection``.
     """
 
     names: tuple[str, ...]
     labels: Labels | None = None
     probabilities: Probabilities | None = None
-    boxes: tuple[tuple[Box, ...], ...] | None = None
+    boxes: tuple[tuple[DetectedBox, ...], ...] | None = None
 
     def __repr__(self) -> str:
         if self.boxes is not None:
-            counts = ", ".join(str(len(found)) for found in self.boxes)
-            return f"<Prediction of {len(self.names)} classes in boxes: {counts} found>"
+            counts = ", ".join(str(len(boxes)) for boxes in self.boxes)
+            return f"<Prediction of {len(self.names)} classes in boxes: {counts} detected>"
         return (
             f"<Prediction of {len(self.names)} classes {'at every pixel' if self.labels is not None else 'an image'}>"
         )
 
     @staticmethod
     def read(fields: Mapping[str, Any]) -> "Prediction":
-        """Take back what was stored of a prediction, its boxes as mappings."""
+        """Restore a prediction from its stored fields, in which boxes are mappings."""
         boxes = fields.get("boxes")
         if boxes is None:
             return Prediction(**fields)
-        each = [[Box(**{**box, "corners": tuple(box["corners"])}) for box in found] for found in boxes]
-        return Prediction(**{**fields, "boxes": tuple(map(tuple, each))})
+        restored = [[DetectedBox(**{**box, "corners": tuple(box["corners"])}) for box in image] for image in boxes]
+        return Prediction(**{**fields, "boxes": tuple(map(tuple, restored))})
 
     def of(self, images: slice) -> "Prediction":
-        """Take some images out."""
+        """Select some images."""
         return Prediction(
             self.names,
             labels=None if self.labels is None else self.labels[images],
@@ -62,43 +53,48 @@ class Prediction:
         )
 
     def same_as(self, other: "Prediction") -> bool:
-        """Tell whether another prediction says the same."""
+        """Return whether both predictions have equal names and values."""
         pairs = [(self.labels, other.labels), (self.probabilities, other.probabilities)]
         return (self.names, self.boxes) == (other.names, other.boxes) and all(
-            one is two or (one is not None and two is not None and torch.equal(one, two)) for one, two in pairs
+            left is right or (left is not None and right is not None and torch.equal(left, right))
+            for left, right in pairs
         )
 
 
-def predicted_by(answer: ModelOutput) -> Prediction | None:
-    """Keep what the model said for the picture beside the map; an output that cannot be read is no error here."""
-    if answer.readers.token_logits is not None:
-        return None  # the likeliest next word is no class
+def predicted_by(output: ModelOutput) -> Prediction | None:
+    """Read the prediction from an output; None where the output has no class scores."""
+    if output.readers.token_logits is not None:
+        return None  # the most likely next token is not a class
     try:
-        if answer.is_detector:
-            return _boxes(answer)
-        logits = answer.logits.detach()
+        if output.is_detector:
+            return _detections(output)
+        logits = output.logits.detach()
     except TargetError:
         return None
-    names = answer.names(logits.shape[1])
+    names = output.names(logits.shape[1])
     if logits.ndim > 2:
-        one = logits.shape[1] == 1
-        names = (f"not {names[0]}", names[0]) if one else names
-        return Prediction(names, labels=answer.labels + 1 if one else answer.labels)
+        is_single = logits.shape[1] == 1
+        names = (f"not {names[0]}", names[0]) if is_single else names
+        return Prediction(names, labels=output.labels + 1 if is_single else output.labels)
     try:
-        return Prediction(names, probabilities=answer.probabilities.detach())
-    except TargetError:  # a text alone is likely or unlikely only among others
+        return Prediction(names, probabilities=output.probabilities.detach())
+    except TargetError:  # one text, whose probability needs others
         return None
 
 
-def _boxes(answer: ModelOutput) -> Prediction:
-    """Keep what a detector found; its class scores are those of many candidates, and no ranking of the picture's classes."""
-    candidates = answer.candidates
-    names = answer.names(candidates.logits[0].shape[1])
+def _detections(output: ModelOutput) -> Prediction:
+    """Read a detector's prediction. Its class scores are maxima over many candidates, which do not rank the classes."""
+    candidates = output.candidates
     boxes = tuple(
         tuple(
-            Box(answer.name(one.category), one.category, one.score, in_shares(one.box, answer.input_size))
-            for one in found
+            replace(
+                box,
+                corners=pixels_to_shares(box.corners, output.input_size),
+                candidate=None,
+                name=output.name(box.category),
+            )
+            for box in image
         )
-        for found in candidates.found
+        for image in candidates.detections
     )
-    return Prediction(names, boxes=boxes)
+    return Prediction(output.names(candidates.logits[0].shape[1]), boxes=boxes)

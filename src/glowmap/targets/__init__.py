@@ -13,12 +13,11 @@ or a direction (:class:`Unit`, :class:`Direction`); the negative of any of these
 from glowmap.inputs import parts_seen as parts_seen
 from glowmap.inputs import read_masks as read_masks
 from glowmap.outputs import Candidates as Candidates
-from glowmap.outputs import Found as Found
+from glowmap.outputs import DetectedBox as DetectedBox
 from glowmap.outputs import ModelOutput as ModelOutput
-from glowmap.outputs import OnDemand as OnDemand
 from glowmap.outputs import OutputReaders as OutputReaders
 from glowmap.outputs import background_class as background_class
-from glowmap.outputs import in_shares as in_shares
+from glowmap.outputs import pixels_to_shares as pixels_to_shares
 from glowmap.targets._class import ClassQuestion as ClassQuestion
 from glowmap.targets._target import Annotation as Annotation
 from glowmap.targets._target import Target as Target

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from glowmap import tree
 from glowmap.errors import TargetError
-from glowmap.outputs import Found, ModelOutput, OutputReaders
+from glowmap.outputs import DetectedBox, ModelOutput, OutputReaders
 from glowmap.targets._class import ClassQuestion
 from glowmap.targets._target import changed
 from glowmap.targets.classes import Category, Predicted, as_class
@@ -25,15 +25,15 @@ SIDES: dict[str, Callable[[Tensor], Tensor]] = {  # of left, top, right, bottom
 _CUT = 0.5  # pixels from which on a side counts as cut off at the picture's edge
 
 
-def said_of(answer: ModelOutput, image: int, found: Found, of: str) -> Tensor:
+def said_of(answer: ModelOutput, image: int, found: DetectedBox, of: str) -> Tensor:
     """List what is said of a candidate at one stage: its class, its box in units of its own size, its objectness."""
     candidates = answer.candidates
     parts: list[Tensor] = []
-    if candidates.anchored or of != "objectness":
+    if candidates.is_anchored or of != "objectness":
         box = box_of(answer, image, found)
         sizes = torch.stack([SIDES["width"](box), SIDES["height"](box)] * 2).detach().clamp_min(1)
         parts += [candidates.logits[image][found.candidate, found.category], (box / sizes).sum()]
-    if of == "objectness" or (candidates.anchored and candidates.objectness is not None):
+    if of == "objectness" or (candidates.is_anchored and candidates.objectness is not None):
         parts.append(objectness_of(answer, image)[found.candidate])
     if candidates.masks is not None:
         mask = mask_of(answer, image, found)
@@ -41,15 +41,15 @@ def said_of(answer: ModelOutput, image: int, found: Found, of: str) -> Tensor:
     return torch.stack(parts)
 
 
-def levels_of(answer: ModelOutput, found: Sequence[Found], of: str) -> Hashable:
+def levels_of(answer: ModelOutput, found: Sequence[DetectedBox], of: str) -> Hashable:
     """Tell from which levels of a pyramid detections come, one an image, which decides their layer; None where it is unknown."""
     candidates = answer.candidates
-    if candidates.levels is None or (of == "objectness" and not candidates.anchored):
+    if candidates.levels is None or (of == "objectness" and not candidates.is_anchored):
         return None
     return (of == "objectness", *(int(candidates.levels[image][one.candidate]) for image, one in enumerate(found)))
 
 
-def category_of(category: Any, found: Found) -> ClassQuestion:
+def category_of(category: Any, found: DetectedBox) -> ClassQuestion:
     """Read a question about the classes of a detection, whose own is the predicted one."""
     own = Category(found.category)
     return as_class(changed(as_class(category), lambda part: own if isinstance(part, Predicted) else part))
@@ -65,19 +65,19 @@ def classes_of(answer: ModelOutput, image: int, candidate: int | None) -> ModelO
         names = names and (*names, "no object")
     return replace(
         answer.only(image),
-        readers=OutputReaders(lambda _: logits, are_exclusive=not several.sigmoid),
+        readers=OutputReaders(lambda _: logits, are_exclusive=not several.uses_sigmoid),
         class_names=names,
         background_index=nothing,
     )
 
 
-def box_of(answer: ModelOutput, image: int, found: Found) -> Tensor:
+def box_of(answer: ModelOutput, image: int, found: DetectedBox) -> Tensor:
     """Give the box of a detection's candidate: left, top, right, bottom, in the graph of the pass."""
     box = answer.candidates.boxes[image][found.candidate]
     return box[found.category] if box.ndim == 2 else box
 
 
-def mask_of(answer: ModelOutput, image: int, found: Found) -> Tensor:
+def mask_of(answer: ModelOutput, image: int, found: DetectedBox) -> Tensor:
     """Give the mask of a detection's candidate, in logits. TargetError where the detector has none."""
     masks = answer.candidates.masks
     if masks is None:
@@ -99,11 +99,11 @@ def objectness_of(answer: ModelOutput, image: int) -> Tensor:
     return objectness[image]
 
 
-def is_cut(answer: ModelOutput, image: int, found: Found, of: str) -> bool:
+def is_cut(answer: ModelOutput, image: int, found: DetectedBox, of: str) -> bool:
     """Tell whether the side in question reaches beyond the picture, where the detector cuts it off."""
     if of not in SIDES:
         return False
-    own, shown = box_of(answer, image, found).detach(), torch.tensor(found.box)
+    own, shown = box_of(answer, image, found).detach(), torch.tensor(found.corners)
     return abs(float(SIDES[of](own)) - float(SIDES[of](shown))) > _CUT
 
 
@@ -125,9 +125,9 @@ def masks_overlaps(masks: Tensor, mask: Tensor) -> Tensor:
     return (masks & mask).flatten(1).sum(1) / (masks | mask).flatten(1).sum(1)
 
 
-def spelled(answer: ModelOutput, found: Found) -> str:
+def spelled(answer: ModelOutput, found: DetectedBox) -> str:
     """Spell a detection: its class, score and box."""
-    return f"{answer.name(found.category)} {found.score:.2f} at {', '.join(f'{side:.0f}' for side in found.box)}"
+    return f"{answer.name(found.category)} {found.score:.2f} at {', '.join(f'{side:.0f}' for side in found.corners)}"
 
 
 def in_image(answer: ModelOutput, image: int) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from glowmap.errors import TargetError
-from glowmap.outputs import Found, ModelOutput, in_shares
+from glowmap.outputs import DetectedBox, ModelOutput, pixels_to_shares
 from glowmap.registry import near_names
 from glowmap.shapes import Scores
 from glowmap.targets._candidate import (
@@ -93,7 +93,7 @@ class Detection:
         return True
 
     def annotations(self, answer: ModelOutput, image: int) -> Annotation:
-        return Annotation(box=in_shares(self._found(answer, image).box, answer.input_size))
+        return Annotation(box=pixels_to_shares(self._found(answer, image).corners, answer.input_size))
 
     def cautions(self, answer: ModelOutput) -> list[str]:
         several = [self._found(answer, image) for image in range(answer.batch)]
@@ -104,8 +104,8 @@ class Detection:
             for image in cut
         ]
 
-    def _found(self, answer: ModelOutput, image: int) -> Found:
-        several = answer.candidates.found[image]
+    def _found(self, answer: ModelOutput, image: int) -> DetectedBox:
+        several = answer.candidates.detections[image]
         if self.number < len(several):
             return _known(answer, several[self.number])
         if not several:
@@ -169,13 +169,15 @@ class AllDetections:
         return levels[0] if answer.batch == 1 and len(set(levels)) == 1 else None
 
     def annotations(self, answer: ModelOutput, image: int) -> list[Annotation]:
-        return [Annotation(box=in_shares(found.box, answer.input_size)) for found in self._found(answer, image)]
+        return [
+            Annotation(box=pixels_to_shares(found.corners, answer.input_size)) for found in self._found(answer, image)
+        ]
 
     def of_places(self, answer: ModelOutput) -> bool:
         return True
 
-    def _found(self, answer: ModelOutput, image: int) -> list[Found]:
-        several = answer.candidates.found[image]
+    def _found(self, answer: ModelOutput, image: int) -> list[DetectedBox]:
+        several = answer.candidates.detections[image]
         if not several:
             raise TargetError(_nothing(answer, image))
         wanted = None if self.category is None else answer.index(self.category)
@@ -200,7 +202,7 @@ class _Followed:
     """One candidate in changed images: the same anchor, or the mask, else the box, that overlaps the remembered one most."""
 
     candidate: int | None
-    found: Found
+    found: DetectedBox
     box: Tensor  # before it was cut off
     of: str
     category: Any
@@ -216,7 +218,7 @@ class _Followed:
     def of_places(self, answer: ModelOutput) -> bool:
         return True
 
-    def _now(self, answer: ModelOutput, image: int) -> Found:
+    def _now(self, answer: ModelOutput, image: int) -> DetectedBox:
         candidates = answer.candidates
         if self.candidate is not None:
             return self.found
@@ -252,7 +254,7 @@ class _Together:
         return True
 
 
-def _value(answer: ModelOutput, image: int, found: Found, asked: Any) -> Tensor:
+def _value(answer: ModelOutput, image: int, found: DetectedBox, asked: Any) -> Tensor:
     """Give what is asked ``of`` a candidate, or how it answers a question about classes."""
     candidates, candidate = answer.candidates, found.candidate
     if isinstance(asked, Detection | _Followed) and asked.category is not None:
@@ -275,8 +277,8 @@ def _value(answer: ModelOutput, image: int, found: Found, asked: Any) -> Tensor:
     return SIDES[asked.of](box)
 
 
-def _followed(answer: ModelOutput, image: int, found: Found, asked: Any, wording: str) -> _Followed:
-    kept = found.candidate if answer.candidates.anchored else None
+def _followed(answer: ModelOutput, image: int, found: DetectedBox, asked: Any, wording: str) -> _Followed:
+    kept = found.candidate if answer.candidates.is_anchored else None
     category = asked.category if isinstance(asked, Detection) else None
     if category is not None:
         category = category_of(category, found).fixed(classes_of(answer, image, found.candidate), 0)
@@ -284,7 +286,7 @@ def _followed(answer: ModelOutput, image: int, found: Found, asked: Any, wording
     return _Followed(kept, found, box_of(answer, image, found).detach(), asked.of, category, wording, inside)
 
 
-def _known(answer: ModelOutput, found: Found) -> Found:
+def _known(answer: ModelOutput, found: DetectedBox) -> DetectedBox:
     if found.candidate is None:
         raise TargetError(
             f"which candidate became {spelled(answer, found)} cannot be told, as the suppression of {answer.model} changes boxes "
@@ -311,7 +313,7 @@ def _nothing(answer: ModelOutput, image: int) -> str:
 
 
 def _listed(answer: ModelOutput, image: int) -> str:
-    several = answer.candidates.found[image]
+    several = answer.candidates.detections[image]
     first = "; ".join(f"{number}: {spelled(answer, found)}" for number, found in enumerate(several[:_SHOWN]))
     return first + ("; ..." if len(several) > _SHOWN else "")
 
@@ -341,7 +343,7 @@ class SimilarDetection:
         return f"{answer.name(label) if named else f'class {label}'} at {corners}"
 
     def annotations(self, answer: ModelOutput, image: int) -> Annotation:
-        return Annotation(box=in_shares(self._box().tolist(), answer.input_size))
+        return Annotation(box=pixels_to_shares(self._box().tolist(), answer.input_size))
 
     def _label(self, answer: ModelOutput) -> int:
         if not isinstance(self.category, str):

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any, Generic, TypeAlias, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from glowmap.capture import keep_intermediates
 from glowmap.capture.intermediates import KeepOutput
 from glowmap.errors import TargetError
-from glowmap.outputs import Candidates, Found, ModelOutput, OnDemand
+from glowmap.outputs import Candidates, DetectedBox, ModelOutput
 from glowmap.shapes import crossed
 
 _PIXELS, _SCORE = 0.5, 1e-3  # how far a box and a score may lie off those of the candidate that they came from
 _OF = "torchvision "  # before the names under which parts are kept, which no layer has
 Size: TypeAlias = tuple[int, int]
 Judge: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]  # (class logits, objectness) -> the scores that it shows
-_JUDGES: dict[str, Judge] = {  # of the detectors of one stage
+T = TypeVar("T")
+_JUDGES: dict[str, Judge] = {  # of one-stage detectors
     "RetinaNet": lambda logits, _: logits.sigmoid(),
     "FCOS": lambda logits, objectness: (logits.sigmoid() * _given(objectness).sigmoid()[:, None]).sqrt(),
     "SSD": lambda logits, _: logits.softmax(1),
@@ -78,9 +79,9 @@ def _of_one_stage(detector: nn.Module, answer: ModelOutput) -> Candidates:
     ]
     levels = [torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))] * answer.batch
     judge = _given(_judge(detector))
-    read = _candidates(answer, sizes, boxes, logits, objectness, judge, anchored=True)
+    read = _candidates(answer, sizes, boxes, logits, objectness, judge, is_anchored=True)
     softmax = _is_a(detector, "SSD")
-    return replace(read, levels=levels, sigmoid=not softmax, background=0 if softmax else None)
+    return replace(read, levels=levels, uses_sigmoid=not softmax, background=0 if softmax else None)
 
 
 def _of_two_stages(detector: nn.Module, answer: ModelOutput) -> Candidates:
@@ -91,12 +92,12 @@ def _of_two_stages(detector: nn.Module, answer: ModelOutput) -> Candidates:
     boxes = _heads(detector).box_coder.decode(regression, proposals).reshape(len(logits), -1, 4)
     if boxes.shape[1] == 1:  # one box for all classes
         boxes = boxes[:, 0]
-    objectness = OnDemand(answer.batch, lambda image: _proposed(detector, answer, image))
+    objectness = _Lazy(answer.batch, lambda image: _proposed(detector, answer, image))
 
     def judge(logits: Tensor, _: Tensor | None) -> Tensor:
         return logits.softmax(1)
 
-    read = _candidates(answer, sizes, boxes.split(counts), logits.split(counts), objectness, judge, anchored=False)
+    read = _candidates(answer, sizes, boxes.split(counts), logits.split(counts), objectness, judge, is_anchored=False)
     to_levels = getattr(_heads(detector).box_roi_pool, "map_levels", None)  # which pooling chooses by a proposal's size
     levels = None if to_levels is None else to_levels(proposals).split(counts)
     return replace(read, levels=levels, background=0)
@@ -110,7 +111,7 @@ def _candidates(
     objectness: Sequence[Tensor] | None,
     judge: Judge,
     *,
-    anchored: bool,
+    is_anchored: bool,
 ) -> Candidates:
     """Bring boxes to the pixels of the input, and find the candidates of what the detector kept."""
     given, seen, canvas = _for_each(sizes["given"], answer), _for_each(sizes["seen"], answer), sizes["canvas"]
@@ -125,18 +126,18 @@ def _candidates(
     ]
     output = _kept(answer, "output")
 
-    def kept(image: int) -> list[Found]:
+    def kept(image: int) -> list[DetectedBox]:
         with torch.no_grad():
-            scores = judge(logits[image], objectness[image] if anchored and objectness is not None else None)
+            scores = judge(logits[image], objectness[image] if is_anchored and objectness is not None else None)
             return _matched(output[image], placed[image].detach(), scores, given[image])
 
     (rows, columns), (high, wide) = given[0], seen[0]
     covered = round(canvas[0] * rows / high), round(canvas[1] * columns / wide)
-    found = OnDemand(len(output), kept)
-    return Candidates(placed, logits, found, objectness, canvas=covered, anchored=anchored)
+    found = _Lazy(len(output), kept)
+    return Candidates(placed, logits, found, objectness, canvas=covered, is_anchored=is_anchored)
 
 
-def _matched(output: Mapping[str, Tensor], boxes: Tensor, scores: Tensor, size: Size) -> list[Found]:
+def _matched(output: Mapping[str, Tensor], boxes: Tensor, scores: Tensor, size: Size) -> list[DetectedBox]:
     """Find the candidate of each detection: of its class's boxes with its score the nearest, cut off as the detector cuts."""
     edges = boxes.new_tensor([size[1], size[0]] * 2)
     cut = boxes.clamp_min(0).minimum(edges)
@@ -149,7 +150,7 @@ def _matched(output: Mapping[str, Tensor], boxes: Tensor, scores: Tensor, size: 
         far = off + (scores[near, category] - score).abs()
         at = int(far.argmin()) if len(near) else None
         candidate = int(near[at]) if at is not None and float(off[at]) <= _PIXELS else None
-        found.append(Found(candidate, category, score, tuple(box.tolist())))
+        found.append(DetectedBox(category, score, tuple(box.tolist()), candidate))
     return found
 
 
@@ -240,6 +241,29 @@ def _is_two_staged(detector: nn.Module) -> bool:
     return all(hasattr(rpn, part) for part in ("head", "anchor_generator", "box_coder", "filter_proposals")) and all(
         hasattr(heads, part) for part in ("box_predictor", "box_coder")
     )
+
+
+class _Lazy(Sequence[T], Generic[T]):
+    """A sequence whose members are computed at first use: matching detections to candidates costs time."""
+
+    def __init__(self, count: int, compute: Callable[[int], T]) -> None:
+        self._count, self._compute = count, compute
+        self._members: dict[int, T] = {}
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> "_Lazy[T]": ...
+    def __getitem__(self, index: int | slice) -> "T | _Lazy[T]":
+        at = range(self._count)[index]
+        if isinstance(at, range):
+            return _Lazy(len(at), lambda number: self[at[number]])
+        if at not in self._members:
+            self._members[at] = self._compute(at)
+        return self._members[at]
 
 
 def _heads(detector: nn.Module) -> Any:

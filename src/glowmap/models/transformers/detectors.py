@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from glowmap.errors import TargetError
 from glowmap.models.transformers.outputs import ClassScoreReader
-from glowmap.outputs import Candidates, Found, ModelOutput, corners, in_pixels, surest_first, surest_first_by_sigmoid
+from glowmap.outputs import (
+    Candidates,
+    DetectedBox,
+    ModelOutput,
+    boxes_by_logit,
+    boxes_by_score,
+    centre_to_corners,
+    shares_to_pixels,
+)
 
 _BOXES = ("logits", "pred_boxes")
 _MASKS = ("class_queries_logits", "masks_queries_logits")
@@ -55,11 +63,11 @@ def _boxed(reader: ClassScoreReader, answer: ModelOutput) -> Candidates:
             f"{answer.model} gives each query {logits.shape[-1]} logits, but its config has {reader.labels} labels, so which of "
             "them stands for no object cannot be told; set the config's id2label to the classes that the model has"
         )
-    boxes = in_pixels(corners(shares), answer.input_size)
+    boxes = shares_to_pixels(centre_to_corners(shares), answer.input_size)
     if classes is logits:
-        found = [surest_first_by_sigmoid(*one) for one in zip(logits, boxes, strict=True)]
+        found = [boxes_by_logit(*one) for one in zip(logits, boxes, strict=True)]
     else:
-        found = [surest_first(*one) for one in zip(logits.softmax(-1)[..., :-1], boxes, strict=True)]
+        found = [boxes_by_score(*one) for one in zip(logits.softmax(-1)[..., :-1], boxes, strict=True)]
     masks = answer.raw.get("pred_masks")
     return Candidates(
         list(boxes),
@@ -67,7 +75,7 @@ def _boxed(reader: ClassScoreReader, answer: ModelOutput) -> Candidates:
         found,
         masks=list(masks) if isinstance(masks, Tensor) and masks.ndim == 4 else None,
         levels=_alike(classes),
-        sigmoid=classes is logits,
+        uses_sigmoid=classes is logits,
         no_object=None if classes is logits else list(logits[..., -1]),
     )
 
@@ -96,10 +104,10 @@ def _alike(queries: Tensor) -> list[Tensor]:
     return [torch.zeros(len(own), dtype=torch.long) for own in queries]
 
 
-def _found_masks(classes: Tensor, masks: Tensor, boxes: Tensor) -> list[Found]:
+def _found_masks(classes: Tensor, masks: Tensor, boxes: Tensor) -> list[DetectedBox]:
     inside = (masks > 0).flatten(1)
     sure = (masks.sigmoid().flatten(1) * inside).sum(1) / inside.sum(1).clamp_min(1)
-    found = surest_first(classes.softmax(-1)[:, :-1] * sure[:, None], boxes)
+    found = boxes_by_score(classes.softmax(-1)[:, :-1] * sure[:, None], boxes)
     there = inside.any(1).tolist()
     return [one for one in found if one.candidate is not None and there[one.candidate]]
 
@@ -110,7 +118,7 @@ def _around(mask: Tensor, size: tuple[int, ...]) -> Tensor:
     if not len(rows):
         return mask.new_zeros(4)
     edges = torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
-    return in_pixels(edges / edges.new_tensor([*mask.shape[::-1]] * 2), size)
+    return shares_to_pixels(edges / edges.new_tensor([*mask.shape[::-1]] * 2), size)
 
 
 def _read(answer: ModelOutput, names: tuple[str, str], axes: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
