@@ -96,7 +96,7 @@ def ours(subject: Subject, method: Any, layer: Any = None) -> Action:
     words: dict[str, Any] = {"method": method, "layer": layer or subject.layer}
     ask: Callable[..., Any] = glowmap.explain
     if isinstance(method, list):
-        words, ask = {"methods": method, "layers": layer}, glowmap.compare
+        words, ask = {"method": method, "layer": layer}, glowmap.compare
 
     def run() -> Any:
         found = ask(subject.model, subject.images, target=CATEGORY, **words)

@@ -22,7 +22,7 @@ def classifier():
 
 def test_comparing_is_asking_one_by_one(classifier):
     batch, labels = images(2), torch.tensor([3, 1])
-    found = glowmap.compare(classifier, batch, labels, layers=LAYERS)
+    found = glowmap.compare(classifier, batch, target=labels, layer=LAYERS)
     assert [(one.method, one.layer) for one in found] == [(name, layer) for name in CHEAP for layer in LAYERS]
     for one in found:
         alone = glowmap.explain(classifier, batch, target=labels, layer=one.layer, method=one.method)
@@ -34,33 +34,34 @@ def test_one_forward_and_one_backward_pass_serve_all(classifier, monkeypatch):
     forwards, backwards, grad = [], [], torch.autograd.grad
     handle = classifier.features[0].register_forward_hook(lambda *_: forwards.append(1))
     monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: backwards.append(1) or grad(*a, **k))
-    glowmap.compare(classifier, images(2), 1, layers=LAYERS)
+    glowmap.compare(classifier, images(2), target=1, layer=LAYERS)
     assert (len(forwards), len(backwards)) == (1, 1)
-    glowmap.compare(classifier, images(2), [1, 2], layers=LAYERS)
+    glowmap.compare(classifier, images(2), target=[1, 2], layer=LAYERS)
     assert (len(forwards), len(backwards)) == (2, 3)
     handle.remove()
 
 
 def test_methods_are_named_or_tuned_and_stand_in_rows(classifier):
     with_parameters = glowmap.METHODS["fem"].with_parameters(sigmas=1.0)
-    found = glowmap.compare(classifier, images(1), 1, methods=["hires_cam", with_parameters], layers=LAYERS[:2])
+    found = glowmap.compare(classifier, images(1), target=1, method=["hires_cam", with_parameters], layer=LAYERS[:2])
     assert [one.method for one in found] == ["hires_cam"] * 2 + ["fem"] * 2
     plain = glowmap.explain(classifier, images(1), target=1, layer=LAYERS[0], method="fem")
     assert not torch.equal(found[2].raw, plain.raw)
     rows = found._by_question()
     assert [[one.layer for one in row] for row in rows] == [LAYERS[:2], LAYERS[:2]]
     assert (
-        found.panel().height > glowmap.compare(classifier, images(1), 1, methods=["fem"], layers=LAYERS).panel().height
+        found.panel().height
+        > glowmap.compare(classifier, images(1), target=1, method=["fem"], layer=LAYERS).panel().height
     )
 
 
 def test_errors_name_the_fact_and_the_remedy(classifier):
     with pytest.raises(MethodError, match="an empty list of methods; give at least one of cam, eigen_cam"):
-        glowmap.compare(classifier, images(1), 1, methods=[], layers=LAYERS)
+        glowmap.compare(classifier, images(1), target=1, method=[], layer=LAYERS)
     with pytest.raises(MethodError, match="fem has no knob 'sigma'; near names: sigmas"):
         glowmap.METHODS["fem"].with_parameters(sigma=1.0)
     with pytest.raises(LayerError, match="an empty list of layers"):
-        glowmap.compare(classifier, images(1), 1, layers=[])
+        glowmap.compare(classifier, images(1), target=1, layer=[])
 
 
 def planted(images=1, cells=30, channels=12, seed=0):

@@ -105,21 +105,21 @@ def explain(
 def compare(
     model: nn.Module | Model,
     images: Any,
-    target: Any = None,
     *,
-    methods: Sequence[MethodLike] | None = None,
-    layers: LayerName | Sequence[LayerName] | None = None,
+    target: Any = None,
+    layer: Any = None,
+    method: Any = None,
+    smooth: str | Sequence[str] = (),
+    seed: int = 0,
 ) -> Explanations:
-    """Put one question by several methods at several layers, from one forward pass and as few backward passes as there can be.
+    """Explain images by several methods at several layers, from one forward pass and as few backward passes as possible.
 
-    ``methods`` are by default all that take no more than that (but for kpca_cam, whose cost is the cube of the cells). The
-    answer's ``panel()`` has a row a method and a column a layer. Raises as :func:`explain` does.
+    Takes the arguments of :func:`explain`; each of ``target``, ``layer`` and ``method`` may be a list. ``method`` is by default
+    every method that takes one forward pass and at most one backward pass of the head. In ``panel()`` of the result a row is a
+    method and a column is a layer. Raises as :func:`explain` does.
     """
-    if isinstance(methods, str | Method):
-        methods = [methods]
-    if methods is None:
-        methods = [name for name, one in METHODS.items() if is_cheap(one)]
-    return Explainer(model, layer=layers).all(images, target=target, method=list(methods))
+    methods = [candidate for _, candidate in METHODS.items() if is_cheap(candidate)] if method is None else method
+    return Explainer(model, layer=layer).explain_all(images, target=target, method=methods, smooth=smooth, seed=seed)
 
 
 class Explainer:
@@ -144,28 +144,28 @@ class Explainer:
         batch = self.model.read(images)
         with borrow(self.model.module):
             first = prepared(self.model, batch, as_questions(target))[0]
-            with self.visit(first.batch, first.model) as visit:
-                return visit.find(first.questions[0][1])
+            with self._session(first.batch, first.model) as session:
+                return session.find(first.questions[0][1])
 
     @contextmanager
-    def visit(self, batch: Batch, model: Model | None = None) -> Iterator[Session]:
-        """Visit the (borrowed) model with some input; ``model`` is it with what a question needs of it."""
-        with visited(model or self.model, batch, self._named) as visit:
-            yield visit
-        self._choice = next(iter(visit.choices.values()), None)
+    def _session(self, batch: Batch, model: Model) -> Iterator[Session]:
+        """Open a session with the (borrowed) model, and remember the layer that it finds."""
+        with visited(model, batch, self._named) as session:
+            yield session
+        self._choice = next(iter(session.choices.values()), None)
 
     def __call__(
         self, images: Any, *, target: Any = None, method: Any = None, smooth: Any = (), seed: int = 0
     ) -> Explanation | Explanations:
         """Explain images, as :func:`explain` does."""
-        explanations = self.all(images, target=target, method=method, smooth=smooth, seed=seed)
+        explanations = self.explain_all(images, target=target, method=method, smooth=smooth, seed=seed)
         several = isinstance(target, list | tuple) or isinstance(method, list | tuple) or not self._one_layer
         return explanations if several or len(explanations) > 1 else explanations[0]
 
-    def all(
+    def explain_all(
         self, images: Any, *, target: Any = None, method: Any = None, smooth: Any = (), seed: int = 0
     ) -> Explanations:
-        """Explain images, and give a sequence also for one question, one method and one layer."""
+        """Explain images as :func:`explain` does. Returns a sequence also for a single target, method and layer."""
         kinds = read_smoothing(smooth)
         chosen = None if method is None else _principal(read_methods(method), kinds)
         questions = as_questions(target)
@@ -175,7 +175,7 @@ class Explainer:
         with borrow(self.model.module) as was_training:
             self._choice = None  # until there is one
             for group in prepared(self.model, batch, questions):
-                with self.visit(group.batch, group.model) as visit:
+                with self._session(group.batch, group.model) as visit:
                     answered = partial(_answered, visit, group.questions, chosen, kinds, seed, was_training)
                     try:
                         found += answered()

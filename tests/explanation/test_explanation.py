@@ -428,7 +428,7 @@ class TestLayout:
 
     def test_methods_at_several_layers_have_a_row_each_below_the_picture(self, model, drawn):
         layers = ["features.0", "features.3"]
-        glowmap.compare(model, self.picture, "dog", methods=["grad_cam", "layer_cam"], layers=layers).panel()
+        glowmap.compare(model, self.picture, target="dog", method=["grad_cam", "layer_cam"], layer=layers).panel()
         assert drawn[0][0] == [
             ["picture", "prediction"],
             ["features.0 · grad_cam", "features.3 · grad_cam"],

@@ -95,7 +95,9 @@ def explain(
     loaded = _loaded(model, weights, size=size, mean=mean, std=std, classes=classes, device=device)
     with console.status("explaining"):
         explainer = Explainer(loaded, layer=layer)
-        explanations = explainer.all(pixels, target=asked.questions(loaded), method=methods, smooth=smooth or [])
+        explanations = explainer.explain_all(
+            pixels, target=asked.questions(loaded), method=methods, smooth=smooth or []
+        )
         explanations = explanations.fused(fuse) if fuse else explanations
         written = explanations.save(out, colormap=colormap, opacity=opacity, scale=scale)
     tell(explanations, written)

@@ -64,7 +64,7 @@ def layers() -> Layers:
     """Ask the segmentation model for *car* at its four layers."""
     drawn = scene()
     explainer = Explainer(load("demo"), layer=list(LAYERS))
-    return Layers(drawn, explainer.all(drawn.picture, target="car"))
+    return Layers(drawn, explainer.explain_all(drawn.picture, target="car"))
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def cars() -> Cars:
     drawn = scene()
     masks = tuple(drawn.owners == drawn.owners[y, x] for x, y in _ASKED.values())
     asked = [At(x, y) for x, y in _ASKED.values()]
-    return Cars(tuple(_ASKED), masks, Explainer(load("demo")).all(drawn.picture, target=asked))
+    return Cars(tuple(_ASKED), masks, Explainer(load("demo")).explain_all(drawn.picture, target=asked))
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def portraits() -> list[Portrait]:
     found = []
     for kind, seed in _PORTRAITS:
         stamped = marked(street(seed, only=kind).drawn(ROWS, COLUMNS, finer=3), seed)
-        honest, shortcut = (explainer.all(stamped.picture)[0] for explainer in explainers)
+        honest, shortcut = (explainer.explain_all(stamped.picture)[0] for explainer in explainers)
         found.append(Portrait(kind, stamped, mark_mask(ROWS, COLUMNS, seed), honest, shortcut))
     return found
 
