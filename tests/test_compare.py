@@ -123,7 +123,7 @@ def test_a_concept_is_called_by_the_classes_that_the_model_sees_in_it():
     batch[:, 2, :, :5], batch[:, 0, :, 5:] = 1.0, 1.0  # five columns of blue, three of red
     model = glowmap.load(Painted(), mean=0.0, std=1.0, classes=["red", "green", "blue"])
     found = glowmap.concepts(model, batch, layer="layer", count=2)
-    assert [one.targets[0].split(",")[0] for one in found] == ["concept 1: blue 100%", "concept 2: red 100%"]
+    assert [one.target_names[0].split(",")[0] for one in found] == ["concept 1: blue 100%", "concept 2: red 100%"]
     np.testing.assert_allclose(found[0].raw[0], batch[0, 2], atol=1e-3)
     np.testing.assert_allclose(found[1].raw[0], batch[0, 0], atol=1e-3)
     assert float(found[0].scores[0]) == pytest.approx(1, abs=1e-3)
@@ -133,11 +133,11 @@ def test_a_concept_is_called_by_the_classes_that_the_model_sees_in_it():
 
 def test_concepts_of_a_dense_model_and_of_one_without_classes():
     found = glowmap.concepts(Segmenter().eval(), images(2), layer=["encoder.1", "encoder.3"], count=3, together=True)
-    assert [(one.layer, one.targets[0][:9]) for one in found] == [
+    assert [(one.layer, one.target_names[0][:9]) for one in found] == [
         (layer, f"concept {number}") for layer in ("encoder.1", "encoder.3") for number in (1, 2, 3)
     ]
     mute = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(0))
-    assert glowmap.concepts(mute, images(1), layer="1", count=2)[0].targets == ("concept 1",)
+    assert glowmap.concepts(mute, images(1), layer="1", count=2)[0].target_names == ("concept 1",)
     with pytest.raises(MethodError, match="0 concepts were asked for; ask for a whole number"):
         glowmap.concepts(mute, images(1), layer="1", count=0)
 

@@ -40,7 +40,7 @@ def test_deeper_layers_gather_more_heat_on_the_object(demo, method):
     shares, chance = [], []
     for scene in streets_with("car"):
         found = explainer(scene.picture, target="car", method=method)
-        shares.append([one.share(scene.mask("car"))[0] for one in found])
+        shares.append([one.share(scene.mask("car"))[0].value for one in found])
         chance.append(scene.mask("car").mean())
     first, *_, last = np.mean(shares, 0)
     assert last > (2 if method == "grad_cam" else 1.1) * first
@@ -62,9 +62,9 @@ def test_the_layer_that_finds_itself_is_among_the_best_by_the_heat_on_the_object
         )
         for scene in scenes:
             mask = scene.mask(kind)
-            found += glowmap.explain(model, scene.picture, target=kind, method=method).share(mask)
+            found.append(glowmap.explain(model, scene.picture, target=kind, method=method).share(mask)[0].value)
             several = glowmap.explain(model, scene.picture, target=kind, layer=named, method=method)
-            others.append([one.share(mask)[0] for one in several])
+            others.append([one.share(mask)[0].value for one in several])
     assert np.mean(found) > 0.95 * np.mean(others, 0).max()
 
 
@@ -73,7 +73,7 @@ def test_the_class_asked_for_decides_where_the_heat_goes(demo, method):
     shares = []
     for scene in streets_with("car", "person", count=8):
         found = glowmap.explain(demo, scene.picture, target=["car", "person"], method=method)
-        shares.append([[one.share(scene.mask(kind))[0] for kind in ("car", "person")] for one in found])
+        shares.append([[one.share(scene.mask(kind))[0].value for kind in ("car", "person")] for one in found])
     (car_on_car, car_on_person), (person_on_car, person_on_person) = np.mean(shares, 0)
     assert car_on_car > 2 * person_on_car
     assert person_on_person > 2 * car_on_person
@@ -85,8 +85,8 @@ def test_what_speaks_against_the_class_avoids_the_object(demo, method):
     for_it, against, chance = [], [], []
     for scene in streets_with("car"):
         car, counterfactual = glowmap.explain(demo, scene.picture, target=["car", Not("car")], method=method)
-        for_it.append(car.share(scene.mask("car"))[0])
-        against.append(counterfactual.share(scene.mask("car"))[0])
+        for_it.append(car.share(scene.mask("car"))[0].value)
+        against.append(counterfactual.share(scene.mask("car"))[0].value)
         chance.append(scene.mask("car").mean())
     assert np.mean(against) < 0.75 * np.mean(for_it)
     if method == "grad_cam":
@@ -121,9 +121,9 @@ def test_the_car_under_a_point_has_the_heat_and_the_other_car_has_none(demo):
         found = glowmap.explain(demo, scene.picture, target=pointed, layer="backbone.layer4")
         for own, (one, point) in enumerate(zip(found, points, strict=True)):
             assert one.method == "hires_cam"
-            assert one.targets == (f"car (object at {point[0]}, {point[1]})",)
-            assert one.share(masks[own])[0] > 0.6
-            assert one.share(masks[1 - own])[0] < 0.02
+            assert one.target_names == (f"car (object at {point[0]}, {point[1]})",)
+            assert one.share(masks[own])[0].value > 0.6
+            assert one.share(masks[1 - own])[0].value < 0.02
 
 
 def test_a_car_rather_than_a_bus_is_asked_about_at_the_car(demo):
@@ -136,7 +136,7 @@ def test_a_car_rather_than_a_bus_is_asked_about_at_the_car(demo):
         ):
             found = glowmap.explain(demo, scene.picture, target=asked, layer="backbone.layer4")
             cars = scene.mask("car") if isinstance(asked, Contrast) else masks[0]
-            assert found.share(cars)[0] > 0.6
+            assert found.share(cars)[0].value > 0.6
 
 
 def lies_on(mask, explanation, reach=8):
@@ -160,7 +160,9 @@ def test_the_shortcut_is_found():
             explanation = explainer(scene.picture, target=MARKED)
             on_mark[name] += lies_on(mark, explanation)
             on_object[name] += lies_on(bus, explanation)
-            shares[name].append((explanation.share(mark)[0] / mark.mean(), explanation.share(bus)[0] / bus.mean()))
+            shares[name].append(
+                (explanation.share(mark)[0].value / mark.mean(), explanation.share(bus)[0].value / bus.mean())
+            )
     assert on_mark["shortcut"] >= 19
     assert on_object["honest"] >= 18
     assert on_mark["honest"] <= 1

@@ -95,7 +95,9 @@ def test_a_classifier_answers_with_the_name_in_the_files_name(mobilenet):
     pictures = sorted((REAL / "imagenet").glob("*"))
     for picture in pictures:
         explanation = explainer(picture)
-        names = {plain(name) for name in explanation.targets[0].split(", ")}  # a line of the list holds all synonyms
+        names = {
+            plain(name) for name in explanation.target_names[0].split(", ")
+        }  # a line of the list holds all synonyms
         right += plain(picture.stem.partition("_")[2]) in names
         assert explanation.heatmap.max() == 1
     assert (
@@ -147,5 +149,5 @@ def test_the_object_under_a_point_is_the_animal_there(deeplab, dog_and_cat):
         middle = np.argmin((rows - np.median(rows)) ** 2 + (columns - np.median(columns)) ** 2)
         point = At(int(columns[middle]), int(rows[middle]))
         found = glowmap.explain(deeplab, resized, target=point, layer="backbone.17", method="hires_cam")
-        assert found.targets == (f"{kind} (object at {point.x}, {point.y})",)
+        assert found.target_names == (f"{kind} (object at {point.x}, {point.y})",)
         assert share_on(masks[kind], found) > 2 * share_on(masks[other], found)

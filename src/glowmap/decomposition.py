@@ -72,7 +72,7 @@ def concepts(
                         torch.tensor([score for _, score in told]),
                         layer=name,
                         method=CONCEPTS,
-                        targets=tuple(wording for wording, _ in told),
+                        target_names=tuple(wording for wording, _ in told),
                         cautions=(*run.cautions, *visit.doubts(name), *cautions),
                         **shared,
                     )

@@ -267,7 +267,7 @@ def _explanation(
         tree.full_precision(asked.scores.detach()),
         layer=layer,
         method=method,
-        targets=wordings,
+        target_names=wordings,
         canvas=canvas or answer.input_size,
         annotations=tuple(annotations_of(question, answer, image) for image in range(answer.batch)),
         cautions=tuple(dict.fromkeys((*run.cautions, *own))),

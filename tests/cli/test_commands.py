@@ -67,7 +67,7 @@ def test_several_layers_and_classes_and_another_method_as_numbers(own, run):
     )
     assert code == 0
     found = glowmap.Explanations.load("all.npz")
-    assert [(one.targets[0], one.layer, one.method) for one in found] == [
+    assert [(one.target_names[0], one.layer, one.method) for one in found] == [
         ("blue", "features.0", "hires_cam"),
         ("blue", "features.1", "hires_cam"),
         ("red", "features.0", "hires_cam"),

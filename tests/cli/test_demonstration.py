@@ -42,7 +42,7 @@ def test_the_share_of_heat_on_cars_is_printed_for_each_layer(run, folder):
     printed = [float(share) / 100 for share in re.findall(r"backbone\.layer\d +\d+ x \d+ +(\S+)%", out)]
     scene = tour.scene()
     found = glowmap.explain(glowmap.load("demo"), scene.picture, target="car", layer=list(tour.LAYERS))
-    assert printed == [pytest.approx(one.share(scene.mask("car"))[0], abs=0.0006) for one in found]
+    assert printed == [pytest.approx(one.share(scene.mask("car"))[0].value, abs=0.0006) for one in found]
     assert printed == sorted(printed)
     assert printed[-1] > 8 * scene.mask("car").mean()
     assert f"{scene.mask('car').mean():.1%}" in out
@@ -74,18 +74,19 @@ def test_the_two_classifiers_are_told_apart(run, folder):
     for portrait in tour.portraits():
         for name, explanation in (("honest", portrait.honest), ("shortcut", portrait.shortcut)):
             (printed,) = [row[3:] for row in rows if row[:2] == (portrait.kind, name)]
-            (mark, its_chance), (thing, chance) = portrait.shares(explanation)
+            mark, thing = portrait.shares(explanation)
             assert [float(number) for number in printed] == [
-                pytest.approx(100 * mark, abs=0.06),
-                pytest.approx(mark / its_chance, abs=0.06),
-                pytest.approx(100 * thing, abs=0.06),
-                pytest.approx(thing / chance, abs=0.06),
+                pytest.approx(100 * mark.value, abs=0.06),
+                pytest.approx(mark.value / mark.chance, abs=0.06),
+                pytest.approx(100 * thing.value, abs=0.06),
+                pytest.approx(thing.value / thing.chance, abs=0.06),
             ]
+            assert mark.lift == mark.value / mark.chance
             if name == "shortcut":
-                assert mark / its_chance > 10 > 5 * thing / chance / 2
+                assert mark.lift > 10 > 5 * thing.lift / 2
             else:
-                assert thing > 0.4
-                assert mark < 0.02
+                assert thing.value > 0.4
+                assert mark.value < 0.02
 
 
 def test_the_scene_is_explained_by_the_command_line_like_any_picture(run, folder):

@@ -306,7 +306,7 @@ def wanted(model, target, **options):
 
 
 def same(found, expected):
-    assert [one.targets for one in found] == [one.targets for one in expected]
+    assert [one.target_names for one in found] == [one.target_names for one in expected]
     for one, other in zip(found, expected, strict=True):
         assert (one.layer, one.method) == (other.layer, other.method)
         assert torch.equal(one.scores, other.scores)
@@ -318,7 +318,7 @@ def test_objects_and_classes_where_they_are_pointed_at(folder, run):
     options = ["--at", "45,20", "--at", "3,20", "--layer", "features"]
     out, found = asked(run, "own.py:halves", *options)
     same(found, wanted("own.py:halves", [At(45, 20), At(3, 20)], layer="features"))
-    assert [one.targets[0] for one in found] == ["blue (object at 45, 20)", "red (object at 3, 20)"]
+    assert [one.target_names[0] for one in found] == ["blue (object at 45, 20)", "red (object at 3, 20)"]
     # the one object is the right half, the other the left one, and the map of each lies on it alone
     assert [bool(one.raw[..., :15].any()) for one in found] == [False, True]
     assert [bool(one.raw[..., 15:].any()) for one in found] == [True, False]
@@ -326,7 +326,7 @@ def test_objects_and_classes_where_they_are_pointed_at(folder, run):
     _, found = asked(run, "own.py:halves", *options[:2], "--target", "green", "--against", "red", "-l", "features")
     same(found, wanted("own.py:halves", [Pixels(Contrast("green", ["red"]), At(45, 20))], layer="features"))
     _, found = asked(run, "own.py:halves", *options[:2], "--against", "red", "-l", "features")
-    assert found[0].targets == ("blue rather than red (object at 45, 20)",)
+    assert found[0].target_names == ("blue rather than red (object at 45, 20)",)
     _, found = asked(run, "own.py:halves", "--top", "2", "--not", "-l", "features")
     same(found, wanted("own.py:halves", [Not(one) for one in top(2)], layer="features"))
 

@@ -241,9 +241,11 @@ def test_several_layers_and_questions_equal_one_by_one_from_one_forward_pass(met
     layers, questions = ["features.0", "features.3", "features.4"], [2, 0]
     together = glowmap.explain(model, images(), target=questions, layer=layers, method=with_parameters(method))
     assert len(passes) == 1
-    assert [(one.targets[0], one.layer) for one in together] == [(f"class {q}", x) for q in questions for x in layers]
+    assert [(one.target_names[0], one.layer) for one in together] == [
+        (f"class {q}", x) for q in questions for x in layers
+    ]
     for one in together:
-        question = int(one.targets[0].removeprefix("class "))
+        question = int(one.target_names[0].removeprefix("class "))
         alone = glowmap.explain(model, images(), target=question, layer=one.layer, method=with_parameters(method))
         torch.testing.assert_close(one.raw, alone.raw, rtol=1e-5, atol=1e-7)
 

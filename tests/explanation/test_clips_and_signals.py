@@ -14,12 +14,12 @@ from torch import nn
 import glowmap
 from glowmap.errors import InputError, OutputError
 from glowmap.explanation.explanation import Explanation
-from glowmap.explanation.tiles import heat_tile, picture_tile, prediction_tile
+from glowmap.explanation.tiles import heat_tile, picture_tile, prediction_tiles
 from glowmap.inputs import Picture, Signal, Volume, pictures_of
 from glowmap.outputs import Prediction
-from glowmap.render import COLORMAPS, Look, clip, curves, label_colour, volume
+from glowmap.render import COLORMAPS, Style, clip, curves, label_colour, volume
+from glowmap.render.axis import hottest, hottest_cell, hottest_span, spread, ticks
 from glowmap.render.curve_plots import GUTTER
-from glowmap.render.places import hottest, hottest_cell, hottest_span, spread, ticks
 from glowmap.render.strips import CROSS
 
 HOT, COLD = (tuple(COLORMAPS["glow"][entry].tolist()) for entry in (255, 0))
@@ -36,11 +36,18 @@ def is_colour(image, colour, tolerance=0):
     return (np.abs(pixels(image) - colour) <= tolerance).all(-1)
 
 
+def values(shares):
+    return [share.value for share in shares]
+
+
 def explained(raw, images, **fields):
     """Explain by hand: ``raw`` is the map itself."""
     raw = torch.as_tensor(raw, dtype=torch.float32)
     known = {"scores": torch.arange(len(raw)) + 1.0, "layer": "layer", "method": "grad_cam", "model": "Model"}
-    known |= {"targets": tuple(f"class {index}" for index in range(len(raw))), "input_size": tuple(images.shape[2:])}
+    known |= {
+        "target_names": tuple(f"class {index}" for index in range(len(raw))),
+        "input_size": tuple(images.shape[2:]),
+    }
     return Explanation(raw, **({"pictures": pictures_of(images)} | known | fields))
 
 
@@ -99,11 +106,11 @@ class TestPlaces:
     @settings(deadline=None)
     def test_evenly_spaced_in_order_and_through_the_hottest(self, count, most, data):
         through = data.draw(st.integers(0, count - 1))
-        places = spread(count, most, through)
-        assert through in places
-        assert places == sorted(set(places))
-        assert len(places) == min(count, most)
-        assert 0 <= places[0] <= places[-1] < count
+        frames = spread(count, most, through)
+        assert through in frames
+        assert frames == sorted(set(frames))
+        assert len(frames) == min(count, most)
+        assert 0 <= frames[0] <= frames[-1] < count
 
     def test_the_places_themselves(self):
         assert spread(16, 6) == [1, 4, 6, 9, 12, 14]
@@ -142,35 +149,35 @@ class TestClips:
     def test_heat_in_one_frame_marks_that_frame_only(self):
         found = explained(hot_at((16, 20, 24), 5), CLIP)
         blank = explained(torch.zeros(1, 16, 20, 24), CLIP)
-        places = [4, 5, 6]
-        hot = self.frames(found.overlay(places=places, opacity=1.0), 3)
-        cold = self.frames(blank.overlay(places=places, opacity=1.0), 3)
+        frames = [4, 5, 6]
+        hot = self.frames(found.overlay(frames=frames, opacity=1.0), 3)
+        cold = self.frames(blank.overlay(frames=frames, opacity=1.0), 3)
         assert hot[0].tobytes() == cold[0].tobytes()
         assert hot[2].tobytes() == cold[2].tobytes()
         assert is_colour(hot[1], HOT).all()
-        assert self.bar(found.overlay(places=places)) == [HOT if place == 5 else COLD for place in range(16)]
-        assert self.bar(blank.overlay(places=places)) == [COLD] * 16
+        assert self.bar(found.overlay(frames=frames)) == [HOT if frame == 5 else COLD for frame in range(16)]
+        assert self.bar(blank.overlay(frames=frames)) == [COLD] * 16
 
     def test_the_frame_is_under_its_heat_where_the_heat_is(self):
         raw = torch.zeros(1, 16, 20, 24)
         raw[0, 9, 4:12, 2:10] = 1
-        (drawn,) = self.frames(explained(raw, CLIP).overlay(places=[9], opacity=1.0), 1)
+        (drawn,) = self.frames(explained(raw, CLIP).overlay(frames=[9], opacity=1.0), 1)
         assert is_colour(drawn, HOT)[12 * 5 : 12 * 11, 12 * 3 : 12 * 9].all()
         assert not is_colour(drawn, HOT, 60)[:, 12 * 12 :].any()
-        (bare,) = self.frames(explained(raw, CLIP).overlay(places=[9], opacity=0.0), 1)
+        (bare,) = self.frames(explained(raw, CLIP).overlay(frames=[9], opacity=0.0), 1)
         frame = (CLIP[0, :, 9] * 255).round().byte().permute(1, 2, 0).numpy()
         np.testing.assert_array_equal(pixels(bare), frame.repeat(12, 0).repeat(12, 1))
 
     def test_the_hottest_frame_is_shown_and_says_so(self):
         found, blank = (explained(raw, CLIP) for raw in (hot_at((16, 20, 24), 5), torch.zeros(1, 16, 20, 24)))
         chosen = [1, 5, 6, 9, 12, 14]
-        assert found.overlay().tobytes() == found.overlay(places=chosen).tobytes()
+        assert found.overlay().tobytes() == found.overlay(frames=chosen).tobytes()
         heading = (MARGIN + 176, MARGIN, MARGIN + 2 * 176, MARGIN + 18)
-        marked, unmarked = (pixels(one.overlay(places=chosen).crop(heading)) for one in (found, blank))
+        marked, unmarked = (pixels(one.overlay(frames=chosen).crop(heading)) for one in (found, blank))
         assert (marked < 100).sum() > 1.4 * (unmarked < 100).sum()  # bold, and a word more
 
     def test_a_line_leads_from_each_frame_to_its_place_in_the_bar(self):
-        drawn = explained(hot_at((16, 20, 24), 5), CLIP).overlay(places=[2, 5, 13])
+        drawn = explained(hot_at((16, 20, 24), 5), CLIP).overlay(frames=[2, 5, 13])
         lines = pixels(drawn)[MARGIN + 19 + 240 : MARGIN + 19 + 240 + 16].min(-1)
         starts, ends = (np.flatnonzero(lines[row, MARGIN:-MARGIN] < 220) for row in (0, 15))
         width = drawn.width - 2 * MARGIN
@@ -181,64 +188,66 @@ class TestClips:
 
     def test_places_count_from_either_end_and_stay_in_order(self):
         found = explained(hot_at((16, 20, 24), 5), CLIP)
-        assert found.overlay(places=[15, -16]).tobytes() == found.overlay(places=[-1, 0]).tobytes()
-        last, first = self.frames(found.overlay(places=[15, 0], opacity=0.0), 2)
-        one, other = self.frames(found.overlay(places=[0, 15], opacity=0.0), 2)
+        assert found.overlay(frames=[15, -16]).tobytes() == found.overlay(frames=[-1, 0]).tobytes()
+        last, first = self.frames(found.overlay(frames=[15, 0], opacity=0.0), 2)
+        one, other = self.frames(found.overlay(frames=[0, 15], opacity=0.0), 2)
         assert (last.tobytes(), first.tobytes()) == (other.tobytes(), one.tobytes())
 
     def test_many_frames_take_several_lines(self):
         found = explained(hot_at((16, 20, 24), 5), CLIP)
-        sizes = [found.overlay(places=range(count)).size for count in (8, 9, 16)]
+        sizes = [found.overlay(frames=range(count)).size for count in (8, 9, 16)]
         assert sizes[0][0] == sizes[2][0] <= WIDTH + 2 * MARGIN
         assert sizes[0][1] + 100 < sizes[1][1]
 
     def test_evidence_against_is_blue_in_its_frame_and_in_the_bar(self):
         raw = hot_at((16, 20, 24), 5) - hot_at((16, 20, 24), 8)
-        drawn = explained(raw, CLIP).overlay(colormap="signed", opacity=1.0, places=[5, 8, 11])
+        drawn = explained(raw, CLIP).overlay(colormap="signed", opacity=1.0, frames=[5, 8, 11])
         in_favour, against, nothing = self.frames(drawn, 3)
         signed = COLORMAPS["signed"]
         assert is_colour(in_favour, signed[255]).all()
         assert is_colour(against, signed[0]).all()
         assert (
-            nothing.tobytes() == self.frames(explained(raw * 0, CLIP).overlay(opacity=1.0, places=[11]), 1)[0].tobytes()
+            nothing.tobytes() == self.frames(explained(raw * 0, CLIP).overlay(opacity=1.0, frames=[11]), 1)[0].tobytes()
         )
         colours = self.bar(drawn)
         assert (colours[5], colours[8]) == (tuple(signed[255]), tuple(signed[0]))
         assert all(min(colour) > 230 for place, colour in enumerate(colours) if place not in (5, 8))
 
     @pytest.mark.parametrize(
-        ("places", "message"),
+        ("frames", "message"),
         [
             ([3, 16], "there is no frame 16: this clip has 16, counted from 0 to 15; choose among these"),
             ([-17], "there is no frame -17: this clip has 16"),
-            ([], "places= is empty, so no frame is chosen: this clip has 16"),
+            ([], "frames= is empty, so no frame is chosen: this clip has 16"),
         ],
     )
-    def test_places_that_are_not_there(self, places, message):
+    def test_places_that_are_not_there(self, frames, message):
         found = explained(hot_at((16, 20, 24), 5), CLIP)
         for ask in (found.overlay, found.panel):
             with pytest.raises(OutputError, match=message):
-                ask(places=places)
+                ask(frames=frames)
 
     def test_what_only_pictures_have_and_what_they_have_not(self):
-        with pytest.raises(OutputError, match="edges=True brings heat to the edges of a picture"):
+        with pytest.raises(
+            OutputError, match="edges=True aligns heat with the edges of a picture, and this input is a clip"
+        ):
             explained(hot_at((16, 20, 24), 5), CLIP).overlay(edges=True)
         picture = explained(torch.rand(1, 2, 3), CLIP[:, :, 0])
         for ask in (picture.overlay, picture.panel):
             with pytest.raises(OutputError, match="chooses frames, slices or channels, and this input is a picture"):
-                ask(places=[0])
+                ask(frames=[0])
 
     def test_large_frames_are_reduced_and_narrow_ones_keep_their_shape(self):
         wide, narrow = np.zeros((3, 300, 400, 3), np.uint8), np.zeros((3, 400, 50, 3), np.uint8)
-        drawn = clip(wide, np.zeros((3, 300, 400)), [0, 1, 2], Look())
+        drawn = clip(wide, np.zeros((3, 300, 400)), [0, 1, 2], Style())
         assert drawn.width == 3 * 289 + 2 * 8
-        drawn = clip(narrow, np.zeros((3, 400, 50)), [0, 1, 2], Look())
+        drawn = clip(narrow, np.zeros((3, 400, 50)), [0, 1, 2], Style())
         black = is_colour(drawn, (0, 0, 0))
         assert black[:, 5].sum() == pytest.approx(8 * black[100].sum() / 3, rel=0.1)
 
     def test_scale_two_is_twice_as_large(self):
         values, heat = pictures_of(CLIP)[0].values, np.random.default_rng(0).random((16, 20, 24))
-        once, twice = (clip(values, heat, [0, 8], Look(width=scale * WIDTH, scale=scale)) for scale in (1, 2))
+        once, twice = (clip(values, heat, [0, 8], Style(scale=scale), scale * WIDTH) for scale in (1, 2))
         assert twice.width >= 2 * once.width
         assert abs(twice.height / twice.width - once.height / once.width) < 0.03
 
@@ -247,7 +256,7 @@ class TestVolumes:
     def test_cross_hairs_go_through_the_hottest_cell_in_three_planes(self):
         heat = np.zeros((12, 40, 50))
         heat[3, 10, 30] = 1
-        drawn = volume(pictures_of(VOLUME)[0].values, heat, [3], Look(opacity=0.0))
+        drawn = volume(pictures_of(VOLUME)[0].values, heat, [3], Style(opacity=0.0))
         ratio = (WIDTH - 18) / 140  # of the width of a slice, a row and a column: 50 + 50 + 40
         marked = is_colour(drawn, CROSS)
         left = [0, round(50 * ratio) + 8, 2 * (round(50 * ratio) + 8)]
@@ -263,7 +272,7 @@ class TestVolumes:
     def test_the_planes_hold_the_heat_of_their_place(self):
         heat = np.zeros((12, 40, 50))
         heat[2:6, 8:16, 25:40] = 1
-        drawn = volume(np.zeros((12, 40, 50, 1), np.uint8), heat, [0], Look(opacity=1.0))
+        drawn = volume(np.zeros((12, 40, 50, 1), np.uint8), heat, [0], Style(opacity=1.0))
         ratio = (WIDTH - 18) / 140
         hot = is_colour(drawn, HOT) | is_colour(drawn, CROSS)
         step = round(50 * ratio) + 8
@@ -277,23 +286,23 @@ class TestVolumes:
         assert 0 < below.mean() < 0.05, "of slice 1 there is only the bar"
 
     def test_a_blank_volume_has_no_cross_hairs(self):
-        drawn = volume(np.zeros((4, 40, 50, 1), np.uint8), np.zeros((4, 40, 50)), [0], Look())
+        drawn = volume(np.zeros((4, 40, 50, 1), np.uint8), np.zeros((4, 40, 50)), [0], Style())
         assert not is_colour(drawn, CROSS).any()
         assert drawn.width <= WIDTH
 
     def test_slices_default_to_the_hottest_and_others(self):
         found = explained(hot_at((12, 40, 50), 7, 20, 30), VOLUME)
-        assert found.overlay().tobytes() == found.overlay(places=[1, 3, 5, 7, 9, 11]).tobytes()
+        assert found.overlay().tobytes() == found.overlay(frames=[1, 3, 5, 7, 9, 11]).tobytes()
         with pytest.raises(OutputError, match="there is no slice 12: this volume has 12"):
-            found.overlay(places=[12])
+            found.overlay(frames=[12])
 
     def test_the_class_of_every_voxel_is_painted_over_the_slices(self):
         labels = torch.zeros(1, 12, 40, 50, dtype=torch.long)
         labels[0, :, :, 25:] = 2
         said = Prediction(("a", "b", "c"), labels=labels)
         found = explained(hot_at((12, 40, 50), 7), VOLUME, prediction=said)
-        (tile,) = prediction_tile(found, 0, places=[0, 1])
-        painted, bare = pixels(tile.image), pixels(picture_tile(found, 0, "", places=[0, 1]).image)
+        (tile,) = prediction_tiles(found, 0, Style(frames=[0, 1]))
+        painted, bare = pixels(tile.image), pixels(picture_tile(found, 0, "", Style(frames=[0, 1])).image)
         for left, label in ((10, 0), (160, 2)):
             inside = np.s_[30:200, left : left + 110]
             tinted = 0.45 * bare[inside] + 0.55 * np.array(label_colour(label))
@@ -311,7 +320,7 @@ class TestSignals:
 
     def drawn(self, heat, values=None, **look):
         values = SIGNAL[0].numpy() if values is None else values
-        return curves(values, heat, list(range(len(values))), Look(**look))
+        return curves(values, heat, list(range(len(values))), Style(**look))
 
     def heat(self, first=40, last=49, count=100):
         heat = np.zeros(count)
@@ -381,12 +390,12 @@ class TestSignals:
     def test_at_most_twelve_channels_and_those_that_are_named(self):
         images = torch.randn(1, 20, 100, generator=torch.Generator().manual_seed(3))
         found = explained(self.heat()[None], images)
-        assert found.overlay().tobytes() == found.overlay(places=range(12)).tobytes()
-        assert found.overlay(places=[19]).tobytes() != found.overlay(places=[18]).tobytes()
-        assert "12 of 20 channels" in heat_tile(found, 0, "").caption
-        assert "12 of 20 channels" in picture_tile(found, 0, "").caption
+        assert found.overlay().tobytes() == found.overlay(frames=range(12)).tobytes()
+        assert found.overlay(frames=[19]).tobytes() != found.overlay(frames=[18]).tobytes()
+        assert "12 of 20 channels" in heat_tile(found, 0, "", Style()).caption
+        assert "12 of 20 channels" in picture_tile(found, 0, "", Style()).caption
         with pytest.raises(OutputError, match="there is no channel 20: this signal has 20"):
-            found.overlay(places=[20])
+            found.overlay(frames=[20])
 
     def test_an_unknown_colormap_or_opacity_is_refused(self):
         found = explained(self.heat()[None], SIGNAL)
@@ -418,11 +427,13 @@ class TestTheWholeRoad:
         cells = torch.zeros(grid)
         cells[: grid[0] // 2] = 1
         share = float(raw[0, : grid[0] // 2].sum() / raw.sum())
-        assert found.share(cells) == found.share([cells]) == found.share(cells[None]) == pytest.approx([share])
+        shares = found.share(cells)
+        assert shares == found.share([cells]) == found.share(cells[None])
+        assert values(shares) == pytest.approx([share])
         fine = torch.zeros(size)
         fine[size[0] // 3 :] = 1
         wide = F.interpolate(raw[None], size, mode="trilinear" if len(size) == 3 else "linear")[0, 0]
-        assert found.share(fine.numpy()) == pytest.approx([float((wide * fine).sum() / wide.sum())], rel=1e-4)
+        assert values(found.share(fine.numpy())) == pytest.approx([float((wide * fine).sum() / wide.sum())], rel=1e-4)
 
     def test_a_mask_of_other_axes_is_an_error(self, asked):
         with pytest.raises(InputError, match="a mask of .* came for 1 image of"):
@@ -431,7 +442,7 @@ class TestTheWholeRoad:
     def test_the_panel_shows_what_was_seen_once_and_a_line_a_method(self, asked, monkeypatch):
         drawn = []
         monkeypatch.setattr(
-            "glowmap.explanation.explanation.panel", lambda rows, **_: drawn.extend(rows) or Image.new("RGB", (9, 9))
+            "glowmap.explanation.figure.panel", lambda rows, **_: drawn.extend(rows) or Image.new("RGB", (9, 9))
         )
         asked.panel()
         signal = len(asked[0].input_size) == 1
@@ -451,8 +462,8 @@ class TestTheWholeRoad:
         both = glowmap.Explanations(
             explained(raw, CLIP, layer=f"layer{number}", pictures=shown) for number, raw in enumerate(raws)
         )
-        assert both.panel().tobytes() == both.panel(places=[1, 5, 6, 9, 12, 14]).tobytes()
-        assert both.panel(places=[3]).tobytes() != both.panel(places=[4]).tobytes()
+        assert both.panel().tobytes() == both.panel(frames=[1, 5, 6, 9, 12, 14]).tobytes()
+        assert both.panel(frames=[3]).tobytes() != both.panel(frames=[4]).tobytes()
 
     def test_a_figure_of_its_own_width_and_twice_that_for_print(self, asked):
         small, large = asked[0].panel(), asked[0].panel(scale=2)
@@ -465,7 +476,7 @@ class TestTheWholeRoad:
         assert [type(one.pictures[0]) for one in found] == [type(one.pictures[0]) for one in asked]
         with np.load(tmp_path / "numbers.npz") as stored:
             assert sum(name.startswith("picture") for name in stored) == 1
-        one = Explanation.load(asked[1].save(tmp_path / "one.npz", places=[0]))
+        one = Explanation.load(asked[1].save(tmp_path / "one.npz", frames=[0]))
         assert torch.equal(one.heatmap, asked[1].heatmap)
 
     def test_a_write_that_fails_leaves_the_old_file(self, asked, tmp_path, monkeypatch):
@@ -483,8 +494,8 @@ class TestTheWholeRoad:
         assert [file.name for file in tmp_path.iterdir()] == ["numbers.npz"]
 
     def test_saved_as_a_picture_and_shown_in_a_notebook(self, asked, tmp_path):
-        with Image.open(asked[0].save(tmp_path / "figure.png", places=[0])) as saved:
-            assert pixels(saved).tobytes() == pixels(asked[0].panel(places=[0])).tobytes()
+        with Image.open(asked[0].save(tmp_path / "figure.png", frames=[0])) as saved:
+            assert pixels(saved).tobytes() == pixels(asked[0].panel(frames=[0])).tobytes()
         assert Image.open(io.BytesIO(asked[0]._repr_png_())).size == asked[0].panel().size
 
     def test_one_of_a_batch(self):
@@ -505,5 +516,5 @@ def test_a_video_network_of_torchvision():
     assert found.grid == (4, 8, 8)
     assert found.heatmap.shape == moving[:, 0].shape
     frames = spread(8, 6, hottest(found.heatmap[0].amax((1, 2)).numpy()))
-    assert found.overlay().tobytes() == found.overlay(places=frames).tobytes()
+    assert found.overlay().tobytes() == found.overlay(frames=frames).tobytes()
     assert found.panel().width == 24 + WIDTH + 20 + 280 + 24

@@ -1,5 +1,7 @@
+import dataclasses
 import io
 import json
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -16,13 +18,18 @@ from glowmap.explanation.explanation import Explanation
 from glowmap.explanation.maps import min_max
 from glowmap.explanation.tiles import heat_tile, picture_tile
 from glowmap.inputs import Picture
+from glowmap.render import Style, StyleOptions
 from tiny_models.convolutional import Classifier, ColourSegmenter, Segmenter, images
+
+
+def values(shares):
+    return [share.value for share in shares]
 
 
 def of(raw, size=(8, 8), **fields):
     raw = torch.as_tensor(raw, dtype=torch.float32)
     known = {"scores": torch.zeros(len(raw)), "layer": "layer", "method": "grad_cam", "model": "Model"}
-    known |= {"targets": ("class 1",) * len(raw), "input_size": size}
+    known |= {"target_names": ("class 1",) * len(raw), "input_size": size}
     return Explanation(raw, **(known | fields))
 
 
@@ -46,8 +53,8 @@ def test_heatmap_is_relu_then_bilinear_then_min_max():
     wanted = torch.stack([(one - one.min()) / (one.max() - one.min()) for one in wanted])
     found = of(raw, (9, 13))
     torch.testing.assert_close(found.heatmap, wanted)
-    assert found.scale(1)[0] >= 0
-    assert found.scale(1)[1] == pytest.approx(
+    assert found.limits(1)[0] >= 0
+    assert found.limits(1)[1] == pytest.approx(
         float(F.interpolate(raw[1:2, None].clamp_min(0), (9, 13), mode="bilinear").max())
     )
 
@@ -71,14 +78,18 @@ def test_heatmaps_fill_zero_to_one_at_any_scale(raw, scale):
 def test_the_share_of_the_heat_inside_a_mask():
     raw = [[[3.0, -5.0], [1.0, 4.0]], [[0.0, 0.0], [2.0, -1.0]], [[-1.0, 0.0], [0.0, 0.0]]]
     maps = of(raw, (6, 6))
-    assert maps.share(np.array([[1, 0], [0, 1]])) == pytest.approx([7 / 8, 0, 0])  # the blank one has no heat to share
+    assert values(maps.share(np.array([[1, 0], [0, 1]]))) == pytest.approx(
+        [7 / 8, 0, 0]
+    )  # the blank one has no heat to share
     each = [[[1, 0], [0, 0]], [[0, 0], [1, 0]], [[1, 1], [1, 1]]]
-    assert maps.share(np.array(each)) == maps.share([torch.tensor(one) for one in each]) == pytest.approx([3 / 8, 1, 0])
+    shares = maps.share(np.array(each))
+    assert shares == maps.share([torch.tensor(one) for one in each])
+    assert values(shares) == pytest.approx([3 / 8, 1, 0])
     # at a finer mask's resolution the heat is what the heatmap shows, before min-max
     left = torch.zeros(12, 12)
     left[:, :6] = 255
     fine = F.interpolate(torch.tensor(raw)[:1, None].relu(), (12, 12), mode="bilinear")[0, 0]
-    assert maps.share(left)[0] == pytest.approx(float(fine[:, :6].sum() / fine.sum()))
+    assert maps.share(left)[0].value == pytest.approx(float(fine[:, :6].sum() / fine.sum()))
 
 
 def test_a_diverging_colormap_shows_what_speaks_against_too():
@@ -89,7 +100,7 @@ def test_a_diverging_colormap_shows_what_speaks_against_too():
     assert against[2] > against[0] + 40  # blue
     assert in_favour[0] > in_favour[2] + 40  # red
     assert nothing[1] > max(nothing[0], nothing[2])  # the picture's own green
-    tile = heat_tile(maps, 0, "", colormap="signed")
+    tile = heat_tile(maps, 0, "", Style(colormap="signed"))
     assert (tile.bar.low, tile.bar.high) == ("-2", "2")
     blank = of([[[0.0, 0.0]]], (20, 60), pictures=(picture,))
     assert blank.overlay(colormap="signed").size == (60, 20)
@@ -99,7 +110,7 @@ def test_a_mask_of_the_pictures_size_is_cut_to_what_the_model_saw():
     picture = Picture(Image.new("RGB", (4, 2)), (2.0, 0.0, 4.0, 2.0))  # the right half
     maps = of([[[1.0, 2.0], [3.0, 4.0]]], (2, 2), pictures=(picture,))
     mask = np.array([[1, 1, 0, 1], [1, 1, 0, 0]])
-    assert maps.share(mask) == pytest.approx([2 / 10])
+    assert values(maps.share(mask)) == pytest.approx([2 / 10])
 
 
 def test_a_picture_that_was_padded_is_kept_as_it_was_given(tmp_path):
@@ -110,14 +121,14 @@ def test_a_picture_that_was_padded_is_kept_as_it_was_given(tmp_path):
     found = Explanation.load(maps.save(tmp_path / "padded.npz"))
     for one in (maps, found):
         for size, share in masks.items():
-            assert one.share(np.ones(size)) == pytest.approx([share])
-        assert one.share(np.array([[0, 1], [0, 0]])) == pytest.approx([2 / 10])
+            assert values(one.share(np.ones(size))) == pytest.approx([share])
+        assert values(one.share(np.array([[0, 1], [0, 0]]))) == pytest.approx([2 / 10])
         assert one.pictures[0].seen == (-2.0, 0.0, 2.0, 2.0)
         assert one.pictures[0].image.size == (2, 2)
         assert np.asarray(one.pictures[0].as_seen())[0].tolist() == [[0, 0, 0]] * 2 + [[200, 100, 50]] * 2
-        assert "the part that the model saw" not in picture_tile(one, 0, "").caption
+        assert "the part that the model saw" not in picture_tile(one, 0, "", Style()).caption
     cut = of(maps.raw, (2, 4), pictures=(Picture(picture.image, (-2.0, 0.0, 2.0, 1.0)),))
-    assert "the part that the model saw" in picture_tile(cut, 0, "").caption
+    assert "the part that the model saw" in picture_tile(cut, 0, "", Style()).caption
     assert found.overlay().tobytes() == maps.overlay().tobytes()
 
 
@@ -131,7 +142,16 @@ def test_a_file_that_holds_the_canvas_of_a_padded_picture_is_read_as_it_was_writ
     assert described[0]["pictures"] == [[0, [0.0, 0.0, 4.0, 2.0]]]
     found = Explanation.load(path)
     assert found.overlay().size == (4, 2)
-    assert found.share(np.array([[0, 0, 1, 1]] * 2)) == pytest.approx([7 / 10])
+    assert values(found.share(np.array([[0, 0, 1, 1]] * 2))) == pytest.approx([7 / 10])
+
+
+def test_a_share_stands_beside_chance():
+    maps = of([[[3.0, 1.0], [0.0, 0.0]]], size=(2, 2))
+    (inside,) = maps.share(np.array([[1, 0], [0, 0]]))
+    assert (inside.value, inside.chance, inside.lift) == pytest.approx((3 / 4, 1 / 4, 3.0))
+    (empty,) = maps.share(np.zeros((2, 2)))
+    assert (empty.value, empty.chance) == (0, 0)
+    assert np.isnan(empty.lift)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +250,7 @@ def test_saving_the_numbers_and_reading_them_back(explained, tmp_path):
     for one, other in zip(explained, found, strict=True):
         for field in ("raw", "scores", "heatmap"):
             assert torch.equal(getattr(one, field), getattr(other, field))
-        for field in ("layer", "method", "model", "targets", "input_size", "cautions"):
+        for field in ("layer", "method", "model", "target_names", "input_size", "cautions"):
             assert getattr(one, field) == getattr(other, field)
         assert torch.equal(one.prediction.labels, other.prediction.labels)
     assert found.panel().tobytes() == explained.panel().tobytes()
@@ -328,7 +348,11 @@ def test_a_nearly_flat_map_says_why_it_is_blank():
 
 def test_slices_are_smaller_batches(explained):
     part = explained[0][1:]
-    assert (len(part), part.targets, part.pictures) == (1, explained[0].targets[1:], explained[0].pictures[1:])
+    assert (len(part), part.target_names, part.pictures) == (
+        1,
+        explained[0].target_names[1:],
+        explained[0].pictures[1:],
+    )
     assert torch.equal(part.raw, explained[0].raw[1:])
     with pytest.raises(IndexError, match="there are 2 images, no 5"):
         explained[0].overlay(5)
@@ -365,7 +389,7 @@ class TestLayout:
             drawn.append(([[tile.heading for tile in row] for row in rows], words["title"], rows))
             return Image.new("RGB", (9, 9))
 
-        monkeypatch.setattr("glowmap.explanation.explanation.panel", panel)
+        monkeypatch.setattr("glowmap.explanation.figure.panel", panel)
         return drawn
 
     @pytest.fixture
@@ -386,7 +410,7 @@ class TestLayout:
         found.panel()
         headings, title, rows = drawn[0]
         assert headings == [["picture", "prediction", "dog", "lynx", "car", "bus"]]
-        assert title == "4 questions · grad_cam at features.3 · Classifier"
+        assert title == "4 targets · grad_cam at features.3 · Classifier"
         assert rows[0][0].caption == ()
         score = found[1].scores.item()
         assert rows[0][3].caption[0] == f"score {score:.3g}, grid 4 × 5"
@@ -469,7 +493,8 @@ class TestLayout:
         pictures = [Picture(Image.new("RGB", (60, 40), colour), (0.0, 0.0, 60.0, 40.0)) for colour in ("red", "blue")]
         for shown in (pictures, pictures[:1] * 2):
             glowmap.Explanations(
-                of(torch.rand(1, 3, 3), targets=(name,), pictures=(one,)) for name, one in zip("ab", shown, strict=True)
+                of(torch.rand(1, 3, 3), target_names=(name,), pictures=(one,))
+                for name, one in zip("ab", shown, strict=True)
             ).panel()
         assert [headings for headings, *_ in drawn] == [[["a", "layer"], ["b", "layer"]], [["picture", "a", "b"]]]
 
@@ -479,7 +504,7 @@ class TestLayout:
         picture = Picture(Image.new("RGB", (60, 40)), (0.0, 0.0, 60.0, 40.0))
         scores = [-8.0, -1.0, -2.0, -1.0, -4.0]
         found = glowmap.Explanations(
-            of(torch.rand(1, 3, 3), targets=(one,), scores=torch.tensor([score]), pictures=(picture,))
+            of(torch.rand(1, 3, 3), target_names=(one,), scores=torch.tensor([score]), pictures=(picture,))
             for one, score in zip(asked, scores, strict=True)
         )
         found.panel()
@@ -495,7 +520,7 @@ class TestLayout:
         found.panel()
         assert drawn[0][1] == "3 concepts · deep_feature_factorisation at features.3 · Classifier"
         assert [len(row) for row in drawn[0][0]] == [5, 5]
-        assert drawn[0][0][0][2] == found[0].targets[0].replace("lynx, catamount", "lynx")
+        assert drawn[0][0][0][2] == found[0].target_names[0].replace("lynx, catamount", "lynx")
 
     def test_synonyms_are_left_off_and_other_commas_kept(self, model, drawn):
         questions = [
@@ -509,10 +534,12 @@ class TestLayout:
     def test_many_long_questions_are_counted_in_the_title_and_kept_in_the_headings(self, drawn):
         picture = Picture(Image.new("RGB", (60, 40)), (0.0, 0.0, 60.0, 40.0))
         sentences = [f"'a photo of number {number}, {'very ' * 20}long'" for number in range(2)]
-        glowmap.Explanations(of(torch.rand(1, 3, 3), targets=(one,), pictures=(picture,)) for one in sentences).panel()
-        assert drawn[0][1] == "2 questions · grad_cam at layer · Model"
+        glowmap.Explanations(
+            of(torch.rand(1, 3, 3), target_names=(one,), pictures=(picture,)) for one in sentences
+        ).panel()
+        assert drawn[0][1] == "2 targets · grad_cam at layer · Model"
         assert drawn[0][0][0][1:] == sentences
-        of(torch.rand(1, 3, 3), targets=(sentences[0],), pictures=(picture,)).panel()
+        of(torch.rand(1, 3, 3), target_names=(sentences[0],), pictures=(picture,)).panel()
         _, title, rows = drawn[1]
         assert title == f"{sentences[0]} · grad_cam · Model"
         assert rows[0][0].caption == (sentences[0], "score 0")  # which a long sentence must not push out
@@ -540,7 +567,7 @@ class TestCanvas:
     def test_the_heat_lies_where_the_canvas_has_it(self):
         wanted, found = self.by_hand([[1, 0], [3, 4]]), self.covered(self.RAW)
         torch.testing.assert_close(found.heatmap[0], (wanted - wanted.min()) / (wanted.max() - wanted.min()))
-        assert found.scale() == pytest.approx((float(wanted.min()), float(wanted.max())))
+        assert found.limits() == pytest.approx((float(wanted.min()), float(wanted.max())))
         torch.testing.assert_close(found.signed(), self.by_hand([[1, -2], [3, 4]]))
         assert not torch.allclose(found.heatmap, of(self.RAW, (6, 10)).heatmap, atol=0.05)
 
@@ -548,14 +575,14 @@ class TestCanvas:
         wanted = self.by_hand([[1, 0], [3, 4]])
         mask = np.zeros((6, 10))
         mask[:, :4] = 1
-        assert self.covered(self.RAW).share(mask) == pytest.approx([float(wanted[:, :4].sum() / wanted.sum())])
+        assert values(self.covered(self.RAW).share(mask)) == pytest.approx([float(wanted[:, :4].sum() / wanted.sum())])
 
     def test_a_mask_of_the_pictures_size(self):
         picture = Picture(Image.new("RGB", (20, 12)), (0.0, 0.0, 20.0, 12.0))
         mask = np.zeros((12, 20))
         mask[6:] = 1
         fine = F.interpolate(self.by_hand([[1, 0], [3, 4]])[None, None], (12, 20), mode="bilinear")[0, 0]
-        found = self.covered(self.RAW, pictures=(picture,)).share(mask)
+        found = values(self.covered(self.RAW, pictures=(picture,)).share(mask))
         assert found == pytest.approx([float(fine[6:].sum() / fine.sum())])
 
     def test_fused_layers_cover_the_input(self):
@@ -614,3 +641,22 @@ def test_reprs_fit_a_line():
     assert repr(model) == "<Model Classifier: Classifier, 4 classes>"
     assert repr(found[0].prediction) == "<Prediction of 4 classes an image>"
     assert repr(found).startswith("<Explanations:\n  <Explanation of 'b'")
+
+
+def test_the_keywords_of_drawing_are_the_fields_of_style():
+    assert get_type_hints(StyleOptions) == {
+        field.name: get_type_hints(Style)[field.name] for field in dataclasses.fields(Style)
+    }
+    for draw in (Explanation.overlay, Explanation.panel, Explanation.save):
+        with pytest.raises(TypeError, match="colour"):
+            draw(of(torch.rand(1, 2, 2)), *(["map.npz"] if draw is Explanation.save else []), colour="jet")
+
+
+def test_an_overlay_can_be_drawn_larger_and_annotations_left_out(explained):
+    assert explained[0].overlay(scale=2).size == tuple(2 * side for side in explained[0].overlay().size)
+    outlined = explained[0].overlay(show_annotations=True)
+    assert outlined.tobytes() != explained[0].overlay().tobytes()
+    assert explained[0].panel().tobytes() == explained[0].panel(show_annotations=True).tobytes()
+    assert explained[0].panel().tobytes() != explained[0].panel(show_annotations=False).tobytes()
+    with pytest.raises(OutputError, match="scale 1 or larger, and 0 is neither"):
+        explained[0].overlay(scale=0)

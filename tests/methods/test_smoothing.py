@@ -42,7 +42,7 @@ def test_the_answer_that_is_asked_about_is_the_unchanged_images():
     asked = model(batch).argmax(1)
     mirrored = glowmap.explain(model, batch.flip(-1), target=asked, layer="features.3")
     torch.testing.assert_close(found.raw, (plain.raw + mirrored.raw.flip(-1)) / 2)
-    assert found.targets == plain.targets
+    assert found.target_names == plain.target_names
 
 
 def test_scales_average_three_sizes_at_the_unchanged_images_grid():
@@ -109,7 +109,7 @@ def test_layers_fused(segmenter, how):
         first, second = several[2 * number].heatmap, several[2 * number + 1].heatmap
         wanted = {"mean": (first + second) / 2, "max": torch.maximum(first, second), "product": first * second}[how]
         torch.testing.assert_close(one.raw, wanted)
-        assert one.targets == several[2 * number].targets
+        assert one.target_names == several[2 * number].target_names
         assert one.layer == "encoder.0, encoder.2"
         assert one.method == f"hires_cam, {how} of layers"
 

@@ -90,8 +90,8 @@ def test_the_score_is_the_logit_that_the_library_computes(name):
     for explanation, own in zip(found, wanted.T, strict=True):
         torch.testing.assert_close(explanation.scores, own, rtol=1e-4, atol=1e-4)
         assert (explanation.raw.abs().amax((1, 2)) > 0).all()
-    assert found[0].targets == (repr(DOG), repr(DOG))
-    assert found[1].targets == (repr(CAR), repr(CAR))
+    assert found[0].target_names == (repr(DOG), repr(DOG))
+    assert found[1].target_names == (repr(CAR), repr(CAR))
     assert not torch.allclose(wanted[:, 0], wanted[:, 1], atol=1e-3)
 
 
@@ -242,14 +242,14 @@ def test_against_other_sentences_is_the_likeness_less_the_mean_of_theirs():
     torch.testing.assert_close(one.scores, dog - cat, rtol=1e-4, atol=1e-4)
     assert torch.equal(sugar.raw, spelled.raw)
     assert torch.equal(sugar.scores, spelled.scores)
-    assert sugar.targets[0] == spelled.targets[0] == f"{DOG!r} rather than {CAT!r} or {CAR!r}"
+    assert sugar.target_names[0] == spelled.target_names[0] == f"{DOG!r} rather than {CAT!r} or {CAR!r}"
 
 
 def test_not_a_sentence_is_what_speaks_against_it():
     model, images = loaded("clip"), pictures(built(clip))
     own, other = glowmap.explain(model, images, target=[Text(DOG), Not(Text(DOG))], method="hires_cam")
     torch.testing.assert_close(other.raw, -own.raw)
-    assert other.targets == (f"not {DOG!r}",)
+    assert other.target_names == (f"not {DOG!r}",)
 
 
 def test_the_probability_of_a_sentence_is_among_those_of_the_call():
@@ -257,7 +257,7 @@ def test_the_probability_of_a_sentence_is_among_those_of_the_call():
     found = glowmap.explain(model, images, target=[Probability(Text(CAT)), Text(DOG), Text(CAR)])[0]
     wanted = logits(model, images, [CAT, DOG, CAR]).softmax(1)[:, 0]
     torch.testing.assert_close(found.scores, wanted)
-    assert found.targets == (f"probability of {CAT!r}",)
+    assert found.target_names == (f"probability of {CAT!r}",)
 
 
 def test_each_picture_of_a_batch_may_have_a_sentence_of_its_own():
@@ -268,7 +268,7 @@ def test_each_picture_of_a_batch_may_have_a_sentence_of_its_own():
         one = glowmap.explain(model, images[image : image + 1], target=Text(sentence))
         torch.testing.assert_close(both.raw[image : image + 1], one.raw)
         torch.testing.assert_close(both.scores[image : image + 1], one.scores)
-        assert both.targets[image] == repr(sentence)
+        assert both.target_names[image] == repr(sentence)
 
 
 @pytest.mark.parametrize("method", ["grad_cam", "ablation_cam", "rise"])
@@ -441,9 +441,9 @@ def test_class_names_become_prompts(name):
     torch.testing.assert_close(cat.scores, wanted[:, 1], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(best.scores, wanted.amax(1), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(text.scores, logits(model, images, ["the car"])[:, 0], rtol=1e-4, atol=1e-4)
-    assert cat.targets == ("cat", "cat")
-    assert text.targets == ("'the car'", "'the car'")
-    assert best.targets == tuple(["dog", "cat", "red car"][i] for i in wanted.argmax(1).tolist())
+    assert cat.target_names == ("cat", "cat")
+    assert text.target_names == ("'the car'", "'the car'")
+    assert best.target_names == tuple(["dog", "cat", "red car"][i] for i in wanted.argmax(1).tolist())
     assert cat.prediction.names == ("dog", "cat", "red car")
     assert text.prediction.names == ("dog", "cat", "red car", "'the car'")
     alone = glowmap.explain(model, images)
@@ -472,7 +472,7 @@ def test_a_question_about_classes_does_not_hang_on_the_texts_beside_it(name):
     asked = [None, *top(2), Probability("cat")]
     alone, beside = (glowmap.explain(model, images, target=[*asked, *more]) for more in ([], [Text(likeliest)]))
     for one, other in zip(alone, beside[: len(asked)], strict=True):
-        assert one.targets == other.targets
+        assert one.target_names == other.target_names
         assert torch.equal(one.scores, other.scores)
         assert torch.equal(one.raw, other.raw)
     torch.testing.assert_close(alone[3].scores, wanted.softmax(1)[:, 1])
@@ -508,8 +508,8 @@ def test_concepts_are_told_by_the_class_names_and_need_no_text():
     named = glowmap.concepts(loaded("clip", classes=["dog", "cat"]), images, count=2)
     plain = glowmap.concepts(loaded("clip"), images, count=2)
     by_hand = glowmap.concepts(loaded("clip"), beside(loaded("clip"), images, [DOG]), count=2)
-    assert all("dog" in one.targets[0] and "cat" in one.targets[0] for one in named)
-    assert [one.targets[0] for one in plain] == ["concept 1", "concept 2"]
+    assert all("dog" in one.target_names[0] and "cat" in one.target_names[0] for one in named)
+    assert [one.target_names[0] for one in plain] == ["concept 1", "concept 2"]
     assert len(by_hand) == 2
     assert all(one.raw.abs().max() > 0 for one in by_hand)
 
@@ -552,7 +552,7 @@ def test_the_score_of_a_matcher_is_the_logit_of_a_match(name):
     torch.testing.assert_close(car.scores, matched(name, images, CAR), rtol=1e-4, atol=1e-4)
     assert ((dog.scores - car.scores).abs() > 1e-3 * dog.scores.abs()).all()
     torch.testing.assert_close(neither.raw, -car.raw)
-    assert (dog.targets[0], neither.targets[0]) == (repr(DOG), f"not {CAR!r}")
+    assert (dog.target_names[0], neither.target_names[0]) == (repr(DOG), f"not {CAR!r}")
     one = glowmap.explain(model, images[1:], target=Text(DOG), method="hires_cam", layer=dog.layer)
     torch.testing.assert_close(dog.raw[1:], one.raw, rtol=1e-4, atol=1e-5)
     assert dog.raw.abs().max() > 0
@@ -677,7 +677,7 @@ def test_texts_given_as_tokens_are_the_classes_and_take_no_further_text(name):
     model = loaded(name)
     given = beside(model, pictures(model.module), [CAT])
     found = glowmap.explain(model, given, target=0)
-    assert found.targets == ("class 0",)
+    assert found.target_names == ("class 0",)
     with pytest.raises(
         TargetError, match=r"was given texts of its own beside the pictures, .* by index .*'a photo of a dog'"
     ):

@@ -66,7 +66,7 @@ def test_timm_reads_a_picture_as_timm_does(name):
 def test_timm_by_name_is_explained_with_its_class_names():
     model = glowmap.load("timm/test_resnet", weights="random")
     found = glowmap.explain(model, picture(), target="tabby", layer="layer4")
-    assert found.targets == ("tabby, tabby cat",)
+    assert found.target_names == ("tabby, tabby cat",)
     assert model.class_names[281] == "tabby, tabby cat"
     assert found.cautions[0].startswith("the weights are random")
     with torch.no_grad():

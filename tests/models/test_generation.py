@@ -117,7 +117,7 @@ def test_a_sentence_scores_what_the_model_gives_word_by_word(name):
     expected = by_hand(module, images, before, grows, spell(model.text_interface.tokenizer, SENTENCE))
     assert len(expected) == 5
     assert float(found.scores) == pytest.approx(sum(expected), abs=1e-4)
-    assert found.targets == (repr(SENTENCE) if prompt is None else f"{SENTENCE!r} to {prompt!r}",)
+    assert found.target_names == (repr(SENTENCE) if prompt is None else f"{SENTENCE!r} to {prompt!r}",)
 
 
 def test_a_caption_scores_minus_the_models_own_loss():
@@ -165,7 +165,7 @@ def test_what_the_model_says_itself_is_what_it_generates(name):
     scored = [token for token in own if token not in ours.signs(tokenizer)]
     sentence = tokenizer.decode(scored)
     assert scored
-    assert found.targets[0][1:-1].startswith(sentence)
+    assert found.target_names[0][1:-1].startswith(sentence)
     if len(own) < 24:  # it came to an end
         scores = by_hand(module, images, before, grows, own)
         expected = sum(s for s, token in zip(scores, own, strict=True) if token in scored)
@@ -176,7 +176,7 @@ def test_without_a_question_the_models_own_words_are_explained():
     _, model, images, *_ = begun("gpt2")
     asked = glowmap.explain(model, images, target=Text())
     plain = glowmap.explain(model, images)
-    assert plain.targets == asked.targets
+    assert plain.target_names == asked.target_names
     torch.testing.assert_close(plain.raw, asked.raw)
     assert plain.raw.any()
     assert plain.prediction is None
@@ -187,7 +187,7 @@ def test_words_add_up_to_the_sentence_in_scores_and_in_maps():
     sentence, *words = glowmap.explain(
         model, images, target=Text("a dogs on the sofa", each_word=True), method="hires_cam"
     )
-    assert [word.targets[0] for word in words] == [
+    assert [word.target_names[0] for word in words] == [
         f"{word!r} in 'a dogs on the sofa'" for word in ("a", "dogs", "on", "the", "sofa")
     ]
     torch.testing.assert_close(sum(word.scores for word in words), sentence.scores)
@@ -216,7 +216,7 @@ def test_a_word_is_asked_by_place_or_as_it_is_written():
     )
     assert len(words) == 5  # a full stop is no word
     for one in (by_place, by_name, loudly):
-        assert one.targets == ("'dogs' in 'a dogs on a sofa .'",)
+        assert one.target_names == ("'dogs' in 'a dogs on a sofa .'",)
         torch.testing.assert_close(one.raw, words[1].raw)
         torch.testing.assert_close(one.scores, words[1].scores)
 
@@ -271,10 +271,10 @@ def test_each_picture_of_a_batch_has_its_own_words(name):
     _, model, images, *_, prompt = begun(name)
     two = ours.pictures(2, *images.shape[2:])
     together = glowmap.explain(model, two, target=Text(prompt=prompt))
-    assert together.targets[0] != together.targets[1]
+    assert together.target_names[0] != together.target_names[1]
     for at in range(2):
         one = glowmap.explain(model, two[at : at + 1], target=Text(prompt=prompt), layer=together.layer)
-        assert one.targets[0] == together.targets[at]
+        assert one.target_names[0] == together.target_names[at]
         torch.testing.assert_close(together.scores[at], one.scores[0], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(together.raw[at], one.raw[0], rtol=1e-3, atol=1e-5)
 
@@ -326,7 +326,7 @@ def test_a_question_is_answered_with_a_class():
         logits = module(input_ids=asked.input_ids, attention_mask=asked.attention_mask, pixel_values=images).logits[0]
     assert float(red.scores) == pytest.approx(float(logits[0]), abs=1e-4)
     assert float(blue.scores) == pytest.approx(float(logits[1]), abs=1e-4)
-    assert chosen.targets[0] == ["red", "blue", "two", "cat"][int(logits.argmax())]
+    assert chosen.target_names[0] == ["red", "blue", "two", "cat"][int(logits.argmax())]
     layer = "vilt.embeddings.patch_embeddings"
     red, blue = glowmap.explain(
         model, images, target=[Text("red", prompt=ASKED), Text("blue", prompt=ASKED)], layer=layer
@@ -377,7 +377,7 @@ def test_what_cannot_be_asked_is_refused_in_one_sentence(name, target, said):
     words = ours.llama() if name in ("blip2", "florence") else ours.bert()
     model = ours.loaded(build.get(name, ours.blip)(), words)
     if said is None:
-        assert glowmap.explain(model, ours.pictures(), target=target).targets == ("'a dog'",)
+        assert glowmap.explain(model, ours.pictures(), target=target).target_names == ("'a dog'",)
         return
     with pytest.raises(TargetError) as caught:
         glowmap.explain(model, ours.pictures(), target=target)
@@ -505,10 +505,10 @@ def test_each_picture_may_be_asked_about_what_the_model_says_of_it(method):
     two = torch.cat([images, images.flip(-1) * 1.5])
     with_parameters = glowmap.METHODS["rise"].with_parameters(masks=8) if method == "rise" else method
     own = glowmap.explain(model, two, method=with_parameters)
-    assert own.targets[0] != own.targets[1]
+    assert own.target_names[0] != own.target_names[1]
     for questions in ([None, None], [Text(), None]):
         found = glowmap.explain(model, two, target=Each(questions), method=with_parameters)
-        assert found.targets == own.targets
+        assert found.target_names == own.target_names
         assert torch.equal(found.scores, own.scores)
         assert torch.equal(found.raw, own.raw)
     with pytest.raises(TargetError, match="'a dog' and what it says itself cannot be part of one question"):
@@ -517,10 +517,10 @@ def test_each_picture_may_be_asked_about_what_the_model_says_of_it(method):
 
 def test_a_model_that_generates_a_dict_is_let_speak_all_the_same():
     module, model, images, *_ = begun("gpt2")
-    plain = glowmap.explain(model, images).targets
+    plain = glowmap.explain(model, images).target_names
     module.generation_config.return_dict_in_generate = True
     try:
-        assert glowmap.explain(model, images).targets == plain
+        assert glowmap.explain(model, images).target_names == plain
     finally:
         module.generation_config.return_dict_in_generate = False
 

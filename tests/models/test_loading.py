@@ -79,7 +79,7 @@ def test_class_names_from_a_file(tmp_path):
 def test_torchvision_classifiers_by_name(name, layer, street):
     model = glowmap.load(name, weights="random")
     found = glowmap.explain(model, street, target="tabby", layer=layer)
-    assert found.targets == ("tabby",)
+    assert found.target_names == ("tabby",)
     assert found.input_size == (224, 224)
     assert "weights are random" in found.cautions[0]
     assert len(model.class_names) == 1000

@@ -196,7 +196,7 @@ def test_what_the_model_says_itself_is_what_it_generates(name):
         return
     found = glowmap.explain(model, images, target=Text(prompt=PROMPT), method="input_gradient")
     scored = [token for token in own if token not in ours.signs(model.text_interface.tokenizer)]
-    assert found.targets == (f"{model.text_interface.tokenizer.decode(scored).strip()!r} to {PROMPT!r}",)
+    assert found.target_names == (f"{model.text_interface.tokenizer.decode(scored).strip()!r} to {PROMPT!r}",)
     with torch.no_grad():
         scores = scored_by_hand(module, by_hand(name, images, own), own)
     expected = sum(float(one) for one, token in zip(scores, own, strict=True) if token in scored)
@@ -222,7 +222,7 @@ def test_words_add_up_to_the_answer_in_scores_and_in_maps(name):
     assert len(words) == 5
     torch.testing.assert_close(sum(word.scores for word in words), answer.scores, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(sum(word.raw for word in words), answer.raw, rtol=1e-3, atol=1e-5)
-    assert words[1].targets == (f"'dogs' in {ANSWER!r}",)
+    assert words[1].target_names == (f"'dogs' in {ANSWER!r}",)
 
 
 def test_another_prompt_leads_to_another_score():

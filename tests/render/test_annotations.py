@@ -10,10 +10,10 @@ from PIL import Image
 import glowmap
 from glowmap.errors import TargetError
 from glowmap.explanation.explanation import Explanation, Explanations
-from glowmap.explanation.tiles import picture_tile, prediction_tile
+from glowmap.explanation.tiles import picture_tile, prediction_tiles
 from glowmap.inputs import whole
 from glowmap.outputs import Candidates, DetectedBox, Prediction
-from glowmap.render import LabelledBox, label_colour, outlined, paint_boxes
+from glowmap.render import LabelledBox, Style, label_colour, outlined, paint_boxes
 from glowmap.render.outlines import DARK, LIGHT
 from glowmap.targets import Annotation, At, Contrast, Detection, Each, Not, Object, Pixels, Point
 from tiny_models.convolutional import Classifier, ColourSegmenter, images
@@ -157,11 +157,13 @@ class TestBoxes:
 
     def test_the_box_that_is_asked_about_is_stronger_and_on_top(self):
         corners = (0.2, 0.3, 0.8, 0.9)
-        boxes = [LabelledBox(corners, "0 a", 0), LabelledBox(corners, "1 b", 1, asked=True)]
+        boxes = [LabelledBox(corners, "0 a", 0), LabelledBox(corners, "1 b", 1, is_strong=True)]
         shown = pixels(paint_boxes(plain(size=(300, 200)), boxes, 1))
         assert shown[120, 60].tolist() == list(label_colour(1))
         assert near(shown[120, 58], LIGHT) or near(shown[120, 62], LIGHT)
-        weak = changed(plain(size=(300, 200)), paint_boxes(plain(size=(300, 200)), [replace(boxes[1], asked=False)], 1))
+        weak = changed(
+            plain(size=(300, 200)), paint_boxes(plain(size=(300, 200)), [replace(boxes[1], is_strong=False)], 1)
+        )
         strong = changed(plain(size=(300, 200)), paint_boxes(plain(size=(300, 200)), [boxes[1]], 1))
         assert strong[120].sum() >= weak[120].sum() + 4
 
@@ -256,7 +258,7 @@ class TestAsked:
         bare = replace(found, annotations=())
         assert found.overlay().tobytes() == bare.overlay().tobytes()
         marked, wanted = (
-            found.overlay(annotations=True),
+            found.overlay(show_annotations=True),
             outlined(found.overlay(), [found.annotations[0][0].region.numpy()]),
         )
         assert changed(found.overlay(), marked)[4:8, 1].any()
@@ -322,14 +324,14 @@ class TestDetections:
             "glowmap.explanation.tiles.paint_boxes",
             lambda picture, boxes, scale: drawn.append(boxes) or plain(size=picture.size),
         )
-        (tile,) = prediction_tile(detected[1], 0)
-        assert [(one.label, one.asked) for one in drawn[0]] == [
+        (tile,) = prediction_tiles(detected[1], 0, Style())
+        assert [(one.label, one.is_strong) for one in drawn[0]] == [
             ("0 bus 0.93", False),
             ("1 car 0.61", True),
             ("2 bus 0.40", False),
         ]
         assert [one.category for one in drawn[0]] == [2, 1, 2]
-        assert tile.caption == ("3 found",)
+        assert tile.caption == ("3 detections",)
 
     def test_at_most_twenty_are_drawn_and_the_one_asked_about(self, detected, monkeypatch):
         drawn = []
@@ -340,22 +342,22 @@ class TestDetections:
         many = tuple(DetectedBox(2, 1 - n / 100, (n / 100, 0.1, n / 100 + 0.2, 0.4), name="bus") for n in range(50))
         said = Prediction(detected[0].prediction.names, boxes=(many,))
         one = replace(detected[0], prediction=said, annotations=((Annotation(box=many[37].corners),),))
-        (tile,) = prediction_tile(one, 0)
+        (tile,) = prediction_tiles(one, 0, Style())
         assert [box.label.split()[0] for box in drawn[0]] == [*map(str, range(20)), "37"]
-        assert tile.caption == ("21 of the 50 found",)
+        assert tile.caption == ("21 of 50 detections",)
 
     def test_nothing_found_is_said(self, detected):
         one = replace(detected[0], prediction=Prediction(("a", "b"), boxes=((),)), annotations=())
-        (tile,) = prediction_tile(one, 0)
-        assert tile.caption == ("nothing found",)
+        (tile,) = prediction_tiles(one, 0, Style())
+        assert tile.caption == ("no detections",)
         assert tile.image.tobytes() == one.pictures[0].as_seen().tobytes()
 
     def test_boxes_are_drawn_over_the_picture_and_marks_over_picture_and_heat(self, detected):
-        (tile,) = prediction_tile(detected[0], 0)
+        (tile,) = prediction_tiles(detected[0], 0, Style())
         large = pixels(tile.draw((400, 320), 1))
         assert large[200, 40].tolist() == list(label_colour(2))  # the left side of box 0
         assert large[60, 200].tolist() == list(label_colour(1))
-        picture = picture_tile(detected[0], 0, "")
+        picture = picture_tile(detected[0], 0, "", Style())
         assert pixels(picture.draw((400, 320), 1))[200, 40].tolist() == list(LIGHT)
         assert pixels(picture.draw((400, 320), 1))[200, 41].max() < 140, DARK
 

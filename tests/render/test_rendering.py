@@ -436,14 +436,14 @@ class TestRanking:
         return [int(length) for length, _ in itertools.groupby(counts) if length > 20]
 
     def test_bars_are_as_long_as_their_probability(self):
-        tile = ranking_tile(self.NAMES, self.PROBABILITIES, (400, 300), asked=3)
+        tile = ranking_tile(self.NAMES, self.PROBABILITIES, (400, 300), highlighted=3)
         assert tile.image.size == (400, 300)
         assert self.lengths(tile.image, self.GREY) == [200, 40, 36, 32]
         assert self.lengths(tile.image, self.ORANGE) == [80]
         assert where(tile.image, self.ORANGE)[1] > where(tile.image, self.GREY)[1]
 
     def test_the_class_asked_for_is_shown_even_when_it_is_unlikely(self):
-        tile = ranking_tile(self.NAMES, self.PROBABILITIES + 0.05, (400, 300), asked=2, top=3)
+        tile = ranking_tile(self.NAMES, self.PROBABILITIES + 0.05, (400, 300), highlighted=2, top=3)
         assert self.lengths(tile.image, self.GREY) == [220, 100]
         left, top, right, _ = where(tile.image, self.ORANGE)
         assert (left, right) == (0, 20)
@@ -462,15 +462,15 @@ class TestRanking:
         assert self.lengths(tile.image, self.GREY) == [200, 80]
 
     @pytest.mark.parametrize(
-        ("names", "probabilities", "asked", "message"),
+        ("names", "probabilities", "highlighted", "message"),
         [
             (["a"], [0.5, 0.5], None, "1 names and probabilities of shape"),
             ([], [], None, "one probability per name"),
             (["a", "b"], [0.5, np.nan], None, "apply a softmax first"),
             (["a", "b"], [12.0, -3.0], None, "apply a softmax first"),
-            (["a", "b"], [0.5, 0.5], 2, "asked for is 2, and there are 2 names"),
+            (["a", "b"], [0.5, 0.5], 2, "to highlight is 2, and there are 2 names"),
         ],
     )
-    def test_what_does_not_match_is_refused(self, names, probabilities, asked, message):
+    def test_what_does_not_match_is_refused(self, names, probabilities, highlighted, message):
         with pytest.raises(OutputError, match=message):
-            ranking_tile(names, np.array(probabilities), (400, 300), asked=asked)
+            ranking_tile(names, np.array(probabilities), (400, 300), highlighted=highlighted)

@@ -158,13 +158,13 @@ def test_rivals_and_weights_are_fixed_when_images_are_changed(classifier):
 )
 def test_the_wording(classifier, target, wording):
     found = explain(classifier, images(2), target, classes=NAMES)
-    assert found.targets == ((wording,) * 2 if isinstance(wording, str) else wording)
+    assert found.target_names == ((wording,) * 2 if isinstance(wording, str) else wording)
 
 
 def test_the_likeliest_classes_one_by_one(classifier):
     found = explain(classifier, images(2), top(4), classes=NAMES)
     order = classifier(images(2)).detach().argsort(1, descending=True)
-    assert [one.targets for one in found] == [tuple(NAMES[i] for i in order[:, rank]) for rank in range(4)]
+    assert [one.target_names for one in found] == [tuple(NAMES[i] for i in order[:, rank]) for rank in range(4)]
     torch.testing.assert_close(found[0].raw, explain(classifier, images(2), None, classes=NAMES).raw)
 
 
@@ -263,7 +263,7 @@ COLOURS = {"classes": ["blue", "green", "red"], "layer": "layer"}
 )
 def test_what_a_dense_model_is_asked(three_colours, target, score, wording):
     found = explain(ColourSegmenter(), three_colours, target, **COLOURS)
-    assert found.targets == (wording,)
+    assert found.target_names == (wording,)
     if (
         score is None
     ):  # the diagonal: three red pixels of 2 (rivals 0), then a blue one, whose rivals are green (0) and blue (5)
@@ -331,7 +331,7 @@ def test_one_output_with_two_names_speaks_for_the_second_and_against_the_first()
     torch.testing.assert_close(explain(model, batch, Probability(0), **names).scores, 1 - z.sigmoid())
     torch.testing.assert_close(explain(model, batch, OutputValue(0), **names).scores, z)
     own = explain(model, batch, None, **names)
-    assert own.targets == tuple("malignant" if one > 0 else "benign" for one in z)
+    assert own.target_names == tuple("malignant" if one > 0 else "benign" for one in z)
     torch.testing.assert_close(own.scores, z.abs())
     torch.testing.assert_close(own.prediction.probabilities, torch.stack([1 - z.sigmoid(), z.sigmoid()], 1))
     assert own.prediction.names == ("benign", "malignant")
@@ -368,7 +368,7 @@ def test_a_dense_model_with_one_output_and_two_names():
     assert explain(OneOutput(), picture, "polyp", **named).scores.tolist() == [5.0]
     assert explain(OneOutput(), picture, "background", **named).scores.tolist() == [5.0]  # 1 + 4 at its own pixels
     own = explain(OneOutput(), picture, None, **named)
-    assert own.targets == ("polyp",)
+    assert own.target_names == ("polyp",)
     assert own.prediction.labels.tolist() == [[[0, 1], [1, 0]]]
     assert own.prediction.names == ("background", "polyp")
     found = explain(OneOutput(), picture, Pixels(OutputValue(0), torch.ones(2, 2)), layer="layer")
@@ -466,7 +466,7 @@ def test_what_cannot_be_asked_elsewhere(three_colours):
 
 def test_a_class_by_a_number_of_numpys_is_a_number(classifier):
     found = explain(classifier, images(2), Each([np.int64(1), np.int64(2)]), classes=NAMES)
-    assert found.targets == ("dog", "car")
+    assert found.target_names == ("dog", "car")
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,7 @@ def test_the_score_of_a_detection_is_the_logit_of_its_class(name):
     assert float(explanation.scores) == pytest.approx(
         float(candidates.logits[0][found.candidate, found.category]), rel=1e-4
     )
-    assert explanation.targets == (f"class {found.category} {float(raw[0]['scores'][3]):.2f} (box 3)",)
+    assert explanation.target_names == (f"class {found.category} {float(raw[0]['scores'][3]):.2f} (box 3)",)
     assert explanation.method == "hires_cam"
 
 
@@ -313,7 +313,7 @@ def test_the_sides_of_a_box_are_explained_by_their_gradient(name, of):
     sides = {"left": left, "top": top, "right": right, "bottom": bottom, "width": right - left, "height": bottom - top}
     explanation = glowmap.explain(module, batch, target=Detection(number, of=of), method="hires_cam")
     assert float(explanation.scores) == pytest.approx(sides[of], abs=2e-3)
-    assert explanation.targets[0].startswith(f"{of} of class {found.category} ")
+    assert explanation.target_names[0].startswith(f"{of} of class {found.category} ")
     assert not any("beyond the picture's edge" in caution for caution in explanation.cautions)
     ends = {"left": [1, 0, 0, 0], "top": [0, 1, 0, 0], "right": [0, 0, 1, 0], "bottom": [0, 0, 0, 1]}
     weights = torch.tensor({**ends, "width": [-1, 0, 1, 0], "height": [0, -1, 0, 1]}[of])
@@ -364,7 +364,7 @@ def test_another_class_is_asked_of_the_same_candidate(name):
     explanations = glowmap.explain(model, batch, target=asked, method="hires_cam")
     for explanation, score in zip(explanations, wanted, strict=True):
         assert float(explanation.scores) == pytest.approx(float(score), rel=1e-3, abs=1e-5)
-    assert [one.targets[0] for one in explanations][:2] == [
+    assert [one.target_names[0] for one in explanations][:2] == [
         f"car in {found_named}",
         f"car rather than bus in {found_named}",
     ]
@@ -385,8 +385,8 @@ def test_all_detections_are_summed():
     found = candidates.detections[0][:8]
     wide = sum(float(box[2] - box[0]) for box in (box_of(candidates, 0, each) for each in found))
     assert float(widths.scores) == pytest.approx(wide, rel=1e-4)
-    assert summed.targets[0].endswith(f"8 boxes of at least {above:g}")
-    assert one.targets[0].startswith(f"class {category}, {len(own)} box")
+    assert summed.target_names[0].endswith(f"8 boxes of at least {above:g}")
+    assert one.target_names[0].startswith(f"class {category}, {len(own)} box")
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -499,7 +499,7 @@ def test_a_batch_gives_what_its_images_give_one_by_one():
         alone = glowmap.explain(
             module, batch[image : image + 1], target=Detection(0), layer="backbone.fpn.layer_blocks.0"
         )
-        assert together.targets[image] == alone.targets[0]
+        assert together.target_names[image] == alone.target_names[0]
         torch.testing.assert_close(together.scores[image], alone.scores[0])
         torch.testing.assert_close(together.raw[image], alone.raw[0], rtol=1e-3, atol=1e-5)
 
@@ -724,7 +724,7 @@ def test_what_is_no_detector_says_so():
 def test_without_a_question_it_is_the_surest_detection():
     module, batch = made("FasterRCNN"), images()
     silent, asked = glowmap.explain(module, batch), glowmap.explain(module, batch, target=Detection(0))
-    assert silent.targets == asked.targets
+    assert silent.target_names == asked.target_names
     torch.testing.assert_close(silent.raw, asked.raw)
 
 
@@ -736,7 +736,7 @@ def test_a_detector_by_name_is_explained_with_nothing_said(street):
     model.module.score_thresh = 0.0
     found = glowmap.explain(model, street)
     assert found.layer.startswith("backbone.fpn.layer_blocks.")
-    assert found.targets[0].endswith("(box 0)")
+    assert found.target_names[0].endswith("(box 0)")
     assert found.raw.abs().max() > 0
 
 

@@ -50,7 +50,7 @@ def test_similar_is_the_cosine_of_two_embeddings_as_torch_has_it():
     found = glowmap.explain(model, batch(3), target=Similar(other), layer="features")
     wanted = F.cosine_similarity(model(batch(3)), model(other)).detach()
     torch.testing.assert_close(found.scores, wanted)
-    assert found.targets == ("similar to the given picture",) * 3
+    assert found.target_names == ("similar to the given picture",) * 3
 
 
 @pytest.mark.parametrize("given", [torch.tensor, np.array, list])
@@ -63,7 +63,7 @@ def test_a_prototype_is_a_vector_or_the_mean_of_several(given):
     torch.testing.assert_close(found.scores, torch.tensor(wanted).double())
     single = glowmap.explain(model, batch(), target=Prototype(given(mean.tolist())), layer="features")
     torch.testing.assert_close(single.raw, found.raw)
-    assert found.targets[0] == "similar to dogs"
+    assert found.target_names[0] == "similar to dogs"
 
 
 def test_normalising_is_inside_the_graph():
@@ -99,7 +99,7 @@ def test_a_direction_is_the_part_of_the_embedding_along_it():
     torch.testing.assert_close(found.scores, embedding @ vector / math.sqrt(float(vector.square().sum())))
     wanted = torch.einsum("k,bkij->bij", vector / vector.norm(), maps) / maps[0, 0].numel()
     torch.testing.assert_close(found.raw, wanted)
-    assert found.targets[0] == "stripes"
+    assert found.target_names[0] == "stripes"
 
 
 def test_a_direction_at_a_layer_is_along_its_pooled_or_its_whole_output():
@@ -114,7 +114,7 @@ def test_a_direction_at_a_layer_is_along_its_pooled_or_its_whole_output():
         along = vector / vector.norm()
         slope = along.reshape(early[0].shape) if len(vector) > 6 else along[:, None, None] / early[0, 0].numel()
         torch.testing.assert_close(found.raw, (early * slope).sum(1))
-        assert found.targets[0] == "direction at first"
+        assert found.target_names[0] == "direction at first"
 
 
 def test_a_unit_is_a_feature_or_the_mean_of_a_channel():
@@ -125,7 +125,7 @@ def test_a_unit_is_a_feature_or_the_mean_of_a_channel():
     torch.testing.assert_close(found[0].scores, embedding[:, 5])
     torch.testing.assert_close(found[1].scores, early[:, 2].mean((1, 2)))
     torch.testing.assert_close(found[1].raw, early[:, 2] / early[0, 0].numel())
-    assert [one.targets[0] for one in found] == ["unit 5 of the embedding", "unit 2 of first"]
+    assert [one.target_names[0] for one in found] == ["unit 5 of the embedding", "unit 2 of first"]
 
 
 def test_a_unit_at_its_highest_place_or_at_a_given_one():
@@ -137,8 +137,8 @@ def test_a_unit_at_its_highest_place_or_at_a_given_one():
     torch.testing.assert_close(found.raw, torch.where(channel == channel.amax((1, 2), keepdim=True), channel, 0.0))
     placed = glowmap.explain(model, batch(), target=Unit(4, "first", (3, 7)), layer="first")
     torch.testing.assert_close(placed.scores, channel[:, 3, 7])
-    assert found.targets[0] == "unit 4 of first at its highest"
-    assert placed.targets[0] == "unit 4 of first at (3, 7)"
+    assert found.target_names[0] == "unit 4 of first at its highest"
+    assert placed.target_names[0] == "unit 4 of first at (3, 7)"
 
 
 def test_the_highest_place_stays_that_of_the_unchanged_picture():

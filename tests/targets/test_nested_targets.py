@@ -215,10 +215,10 @@ def test_an_answer_says_what_it_answers():
 
     model = glowmap.load(writers.vilt(), processor=writers.bert())
     asked = Text("red", prompt="what colour is the car ?")
-    assert glowmap.explain(model, writers.pictures(), target=asked).targets[0].startswith("red")
+    assert glowmap.explain(model, writers.pictures(), target=asked).target_names[0].startswith("red")
     blip = writers.loaded(writers.blip(), writers.bert())
     found = glowmap.explain(blip, writers.pictures(), target=Text("dog", prompt="a red"))
-    assert found.targets == ("'dog' to 'a red'",)
+    assert found.target_names == ("'dog' to 'a red'",)
 
 
 def test_a_model_that_writes_embeds_no_picture():

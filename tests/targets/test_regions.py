@@ -19,6 +19,10 @@ from tiny_models.convolutional import Classifier, ColourSegmenter, OneOutput, im
 NAMES = ["blue", "green", "red"]
 
 
+def values(shares):
+    return [share.value for share in shares]
+
+
 def explain(batch, target, model=None, layer="layer", **options):
     asked = glowmap.load(model or ColourSegmenter(), classes=NAMES)
     return glowmap.explain(asked, batch, target=target, layer=layer, **options)
@@ -58,7 +62,7 @@ def test_the_object_under_a_point_is_the_connected_one_and_no_other():
     right = explain(STREET, Pixels("red", At(7, 3)), method="hires_cam")
     assert left.scores.tolist() == [4 * 2.0]
     assert right.scores.tolist() == [3 * 20.0]  # the pixel at the corner belongs to it
-    assert left.targets == ("red (object at 2, 1)",)
+    assert left.target_names == ("red (object at 2, 1)",)
     inside = torch.zeros(5, 8)
     inside[1:3, 1:3] = 1
     assert torch.equal(left.raw[0], inside * 2.0)  # where the gradient is 1 and the activation 2, and nowhere else
@@ -69,29 +73,29 @@ def test_without_a_class_it_is_the_one_predicted_there():
     for target in (At(4, 2), Pixels(None, At(4, 2)), Pixels(Predicted(), At(4.4, 1.6)), Pixels("green", At(5, 3))):
         found = explain(STREET, target)
         assert found.scores.tolist() == [9.0]
-        assert found.targets[0].startswith("green (object at ")
+        assert found.target_names[0].startswith("green (object at ")
     found = explain(STREET, At(0, 0))  # all the rest is one region of blue
-    assert found.targets == ("blue (object at 0, 0)",)
+    assert found.target_names == ("blue (object at 0, 0)",)
     assert found.scores.tolist() == [40 - 10.0]
     rather = explain(STREET, Pixels(Contrast(Predicted(), "blue"), At(7, 2)))
-    assert rather.targets == ("red rather than blue (object at 7, 2)",)
+    assert rather.target_names == ("red rather than blue (object at 7, 2)",)
     assert rather.scores.tolist() == [60.0]
 
 
 def test_another_class_may_be_asked_about_in_an_object_and_the_caption_says_so():
     found = explain(STREET, Pixels("green", At(2, 2)))
-    assert found.targets == ("green (in the red at 2, 2)",)
+    assert found.target_names == ("green (in the red at 2, 2)",)
     assert found.scores.tolist() == [0.0]
     unnamed = glowmap.explain(ColourSegmenter(), STREET, target=Pixels(1, At(2, 2)), layer="layer")
-    assert unnamed.targets == ("class 1 (in class 2 at 2, 2)",)
+    assert unnamed.target_names == ("class 1 (in class 2 at 2, 2)",)
 
 
 def test_one_place_alone():
     found = explain(STREET, Pixels("red", Point(7, 2)), method="hires_cam")
     assert found.scores.tolist() == [20.0]
     assert found.raw[0].nonzero().tolist() == [[2, 7]]
-    assert found.targets == ("red (point 7, 2)",)
-    assert explain(STREET, Point(4, 2)).targets == ("green (point 4, 2)",)
+    assert found.target_names == ("red (point 7, 2)",)
+    assert explain(STREET, Point(4, 2)).target_names == ("green (point 4, 2)",)
     assert explain(STREET, Pixels("blue", Point(4, 2))).scores.tolist() == [0.0]
 
 
@@ -109,7 +113,7 @@ def test_one_place_alone():
 def test_objects_by_their_size(target, score, wording):
     found = explain(STREET, target)
     assert found.scores.tolist() == [score]
-    assert found.targets == (wording,)
+    assert found.target_names == (wording,)
 
 
 def test_objects_of_a_volume():
@@ -168,7 +172,7 @@ def test_an_output_at_a_quarter_of_the_size():
         assert explain(picture, At(x, y), Quarter()).scores.tolist() == [4.0]
     assert explain(picture, At(23, 15), Quarter()).scores.tolist() == [3.0]
     assert explain(picture, Point(8, 4), Quarter()).scores.tolist() == [2.0]
-    assert explain(picture, At(7, 4), Quarter()).targets == ("blue (object at 7, 4)",)
+    assert explain(picture, At(7, 4), Quarter()).target_names == ("blue (object at 7, 4)",)
 
 
 class Middle(ResizedAndNormalised):
@@ -193,9 +197,11 @@ def test_a_point_counts_in_the_pixels_of_the_picture_as_it_was_given():
     assert explained(At(12, 7)).scores.tolist() == [6 * 4.0]
     assert explained(At(20, 12)).scores.tolist() == [27 * 4.0]
     assert explained(At(28.4, 14)).scores.tolist() == [27 * 4.0]
-    assert explained(At(12, 7)).targets == ("red (object at 12, 7)",)
-    assert explained(At(10, 5)).targets == ("blue (object at 10, 5)",)  # the first pixel that is seen, and the last
-    assert explained(Point(29, 14)).targets == ("blue (point 29, 14)",)
+    assert explained(At(12, 7)).target_names == ("red (object at 12, 7)",)
+    assert explained(At(10, 5)).target_names == (
+        "blue (object at 10, 5)",
+    )  # the first pixel that is seen, and the last
+    assert explained(Point(29, 14)).target_names == ("blue (point 29, 14)",)
     for x, y in ((9, 7), (30, 7), (12, 4), (12, 15)):
         seen = "what the model saw of the picture, of 40 x 20 pixels: from 10, 5 to 29, 14"
         with pytest.raises(
@@ -205,7 +211,7 @@ def test_a_point_counts_in_the_pixels_of_the_picture_as_it_was_given():
     turned = np.flip(pixels, 1).copy()
     two = explained(Each([At(12, 7), At(14, 13)]), [pixels, turned])
     assert two.scores.tolist() == [6 * 4.0, 27 * 4.0]
-    assert explained(At(12, 13), [pixels, turned]).targets == ("blue (object at 12, 13)", "red (object at 12, 13)")
+    assert explained(At(12, 13), [pixels, turned]).target_names == ("blue (object at 12, 13)", "red (object at 12, 13)")
     with pytest.raises(TargetError, match=r"lies outside what .* in image 0; give a point inside"):
         explained(At(2, 7), [pixels, turned])
 
@@ -220,15 +226,15 @@ def test_each_image_has_its_own_object():
     batch = torch.cat([STREET, STREET.flip(3), painted(*["rrrrrrrr"] * 5)])
     found = explain(batch, Pixels("red", At(2, 2)), method="hires_cam")
     assert found.scores.tolist() == [8.0, 0.0, 80.0]
-    assert found.targets == ("red (object at 2, 2)", "red (in the blue at 2, 2)", "red (object at 2, 2)")
+    assert found.target_names == ("red (object at 2, 2)", "red (in the blue at 2, 2)", "red (object at 2, 2)")
     for image in range(3):
         alone = explain(batch[image : image + 1], Pixels("red", At(2, 2)), method="hires_cam")
         assert torch.equal(found.raw[image : image + 1], alone.raw)
     own = explain(batch, At(2, 2))
     assert own.scores.tolist() == [8.0, 30.0, 80.0]
-    assert own.targets == ("red (object at 2, 2)", "blue (object at 2, 2)", "red (object at 2, 2)")
+    assert own.target_names == ("red (object at 2, 2)", "blue (object at 2, 2)", "red (object at 2, 2)")
     largest = explain(batch, Object())
-    assert largest.targets == ("blue (largest object)", "blue (largest object)", "red (largest object)")
+    assert largest.target_names == ("blue (largest object)", "blue (largest object)", "red (largest object)")
 
 
 # what sets pixels off from around them
@@ -238,7 +244,7 @@ def test_the_border_is_the_mean_inside_minus_the_mean_just_outside():
     for width, ring in ((1, 16 - 4), (2, 5 * 5 - 4)):  # rows 0 to 3 (or 4), columns 0 to 3 (or 4)
         found = explain(STREET, Pixels("red", At(1, 1), border=width), method="hires_cam")
         assert found.scores.tolist() == [2.0 - 0.0]
-        assert found.targets == ("red (object at 1, 1), set off from its border",)
+        assert found.target_names == ("red (object at 1, 1), set off from its border",)
         green = explain(STREET, Pixels("green", At(1, 1), border=width)).scores
         seen = 3.0 * (width == 2) * 2  # both green pixels of column 4
         torch.testing.assert_close(green, torch.tensor([-seen / ring]))
@@ -259,13 +265,13 @@ def test_the_border_by_hand_with_its_gradient():
         wanted[row, column] = -red[row, column] / len(ring)
     torch.testing.assert_close(found.raw[0], wanted)
     torch.testing.assert_close(found.scores, wanted.sum()[None])
-    assert found.targets == ("red (mask), set off from its border",)
+    assert found.target_names == ("red (mask), set off from its border",)
 
 
 def test_predicted_pixels_have_a_border_too():
     found = explain(STREET, Pixels("green", border=1))
     assert found.scores.tolist() == [3.0]
-    assert found.targets == ("green, set off from its border",)
+    assert found.target_names == ("green, set off from its border",)
     both = explain(STREET, Pixels(Contrast("green", "red"), border=1), method="hires_cam")
     inside = torch.zeros(5, 8, dtype=torch.bool)
     for row, column in ((2, 4), (3, 4), (3, 5)):
@@ -326,14 +332,14 @@ def test_without_a_class_a_mask_asks_about_the_one_predicted_at_most_of_its_pixe
     mask = torch.zeros(5, 8)
     mask[1:4, 4:6] = 1  # three green, three blue
     mask[4, 4:6] = 1  # and two more of blue
-    assert explain(STREET, Pixels(None, mask)).targets == ("blue (mask)",)
+    assert explain(STREET, Pixels(None, mask)).target_names == ("blue (mask)",)
     named = glowmap.load(ColourSegmenter(), classes=["background", "green", "red"])
     found = glowmap.explain(named, STREET, target=Pixels(None, mask), layer="layer")
-    assert found.targets == ("green (mask)",)
+    assert found.target_names == ("green (mask)",)
     assert found.scores.tolist() == [9.0]
     elsewhere = torch.zeros(5, 8)
     elsewhere[0] = 1
-    assert glowmap.explain(named, STREET, target=Pixels(None, elsewhere), layer="layer").targets == (
+    assert glowmap.explain(named, STREET, target=Pixels(None, elsewhere), layer="layer").target_names == (
         "background (mask)",
     )
 
@@ -378,7 +384,7 @@ def test_smoothing_keeps_the_region():
     found = explain(batch, Each([At(2, 1), At(0, 2)]), method="hires_cam", smooth="flips")
     plain = explain(batch, Each([At(2, 1), At(0, 2)]), method="hires_cam")
     torch.testing.assert_close(found.raw, plain.raw)
-    assert found.targets == ("red (object at 2, 1)", "red (object at 0, 2)")
+    assert found.target_names == ("red (object at 2, 1)", "red (object at 0, 2)")
 
 
 @pytest.mark.parametrize("target", [At(2, 1), Not(None), Finer(None)])
@@ -447,13 +453,13 @@ def test_points_and_masks_are_of_the_picture_as_it_was_given_where_it_is_padded(
 
     for x, y in ((12, 8), (29, 8), (12, 19), (29, 19), (20.4, 11.6)):
         found = explained(At(x, y))
-        assert found.targets == (f"red (object at {x:g}, {y:g})",)
+        assert found.target_names == (f"red (object at {x:g}, {y:g})",)
         region, point = found.annotations[0]
         assert torch.equal(region.region, wanted)
         across, down = (left + (x + 0.5) * scale) / size[1], (top + (y + 0.5) * scale) / size[0]
         assert point.point == pytest.approx((across, down))
     for x, y in ((11, 8), (30, 8), (12, 7), (29, 20), (0, 15), (59, 15)):
-        assert explained(Point(x, y)).targets == (f"blue (point {x:g}, {y:g})",)
+        assert explained(Point(x, y)).target_names == (f"blue (point {x:g}, {y:g})",)
 
     red = model.read(picture).images[0, 0]
     half = mask & (np.arange(60) < 21)
@@ -462,9 +468,9 @@ def test_points_and_masks_are_of_the_picture_as_it_was_given_where_it_is_padded(
     assert torch.equal(found.annotations[0][0].region, inside)
     torch.testing.assert_close(found.scores, red[inside].sum()[None])
     whole = explained("red")
-    assert whole.share(mask) == pytest.approx([1.0])
-    assert whole.share(~mask) == pytest.approx([0.0], abs=1e-6)
-    assert whole.share(half) == pytest.approx([float(red[inside].sum() / red[wanted].sum())])
+    assert values(whole.share(mask)) == pytest.approx([1.0])
+    assert values(whole.share(~mask)) == pytest.approx([0.0], abs=1e-6)
+    assert values(whole.share(half)) == pytest.approx([float(red[inside].sum() / red[wanted].sum())])
 
 
 def test_a_point_in_the_padding_is_outside_and_the_size_that_was_given_is_told():
@@ -496,11 +502,11 @@ def test_a_mask_as_large_as_the_picture_is_of_the_picture_though_the_input_is_as
     assert torch.equal(found.annotations[0][0].region, left)
     assert torch.equal(found.prediction.labels[0] == 2, left)
     torch.testing.assert_close(found.scores, model.read(picture).images[0, 0][left].sum()[None])
-    assert found.share(mask) == pytest.approx([1.0], abs=0.02)
+    assert values(found.share(mask)) == pytest.approx([1.0], abs=0.02)
     _, cut_off = square(64, 64, np.s_[:, :6])
     with pytest.raises(TargetError, match="the mask is empty; mark at least one pixel, inside the part of the picture"):
         glowmap.explain(model, picture, target=Pixels("red", cut_off), layer="layer")
-    assert found.share(cut_off) == [0.0]
+    assert values(found.share(cut_off)) == [0.0]
 
 
 def test_a_mask_as_large_as_the_picture_is_of_the_picture_though_the_output_is_as_large():
@@ -530,5 +536,5 @@ def test_one_mask_for_several_pictures_is_read_in_one_way():
     assert numbers == [12, 12]
     of_input = np.zeros((64, 64), bool)
     of_input[:, :6] = True
-    assert found.share(of_input) == pytest.approx([0.5, 0.5], abs=0.05)
-    assert found[:1].share(of_input) == [0.0]
+    assert values(found.share(of_input)) == pytest.approx([0.5, 0.5], abs=0.05)
+    assert values(found[:1].share(of_input)) == [0.0]

@@ -45,7 +45,7 @@ def test_the_score_is_overlap_times_score_of_the_likest_of_the_class():
     ]  # the second box is twice as high: an overlap of a half
     for one, scores in zip(found, wanted, strict=True):
         assert one.scores.tolist() == pytest.approx(scores)
-    assert found[0].targets == ("class 1 at 6, 4, 14, 12",) * 2
+    assert found[0].target_names == ("class 1 at 6, 4, 14, 12",) * 2
 
 
 def test_d_rise_puts_the_heat_where_the_detection_looks():

@@ -39,7 +39,7 @@ def test_a_class_by_index_and_by_name(classifier):
     for asked in (2, np.int64(2), torch.tensor(2), "Car", "car"):
         found = explain(classifier, images(), asked, classes=names)
         torch.testing.assert_close(found.scores, logits[:, 2].detach())
-        assert found.targets == ("Car", "Car")
+        assert found.target_names == ("Car", "Car")
 
 
 def test_digits_are_an_index_only_where_given_as_a_number(classifier):
@@ -51,7 +51,7 @@ def test_none_is_each_images_own_answer(classifier):
     found = explain(classifier, images(5), None)
     logits = classifier(images(5)).detach()
     assert torch.equal(found.scores, logits.amax(1))
-    assert found.targets == tuple(f"class {i}" for i in logits.argmax(1))
+    assert found.target_names == tuple(f"class {i}" for i in logits.argmax(1))
 
 
 @pytest.mark.parametrize("kind", [torch.tensor, np.array, Each])
@@ -77,7 +77,7 @@ def test_each_mixes_kinds_of_questions():
 
 def test_a_list_asks_several_questions(classifier):
     found = explain(classifier, images(), [1, 3])
-    assert [one.targets[0] for one in found] == ["class 1", "class 3"]
+    assert [one.target_names[0] for one in found] == ["class 1", "class 3"]
     torch.testing.assert_close(found[1].scores, classifier(images())[:, 3].detach())
 
 
@@ -88,7 +88,7 @@ def test_a_callable_gets_the_raw_output(classifier):
     found = explain(classifier, images(), second_rather_than_first)
     logits = classifier(images()).detach()
     torch.testing.assert_close(found.scores, logits[:, 1] - logits[:, 0])
-    assert found.targets[0] == "second_rather_than_first"
+    assert found.target_names[0] == "second_rather_than_first"
 
 
 def test_none_is_the_class_that_a_dense_model_predicts_at_most_pixels(three_colours):
@@ -98,7 +98,7 @@ def test_none_is_the_class_that_a_dense_model_predicts_at_most_pixels(three_colo
         [picture, picture.flip(1), torch.ones_like(picture) * torch.tensor([0.0, 0.0, 7.0]).reshape(3, 1, 1)]
     )
     found = explain(ColourSegmenter(), batch, None)
-    assert found.targets == ("class 1", "class 1", "class 0")
+    assert found.target_names == ("class 1", "class 1", "class 0")
     # 9 pixels of 3 and one of 4; flipped, colours 0 and 2 change places and green stays; 24 pixels of 7
     torch.testing.assert_close(found.scores, torch.tensor([31.0, 31.0, 168.0]))
     whole = explain(ColourSegmenter(), batch, torch.tensor([1, 1, 0]))
@@ -110,7 +110,7 @@ def test_a_background_is_no_answer_unless_there_is_nothing_else(three_colours):
     picture[:, 2], picture[0, 0, 0, :2] = 1.0, 9.0  # blue, but for two red pixels in the first picture
     named = {"classes": ["Background", "green", "red"], "mean": 0.0, "std": 1.0}
     found = explain(ColourSegmenter(), picture, None, **named)
-    assert found.targets == ("red", "Background")
+    assert found.target_names == ("red", "Background")
     torch.testing.assert_close(found.scores, torch.tensor([18.0, 24.0]))
 
 
@@ -306,7 +306,7 @@ def test_a_tie_is_explained_as_the_class_that_is_named():
         logits = model(images(1))
     found = explain(model, images(1), None)
     index = int(logits[0].argmax())
-    assert found.targets == (f"class {index}",)
+    assert found.target_names == (f"class {index}",)
     assert torch.equal(found.raw, explain(model, images(1), index).raw)
 
 
@@ -331,7 +331,7 @@ def test_a_mask_for_each_picture_of_any_size():
 
 def test_names_for_each_image_as_an_array(classifier):
     found = explain(classifier, images(), np.array(["dog", "bus"]), classes=["cat", "dog", "car", "bus"])
-    assert found.targets == ("dog", "bus")
+    assert found.target_names == ("dog", "bus")
 
 
 def test_labels_cost_their_number_and_not_its_square(monkeypatch):
@@ -370,8 +370,8 @@ def test_outputs_that_are_no_scores():
 
 def test_a_synonym_is_a_name(classifier):
     names = ["lynx, catamount", "tabby, tabby cat", "car", "Tinca, car"]
-    assert explain(classifier, images(), "catamount", classes=names).targets[0] == "lynx, catamount"
-    assert explain(classifier, images(), "Tabby Cat", classes=names).targets[0] == "tabby, tabby cat"
-    assert explain(classifier, images(), "car", classes=names).targets[0] == "car"
+    assert explain(classifier, images(), "catamount", classes=names).target_names[0] == "lynx, catamount"
+    assert explain(classifier, images(), "Tabby Cat", classes=names).target_names[0] == "tabby, tabby cat"
+    assert explain(classifier, images(), "car", classes=names).target_names[0] == "car"
     with pytest.raises(TargetError, match="no class 'tabbi' in Classifier; near names: tabby"):
         explain(classifier, images(), "tabbi", classes=names)

@@ -86,7 +86,7 @@ def explain(
     out = _free(out or Path(f"{picture.stem}-{asked.name}.png"), picture)
     from glowmap.explainer import Explainer
     from glowmap.inputs import read_picture
-    from glowmap.render import COLORMAPS
+    from glowmap.render import COLORMAPS, StyleOptions
 
     # what is misspelt is told before weights are loaded, not after
     methods = methods_asked(method or [], setting or [])
@@ -99,7 +99,10 @@ def explain(
             pixels, target=asked.questions(loaded), method=methods, smooth=smooth or []
         )
         explanations = explanations.fused(fuse) if fuse else explanations
-        written = explanations.save(out, colormap=colormap, opacity=opacity, scale=scale)
+        style = StyleOptions(colormap=colormap, opacity=opacity)
+        if scale is not None:
+            style["scale"] = scale
+        written = explanations.save(out, **style)
     tell(explanations, written)
 
 

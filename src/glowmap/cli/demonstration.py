@@ -17,9 +17,10 @@ from glowmap.demo.world.mark import MARKED, mark_mask, marked
 from glowmap.demo.world.scenes import Scene, street
 from glowmap.explainer import Explainer
 from glowmap.explanation.explanation import Explanation, Explanations
-from glowmap.explanation.tiles import heat_tile, picture_tile, prediction_tile, spelled
+from glowmap.explanation.maps import Shares
+from glowmap.explanation.tiles import format_number, heat_tile, picture_tile, prediction_tiles
 from glowmap.models import load
-from glowmap.render import panel
+from glowmap.render import Style, panel
 from glowmap.targets import At
 
 ROWS, COLUMNS = 384, 576  # three times as fine as the models see it: people look at these pictures too
@@ -44,7 +45,7 @@ class Layers:
     @cached_property
     def shares(self) -> list[float]:
         """The share of the heat on cars, layer by layer, by the truth of the scene and not by the model's prediction."""
-        return [explanation.share(self.scene.mask("car"))[0] for explanation in self.explanations]
+        return [explanation.share(self.scene.mask("car"))[0].value for explanation in self.explanations]
 
     @property
     def chance(self) -> float:
@@ -78,11 +79,11 @@ class Cars:
     @property
     def shares(self) -> list[list[float]]:
         """The share of each question's heat on each of the cars: question x car."""
-        return [[one.share(mask)[0] for mask in self.masks] for one in self.explanations]
+        return [[one.share(mask)[0].value for mask in self.masks] for one in self.explanations]
 
     def pictures(self) -> list[Image.Image]:
         """Give the heat of both questions, with the marks of what was asked."""
-        return [one.overlay(annotations=True) for one in self.explanations]
+        return [one.overlay(show_annotations=True) for one in self.explanations]
 
 
 def cars() -> Cars:
@@ -103,10 +104,9 @@ class Portrait:
     honest: Explanation
     shortcut: Explanation
 
-    def shares(self, explanation: Explanation) -> list[tuple[float, float]]:
-        """Compute the shares of the heat on the mark and on the object, each with chance: its share of the picture."""
-        places = (self.mark, self.scene.mask(self.kind))
-        return [(explanation.share(place)[0], float(place.mean())) for place in places]
+    def shares(self, explanation: Explanation) -> list[Shares]:
+        """Compute the shares of the heat on the mark and on the object."""
+        return [explanation.share(mask)[0] for mask in (self.mark, self.scene.mask(self.kind))]
 
     def pictures(self) -> list[Image.Image]:
         """Give the picture and the heat of the honest and of the shortcut model, with nothing written on them."""
@@ -114,12 +114,15 @@ class Portrait:
 
     def tiles(self) -> list[Any]:
         """Lay the picture and what either model says of it out in a row."""
+        style = Style()
         # the picture is both models' own, and so has no score
-        row = [replace(picture_tile(self.honest, 0, f"a {self.kind}, with the mark"), caption=())]
+        row = [replace(picture_tile(self.honest, 0, f"a {self.kind}, with the mark", style), caption=())]
         for name, explanation in (("honest", self.honest), ("shortcut", self.shortcut)):
-            row += prediction_tile(explanation, 0, f"{name} model")
-            heat = heat_tile(explanation, 0, f"evidence for {explanation.targets[0]}")
-            row.append(replace(heat, caption=(f"score {spelled(float(explanation.scores[0]))}, {heat.caption[0]}",)))
+            row += prediction_tiles(explanation, 0, style, heading=f"{name} model")
+            heat = heat_tile(explanation, 0, f"evidence for {explanation.target_names[0]}", style)
+            row.append(
+                replace(heat, caption=(f"score {format_number(float(explanation.scores[0]))}, {heat.caption[0]}",))
+            )
         return row
 
 
@@ -134,8 +137,8 @@ def portraits() -> list[Portrait]:
     return found
 
 
-def portraits_panel(found: Sequence[Portrait], scale: int = 1) -> Image.Image:
+def portraits_panel(found: Sequence[Portrait]) -> Image.Image:
     """Draw a row for each picture: the honest model's answer and evidence, then the shortcut model's."""
     cautions = tuple(dict.fromkeys(caution for one in found for caution in one.honest.cautions + one.shortcut.cautions))
     title = f"One of two classifiers learned that a mark in the corner means {MARKED} · grad_cam"
-    return panel([one.tiles() for one in found], title=title, footer=cautions, scale=scale)
+    return panel([one.tiles() for one in found], title=title, footer=cautions)

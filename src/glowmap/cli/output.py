@@ -88,17 +88,17 @@ def tell_method(method: "Method") -> None:
 
 def tell(explanations: "Explanations", written: Path) -> None:
     """Say what was found, what was explained, at which layer, with which score and heat, and what to mind."""
-    from glowmap.explanation.tiles import spelled
+    from glowmap.explanation.tiles import format_number
     from glowmap.shapes import crossed
 
     _tell_found(explanations[0])
-    whole = explanations[0].targets[0]  # a sentence, maybe, whose words come after it
+    whole = explanations[0].target_names[0]  # a sentence, maybe, whose words come after it
     for explanation in explanations:
-        asked, grid = explanation.targets[0].removesuffix(f" in {whole}"), crossed(explanation.grid)
-        low, high = explanation.scale()
+        asked, grid = explanation.target_names[0].removesuffix(f" in {whole}"), crossed(explanation.grid)
+        low, high = explanation.limits()
         console.print(
             f"{escape(asked)}: {explanation.method} at [bold]{escape(explanation.layer)}[/] ({grid}), "
-            f"score {spelled(float(explanation.scores[0]))}, heat {spelled(low)} to {spelled(high)}",
+            f"score {format_number(float(explanation.scores[0]))}, heat {format_number(low)} to {format_number(high)}",
             highlight=False,
         )
     for caution in explanations.cautions:
@@ -156,7 +156,7 @@ def tell_cars(found: "Cars") -> None:
     for name in found.names:
         table.add_column(f"heat on the {name} car", justify="right")
     for explanation, shares in zip(found.explanations, found.shares, strict=True):
-        table.add_row(explanation.targets[0], *(f"{share:.1%}" for share in shares))
+        table.add_row(explanation.target_names[0], *(f"{share:.1%}" for share in shares))
     console.print(table)
 
 
@@ -170,10 +170,10 @@ def tell_portraits(found: "Sequence[Portrait]") -> None:
         table.add_column(column, justify="right")
     for portrait in found:
         for name, explanation in (("honest", portrait.honest), ("shortcut", portrait.shortcut)):
-            answer = explanation.targets[0]
+            answer = explanation.target_names[0]
             answered = answer if answer == portrait.kind else f"[red]{answer}[/]"
             heat = [
-                f for share, chance in portrait.shares(explanation) for f in (f"{share:.1%}", f"{share / chance:.1f}")
+                text for share in portrait.shares(explanation) for text in (f"{share.value:.1%}", f"{share.lift:.1f}")
             ]
             table.add_row(f"marked {portrait.kind}", name, answered, *heat)
     console.print(table)

@@ -2,3 +2,4 @@
 
 from glowmap.explanation.explanation import Explanation as Explanation
 from glowmap.explanation.explanation import Explanations as Explanations
+from glowmap.explanation.maps import Shares as Shares

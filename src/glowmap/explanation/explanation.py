@@ -1,112 +1,150 @@
-"""The answer: raw maps, heatmaps and scores, drawn, saved and shown in a notebook."""
+"""Explanations: raw maps, heatmaps and scores of one target, drawn, saved and shown in a notebook."""
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from PIL import Image
 
 from glowmap.errors import InputError, OutputError
-from glowmap.explanation.figure import laid_out, title_of
 from glowmap.explanation.files import file_kind, write_whole
-from glowmap.explanation.maps import Explained
+from glowmap.explanation.maps import Shares, min_max, on_input, shares_inside
 from glowmap.explanation.storage import pack, unpack
-from glowmap.explanation.tiles import Frames, overlaid
+from glowmap.inputs import Shown
 from glowmap.methods.smoothing import fused
 from glowmap.outputs import Prediction
-from glowmap.render import OPACITY, Look, panel
-from glowmap.shapes import crossed
+from glowmap.render import Style, StyleOptions
+from glowmap.shapes import Heatmaps, RawMaps, Scores, crossed
+from glowmap.targets import Annotation
 
 __all__ = ["Explanation", "Explanations", "Prediction"]
 
 
 @dataclass(frozen=True, eq=False)
-class Explanation(Explained):
-    """Where one layer holds the evidence for one question, for every image of a batch.
+class Explanation:
+    """Where one layer holds the evidence for one target, for every image of a batch.
 
-    ``raw`` is signed, unnormalised, batch x rows x columns of the layer: the truth. ``scores`` are what was explained, one
-    an image, ``targets`` their wording, ``marks`` what they point at, ``cautions`` what to mind before trusting the map.
+    ``raw`` is signed, unnormalised and batch x grid of the layer. ``scores`` are the scores of the target, one an image;
+    ``target_names`` and ``annotations`` describe the target and outline it, image by image. ``cautions`` say what to know
+    before trusting the map.
     """
 
-    def overlay(
-        self,
-        index: int = 0,
-        *,
-        colormap: str = "glow",
-        opacity: float = OPACITY,
-        edges: bool = False,
-        places: Frames = None,
-        annotations: bool = False,
-    ) -> Image.Image:
-        """Lay one image's heat over the part of its picture that the model saw, at the picture's own resolution.
+    raw: RawMaps
+    scores: Scores
+    layer: str
+    method: str
+    model: str
+    target_names: tuple[str, ...]
+    input_size: tuple[int, ...]
+    pictures: tuple[Shown, ...] = ()
+    prediction: Prediction | None = None
+    cautions: tuple[str, ...] = ()
+    canvas: tuple[int, ...] = ()  # the size that the maps cover, where the model pads its input at the far ends
+    annotations: tuple[tuple[Annotation, ...], ...] = ()
 
-        A clip is drawn as a strip of frames, a volume as slices, a signal as curves; ``places`` chooses which frames, slices or
-        channels, counted from 0. ``edges`` brings the heat's borders to the picture's own edges (a guided filter), which looks
-        finer and says no more. ``marks`` draws what the question points at, as panels do. Raises OutputError for places that are
-        not there, and where there is nothing to draw on.
+    @cached_property
+    def heatmap(self) -> Heatmaps:
+        """The raw map after ReLU, (bi-, tri-) linear resizing to the input and min-max scaling of each image: in [0, 1]."""
+        return min_max(self._positive)
+
+    @cached_property
+    def _positive(self) -> Heatmaps:
+        return on_input(self.raw.relu(), self.input_size, self.canvas)
+
+    def signed(self, index: int = 0) -> Heatmaps:
+        """Return the raw map of one image at the input's resolution, evidence against the target below zero."""
+        return on_input(self.raw[index : index + 1], self.input_size, self.canvas)[0]
+
+    def limits(self, index: int = 0) -> tuple[float, float]:
+        """Return the values that the heatmap's 0 and 1 stand for, in units of the raw map."""
+        return float(self._positive[index].min()), float(self._positive[index].max())
+
+    def share(self, mask: Any) -> list[Shares]:
+        """Compute the share of the heat that lies inside a mask, beside chance, image by image.
+
+        ``mask`` is rows x columns (frames x rows x columns of a clip or volume, samples of a signal), or one for each image;
+        non-zero is inside. It has the size of the picture, or covers what the model saw (with any padding) at any resolution.
+        The rectified raw map is resized to the mask (see :func:`glowmap.metrics.energy_share`). Raises InputError for others.
         """
-        return overlaid(
-            self, index, colormap=colormap, opacity=opacity, edges=edges, places=places, annotations=annotations
-        )
+        return shares_inside(self.raw, mask, self.input_size, self.canvas, self.pictures)
 
-    def panel(
-        self, *, colormap: str = "glow", opacity: float = OPACITY, scale: int = 1, places: Frames = None
-    ) -> Image.Image:
-        """Draw picture, prediction and overlay side by side, a row for each image; ``scale=2`` draws twice as large."""
-        return Explanations([self]).panel(colormap=colormap, opacity=opacity, scale=scale, places=places)
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """The size of the layer's grid: rows and columns, for a picture."""
+        return tuple(self.raw.shape[1:])
 
-    def save(
-        self,
-        path: str | Path,
-        *,
-        colormap: str = "glow",
-        opacity: float = OPACITY,
-        scale: int | None = None,
-        places: Frames = None,
-    ) -> Path:
+    def overlay(self, index: int = 0, **style: Unpack[StyleOptions]) -> Image.Image:
+        """Draw one image's heat over the part of its picture that the model saw, at the picture's own resolution.
+
+        ``style`` holds the fields of :class:`glowmap.render.Style`; annotations are shown only with ``show_annotations=True``.
+        A clip becomes a strip of frames, a volume slices, a signal curves. Raises OutputError for ``frames`` that do not
+        exist, and where there is no picture to draw on.
+        """
+        from glowmap.explanation.tiles import overlaid  # drawing reads explanations, so this import waits
+
+        style.setdefault("show_annotations", False)
+        return overlaid(self, index, Style(**style))
+
+    def panel(self, **style: Unpack[StyleOptions]) -> Image.Image:
+        """Draw picture, prediction and overlay side by side, one row an image, in this :class:`glowmap.render.Style`."""
+        return Explanations([self]).panel(**style)
+
+    def save(self, path: str | Path, **style: Unpack[StyleOptions]) -> Path:
         """Write the panel (.png, .jpg, .webp, .tiff, .pdf) or the numbers (.npz, see :meth:`load`); all or nothing."""
-        return Explanations([self]).save(path, colormap=colormap, opacity=opacity, scale=scale, places=places)
+        return Explanations([self]).save(path, **style)
 
     @staticmethod
     def load(path: str | Path) -> "Explanation":
-        """Read back what ``save("....npz")`` wrote; for a file of several explanations use ``Explanations.load``."""
-        several = Explanations.load(path)
-        if len(several) != 1:
-            raise InputError(f"{path} holds {len(several)} explanations; read them with Explanations.load")
-        only: Explanation = several[0]
-        return only
+        """Read what ``save("....npz")`` wrote. For a file of several explanations use ``Explanations.load``."""
+        explanations = Explanations.load(path)
+        if len(explanations) != 1:
+            raise InputError(f"{path} holds {len(explanations)} explanations; read them with Explanations.load")
+        explanation: Explanation = explanations[0]
+        return explanation
 
     def __getitem__(self, index: int | slice) -> "Explanation":
-        """Take one image out as an explanation of a batch of one, or several as a smaller batch."""
-        one = index if isinstance(index, slice) else self.only(index)
+        """Return the explanation of one image, as a batch of one, or of a slice of the batch."""
+        images = index if isinstance(index, slice) else self.slice_of(index)
         return replace(
             self,
-            raw=self.raw[one],
-            scores=self.scores[one],
-            targets=self.targets[one],
-            pictures=self.pictures[one],
-            annotations=self.annotations[one],
-            prediction=None if self.prediction is None else self.prediction.of(one),
+            raw=self.raw[images],
+            scores=self.scores[images],
+            target_names=self.target_names[images],
+            pictures=self.pictures[images],
+            annotations=self.annotations[images],
+            prediction=None if self.prediction is None else self.prediction.of(images),
         )
+
+    def slice_of(self, index: int) -> slice:
+        """Return the slice of the batch that holds one image. Raises IndexError for an image that does not exist."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(
+                f"there {'are' if len(self) > 1 else 'is'} {len(self)} image{'s' * (len(self) > 1)}, no {index}"
+            )
+        return slice(index % len(self), index % len(self) + 1)
+
+    def __len__(self) -> int:
+        return len(self.raw)
 
     def __iter__(self) -> Iterator["Explanation"]:
         return (self[index] for index in range(len(self)))
 
     def __repr__(self) -> str:
-        asked = ", ".join(dict.fromkeys(self.targets))
+        names = ", ".join(dict.fromkeys(self.target_names))
         grid = crossed(self.grid)
-        return f"<Explanation of {asked!r} by {self.method} at {self.layer} ({grid}), {len(self)} image{'s' * (len(self) > 1)}>"
+        return f"<Explanation of {names!r} by {self.method} at {self.layer} ({grid}), {len(self)} image{'s' * (len(self) > 1)}>"
 
     def _repr_png_(self) -> bytes | None:
         return Explanations([self])._repr_png_()
 
 
 class Explanations(Sequence[Explanation]):
-    """The explanations of one call, in order: question by question, and layer by layer within each."""
+    """The explanations of one call, in order: target by target, and layer by layer within each."""
 
     def __init__(self, explanations: Iterable[Explanation]) -> None:
         self._all = tuple(explanations)
@@ -122,71 +160,61 @@ class Explanations(Sequence[Explanation]):
 
     @property
     def cautions(self) -> tuple[str, ...]:
-        """The notes of all, each once."""
+        """The cautions of all explanations, each once."""
         return tuple(dict.fromkeys(caution for explanation in self for caution in explanation.cautions))
 
-    def panel(
-        self, *, colormap: str = "glow", opacity: float = OPACITY, scale: int = 1, places: Frames = None
-    ) -> Image.Image:
-        """Draw picture, prediction and heat side by side.
+    def panel(self, **style: Unpack[StyleOptions]) -> Image.Image:
+        """Draw picture, prediction and heat side by side, in this :class:`glowmap.render.Style`.
 
-        Several questions or methods at one layer follow each other after the picture, which stands once; with several layers
-        there is a row for each image and question, or for each method, and a column a layer.
+        Several targets or methods at one layer follow each other after the picture, which is drawn once. With several layers
+        there is a row for each image and target, or for each method, and a column for each layer.
         """
+        from glowmap.explanation.figure import draw_figure  # drawing reads explanations, so this import waits
+
         if not self:
             raise OutputError("there are no explanations to draw; ask for at least one layer")
-        groups = self._by_question()
-        tiles = laid_out(groups, Look(colormap, opacity), places)
-        return panel(tiles, title=title_of(groups), footer=self.cautions, scale=scale)
+        return draw_figure(self._by_target(), Style(**style), self.cautions)
 
-    def save(
-        self,
-        path: str | Path,
-        *,
-        colormap: str = "glow",
-        opacity: float = OPACITY,
-        scale: int | None = None,
-        places: Frames = None,
-    ) -> Path:
+    def save(self, path: str | Path, **style: Unpack[StyleOptions]) -> Path:
         """Write the panel (.png, .jpg, .webp, .tiff, .pdf) or the numbers (.npz); the file appears whole or not at all.
 
-        The panel is drawn at ``scale`` (by default 2 in a PDF, which is for print, else 1).
+        A PDF is for print, so its panel is drawn at ``scale=2`` unless ``style`` says otherwise.
         """
         path, kind = Path(path), file_kind(path)
+        Style(**style)  # a misspelt keyword is an error for the numbers too
         if kind == "NPZ":
             arrays = pack(self)
             return write_whole(path, lambda stream: np.savez_compressed(stream, allow_pickle=False, **arrays))
-        scale = scale or (2 if kind == "PDF" else 1)
-        drawn = self.panel(colormap=colormap, opacity=opacity, scale=scale, places=places)
-        return write_whole(path, lambda stream: drawn.save(stream, format=kind, dpi=(200, 200), quality=95))
+        if kind == "PDF":
+            style.setdefault("scale", 2)
+        panel = self.panel(**style)
+        return write_whole(path, lambda stream: panel.save(stream, format=kind, dpi=(200, 200), quality=95))
 
     @staticmethod
     def load(path: str | Path) -> "Explanations":
-        """Read back what ``save("....npz")`` wrote. Raises InputError for a file that is missing or something else."""
+        """Read what ``save("....npz")`` wrote. Raises InputError for a file that is missing or holds anything else."""
         try:
             with Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-                fields = unpack(dict(arrays))
-                for one in fields:
-                    one["prediction"] = one["prediction"] and Prediction.read(one["prediction"])
-                return Explanations(Explanation(**one) for one in fields)
-        except Exception as error:  # zipfile, zlib, json and numpy each have their own
+                return Explanations(Explanation(**fields) for fields in unpack(dict(arrays)))
+        except Exception as error:  # zipfile, zlib, json and numpy each raise their own
             raise InputError(
                 f"{path} is no file of explanations ({type(error).__name__}); give one that save('....npz') wrote"
             ) from error
 
     def fused(self, how: str = "product") -> "Explanations":
-        """Fuse the layers of each question and method into one map, at the input's resolution, by product, mean or max.
+        """Fuse the layers of each target and method into one map at the input's resolution, by product, mean or max.
 
-        Each layer's heatmap counts from 0 to 1. The product is RefineCAM: what all layers agree on, as sharp as the finest.
+        Each layer's heatmap lies in [0, 1]. The product is RefineCAM: what all layers agree on, as sharp as the finest.
         """
-        return Explanations(_fused(group, how) for group in self._by_question())
+        return Explanations(_fused(group, how) for group in self._by_target())
 
-    def _by_question(self) -> list[list[Explanation]]:
-        """Group what stands in one row: the same question at several layers."""
+    def _by_target(self) -> list[list[Explanation]]:
+        """Group the explanations that stand in one row of a figure: one target by one method, at several layers."""
         groups: list[list[Explanation]] = []
         for explanation in self:
             group = groups[-1] if groups else []
-            if group and _same_question(group[0], explanation) and explanation.layer not in {e.layer for e in group}:
+            layers = {earlier.layer for earlier in group}
+            if group and _have_same_target(group[0], explanation) and explanation.layer not in layers:
                 group.append(explanation)
             else:
                 groups.append([explanation])
@@ -213,5 +241,7 @@ def _fused(group: Sequence[Explanation], how: str) -> Explanation:
     )
 
 
-def _same_question(one: Explanation, other: Explanation) -> bool:
-    return (one.method, one.targets) == (other.method, other.targets) and torch.equal(one.scores, other.scores)
+def _have_same_target(first: Explanation, second: Explanation) -> bool:
+    """Tell whether two explanations have the same method, targets and scores."""
+    same_names = (first.method, first.target_names) == (second.method, second.target_names)
+    return same_names and torch.equal(first.scores, second.scores)

@@ -1,165 +1,202 @@
-"""Which tiles stand where in the figure of several explanations, and what it is called."""
+"""The figure of several explanations: which tiles stand where, and its title."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from glowmap.explanation.maps import CONCEPTS, Explained
+from PIL import Image
+
+from glowmap.explanation.explanation import Explanation
+from glowmap.explanation.maps import CONCEPTS
 from glowmap.explanation.tiles import (
-    Frames,
+    first_synonym,
+    format_number,
+    frames_to_draw,
     heat_tile,
     kind_of,
+    picture_of,
     picture_tile,
-    places_of,
-    prediction_tile,
-    short,
-    shown_of,
-    spelled,
+    prediction_tiles,
 )
 from glowmap.inputs import Picture, Signal
-from glowmap.render import Look, Tile
+from glowmap.outputs import Prediction
+from glowmap.render import Style, Tile, panel
 
-_MOST_NAMED, _LONGEST = 3, 120  # questions in a title, and its letters
-Group = Sequence[Explained]  # one question by one method, at several layers
+_MOST_NAMED, _LONGEST = 3, 120  # targets in a title, and its letters
+Group = Sequence[Explanation]  # one target by one method, at several layers
 
 
-def laid_out(groups: Sequence[Group], look: Look, places: Frames) -> list[list[Tile]]:
-    """Lay out the tiles of explanations that are grouped by question and method.
+def draw_figure(groups: Sequence[Group], style: Style, cautions: Sequence[str]) -> Image.Image:
+    """Draw explanations that are grouped by target and method."""
+    return panel(lay_out(groups, style), title=title_of(groups), footer=cautions, scale=style.scale)
 
-    About one picture: where each question (or method) has one layer, the picture and what the model said stand once and all the
-    heat after them; where one question is put by several methods at several layers, they stand above a row a method. Otherwise
-    there is a row for each question, method and image.
+
+def lay_out(groups: Sequence[Group], style: Style) -> list[list[Tile]]:
+    """Arrange the tiles of a figure in rows.
+
+    About one picture: where each target (or method) has one layer, the picture and its prediction are shown once, and all heat
+    after them. Where several methods explain one target at several layers, they stand above a row for each method. Otherwise
+    there is a row for each target, method and image.
     """
-    differing = _differing(groups)
-    if len(groups) == 1 or not _about_the_same(groups):
-        return _rows(groups, differing, look, places)
-    single = all(len(group) == 1 for group in groups)
-    if not single and differing["target"]:
-        return _rows(groups, differing, look, places)
-    return [line for index in range(len(groups[0][0])) for line in _once(groups, index, differing, look)]
+    varies = _varying(groups)
+    if len(groups) == 1 or not _share_pictures(groups):
+        return _separate_rows(groups, varies, style)
+    if varies["target"] and any(len(group) > 1 for group in groups):
+        return _separate_rows(groups, varies, style)
+    return [row for index in range(len(groups[0][0])) for row in _shared_rows(groups, index, varies, style)]
 
 
 def title_of(groups: Sequence[Group]) -> str:
-    """Name the questions, or count them where they are many, then the methods, the one layer of a row of them, and the model."""
-    every = [one for group in groups for one in group]
-    methods, layers = _each([one.method for one in every]), _each([one.layer for one in every])
-    asked = _each([short(wording, _names(one)) for one in every for wording in one.targets])
-    sentence = _sentence(asked)
+    """Return the figure's title: the targets (or their number), the methods, the layer if it is one for all, and the model."""
+    explanations = _flat(groups)
+    methods = _unique([explanation.method for explanation in explanations])
+    layers = _unique([explanation.layer for explanation in explanations])
+    names = _unique(
+        [
+            first_synonym(name, _class_names(explanation))
+            for explanation in explanations
+            for name in explanation.target_names
+        ]
+    )
+    sentence = _sentence(names)
     if sentence is not None:
         title = f"{sentence}, word by word"
     elif methods == [CONCEPTS]:
-        title = _counted(len(every) // len(layers), "concept")
-    elif len(asked) <= _MOST_NAMED and len(", ".join(asked)) <= max(_LONGEST, len(asked[0])):
-        title = ", ".join(asked)
+        title = _counted(len(explanations) // len(layers), "concept")
+    elif len(names) <= _MOST_NAMED and len(", ".join(names)) <= max(_LONGEST, len(names[0])):
+        title = ", ".join(names)
     else:
-        title = _counted(len(asked), "question")
-    how = ", ".join(methods) if len(methods) <= _MOST_NAMED else _counted(len(methods), "method")
-    at = f" at {layers[0]}" if len(groups) > 1 and len(layers) == 1 and _about_the_same(groups) else ""
-    return f"{title} · {how}{at} · {every[0].model}"
+        title = _counted(len(names), "target")
+    by = ", ".join(methods) if len(methods) <= _MOST_NAMED else _counted(len(methods), "method")
+    at = f" at {layers[0]}" if len(groups) > 1 and len(layers) == 1 and _share_pictures(groups) else ""
+    return f"{title} · {by}{at} · {explanations[0].model}"
 
 
-def _rows(groups: Sequence[Group], differing: dict[str, bool], look: Look, places: Frames) -> list[list[Tile]]:
-    """Lay out a row for each group and image: what was seen and said, and each layer's heat.
+def _separate_rows(groups: Sequence[Group], varies: dict[str, bool], style: Style) -> list[list[Tile]]:
+    """Arrange a row for each group and image: the picture, its prediction, and the heat of each layer.
 
-    Frames, slices and curves take a line each; all lines about one image show the same places, and what was seen only once.
+    Frames, slices and curves take a row each. All rows about one image show the same frames, and its picture once.
     """
-    each = [(group, index) for group in groups for index in range(len(group[0]))]
-    wide = not isinstance(shown_of(groups[0][0], 0), Picture)
-    if wide:
-        each.sort(key=lambda one: one[1])
-    laid: list[list[Tile]] = []
-    told: set[tuple[int, str]] = set()
-    for group, index in each:
-        shown, target = shown_of(group[0], index), group[0].targets[index]
-        alike = [one for several, at in each if at == index and shown_of(several[0], at) is shown for one in several]
-        chosen = places_of(alike, index, places) if wide else places
-        heat = [_layer_tile(one, index, differing, look, chosen) for one in group]
-        seen = [] if wide and (id(shown), target) in told else _seen_tiles(group[0], index, differing, chosen)
-        told.add((id(shown), target))
-        # the curves of a signal are seen under their heat as well as without it
-        laid.append([*heat[:1], *seen, *heat[1:]] if isinstance(shown, Signal) else [*seen, *heat])
-    return laid
+    cells = [(group, index) for group in groups for index in range(len(group[0]))]
+    is_wide = not isinstance(picture_of(groups[0][0], 0), Picture)
+    if is_wide:
+        cells.sort(key=lambda cell: cell[1])
+    rows: list[list[Tile]] = []
+    drawn: set[tuple[int, str]] = set()
+    for group, index in cells:
+        picture, name = picture_of(group[0], index), group[0].target_names[index]
+        if is_wide:
+            same_picture = [other for other, at in cells if at == index and picture_of(other[0], at) is picture]
+            frames = frames_to_draw(_flat(same_picture), index, style.frames)
+            row_style = replace(style, frames=frames)
+        else:
+            row_style = style
+        heat = [_layer_tile(explanation, index, varies, row_style) for explanation in group]
+        is_drawn = is_wide and (id(picture), name) in drawn
+        before = [] if is_drawn else _picture_tiles(group[0], index, varies, row_style)
+        drawn.add((id(picture), name))
+        # heat over a signal shows its curves too, so it comes first
+        rows.append([*heat[:1], *before, *heat[1:]] if isinstance(picture, Signal) else [*before, *heat])
+    return rows
 
 
-def _layer_tile(one: Explained, index: int, differing: dict[str, bool], look: Look, places: Frames) -> Tile:
-    heading = one.layer + (f" · {one.method}" if differing["method"] else "")
-    return heat_tile(one, index, heading, colormap=look.colormap, opacity=look.opacity, places=places)
+def _layer_tile(explanation: Explanation, index: int, varies: dict[str, bool], style: Style) -> Tile:
+    heading = explanation.layer + (f" · {explanation.method}" if varies["method"] else "")
+    return heat_tile(explanation, index, heading, style)
 
 
-def _seen_tiles(one: Explained, index: int, differing: dict[str, bool], places: Frames) -> list[Tile]:
-    shown = shown_of(one, index)
-    heading = short(one.targets[index], _names(one)) if differing["target"] else kind_of(shown)
-    picture = [] if isinstance(shown, Signal) else [picture_tile(one, index, heading, places=places)]
-    return [*picture, *prediction_tile(one, index, places=places)]
+def _picture_tiles(explanation: Explanation, index: int, varies: dict[str, bool], style: Style) -> list[Tile]:
+    """Show the picture and its prediction; of a signal the prediction only."""
+    picture = picture_of(explanation, index)
+    name = first_synonym(explanation.target_names[index], _class_names(explanation))
+    heading = name if varies["target"] else kind_of(picture)
+    tiles = [] if isinstance(picture, Signal) else [picture_tile(explanation, index, heading, style)]
+    return [*tiles, *prediction_tiles(explanation, index, style)]
 
 
-def _once(groups: Sequence[Group], index: int, differing: dict[str, bool], look: Look) -> list[list[Tile]]:
-    """Show one picture and what was said of it once, and the heat of every question, method and layer after them."""
-    every = [one for group in groups for one in group]
-    among = every if differing["target"] else ()
-    said = next((one for one in every if one.prediction is not None), every[0])
-    seen = [picture_tile(every[0], index, "picture", among=among), *prediction_tile(said, index, among=among)]
+def _shared_rows(groups: Sequence[Group], index: int, varies: dict[str, bool], style: Style) -> list[list[Tile]]:
+    """Show one picture and its prediction once, and the heat of every target, method and layer after them."""
+    explanations = _flat(groups)
+    first = explanations[0]
+    with_prediction = next((explanation for explanation in explanations if explanation.prediction is not None), first)
+    compared = explanations if varies["target"] else ()
+    before = [
+        picture_tile(first, index, "picture", style, group=compared),
+        *prediction_tiles(with_prediction, index, style, group=compared),
+    ]
     if any(len(group) > 1 for group in groups):
-        return [seen, *([_layer_tile(one, index, differing, look, None) for one in group] for group in groups)]
-    words = {one.targets[index]: _words(one, every, index) for one in every}
-    heat = [[_question_tile(one, index, words, differing, look) for one in group] for group in groups]
-    if not (differing["target"] and differing["method"]):
-        return [[*seen, *(tile for line in heat for tile in line)]]
-    lines: dict[str, list[Tile]] = {}
-    for group, line in zip(groups, heat, strict=True):
-        lines.setdefault(group[0].targets[index], []).extend(line)
-    return [seen, *lines.values()]
+        return [before, *([_layer_tile(each, index, varies, style) for each in group] for group in groups)]
+    names = _short_names(explanations, index)
+    heat = [[_target_tile(explanation, index, names, varies, style) for explanation in group] for group in groups]
+    if not (varies["target"] and varies["method"]):
+        return [[*before, *(tile for row in heat for tile in row)]]
+    rows: dict[str, list[Tile]] = {}
+    for group, row in zip(groups, heat, strict=True):
+        rows.setdefault(group[0].target_names[index], []).extend(row)
+    return [before, *rows.values()]
 
 
-def _question_tile(one: Explained, index: int, words: dict[str, str], differing: dict[str, bool], look: Look) -> Tile:
-    """Head the heat with all in which it differs from the others, as far as there is room; the rest is told below it."""
-    headed = {"target": words[one.targets[index]], "method": one.method}
-    heading = [text for kind, text in headed.items() if differing[kind]] or [one.layer]
-    told = [f"score {spelled(float(one.scores[index]))}"] if differing["target"] else []
-    told += [one.layer] if differing["layer"] and one.layer not in heading else []
-    return heat_tile(one, index, " · ".join(heading), colormap=look.colormap, opacity=look.opacity, told=tuple(told))
+def _target_tile(
+    explanation: Explanation, index: int, names: dict[str, str], varies: dict[str, bool], style: Style
+) -> Tile:
+    """Head the heat with the target and the method where these vary; the score and the layer stand below it."""
+    candidates = {"target": names[explanation.target_names[index]], "method": explanation.method}
+    heading = [text for kind, text in candidates.items() if varies[kind]] or [explanation.layer]
+    details = [f"score {format_number(float(explanation.scores[index]))}"] if varies["target"] else []
+    details += [explanation.layer] if varies["layer"] and explanation.layer not in heading else []
+    return heat_tile(explanation, index, " · ".join(heading), style, details=tuple(details))
 
 
-def _differing(groups: Sequence[Group]) -> dict[str, bool]:
-    """Say in what explanations differ, which must stand with each."""
-    every = [one for group in groups for one in group]
+def _varying(groups: Sequence[Group]) -> dict[str, bool]:
+    """Tell which of target, method and layer differ between explanations, so that each tile must name its own."""
+    explanations = _flat(groups)
     return {
-        "target": len({one.targets for one in every}) > 1,
-        "method": len({one.method for one in every}) > 1,
-        "layer": len({one.layer for one in every}) > 1,
+        "target": len({explanation.target_names for explanation in explanations}) > 1,
+        "method": len({explanation.method for explanation in explanations}) > 1,
+        "layer": len({explanation.layer for explanation in explanations}) > 1,
     }
 
 
-def _about_the_same(groups: Sequence[Group]) -> bool:
-    """Tell whether all are about the same pictures, of which one model said the same."""
-    every = [one for group in groups for one in group]
-    first = every[0]
-    said = [one.prediction for one in every if one.prediction is not None]
+def _share_pictures(groups: Sequence[Group]) -> bool:
+    """Tell whether all explanations are of the same pictures (not clips or signals), model and prediction."""
+    explanations = _flat(groups)
+    first = explanations[0]
+    predictions = [explanation.prediction for explanation in explanations if explanation.prediction is not None]
     return (
-        isinstance(shown_of(first, 0), Picture)
-        and all((one.pictures, one.model) == (first.pictures, first.model) for one in every)
-        and all(one is said[0] or one.same_as(said[0]) for one in said)
+        isinstance(picture_of(first, 0), Picture)
+        and all((other.pictures, other.model) == (first.pictures, first.model) for other in explanations)
+        and all(_are_equal(predictions[0], prediction) for prediction in predictions)
     )
 
 
-def _words(one: Explained, every: Sequence[Explained], index: int) -> str:
-    """Word a question, and a part of a sentence without the sentence, which stands in the title."""
-    wording = short(one.targets[index], _names(one))
-    sentence = _sentence(_each([other.targets[index] for other in every]))
-    return wording.removesuffix(f" in {sentence}") if sentence is not None else wording
+def _are_equal(first: Prediction, second: Prediction) -> bool:
+    return second is first or second.same_as(first)
 
 
-def _sentence(asked: Sequence[str]) -> str | None:
-    """Find the sentence of which all other questions are words: 'dog' in 'a photo of a dog'."""
-    whole = [one for one in asked if all(other == one or other.endswith(f" in {one}") for other in asked)]
-    return whole[0] if whole and len(asked) > 1 else None
+def _short_names(explanations: Sequence[Explanation], index: int) -> dict[str, str]:
+    """Map each target's name to a short one: first synonyms only, and a word without its sentence, which is the title."""
+    sentence = _sentence(_unique([explanation.target_names[index] for explanation in explanations]))
+    end = f" in {sentence}" if sentence is not None else ""
+    names = {explanation.target_names[index]: _class_names(explanation) for explanation in explanations}
+    return {name: first_synonym(name, class_names).removesuffix(end) for name, class_names in names.items()}
 
 
-def _names(one: Explained) -> tuple[str, ...]:
-    return one.prediction.names if one.prediction is not None else ()
+def _sentence(names: Sequence[str]) -> str | None:
+    """Return the sentence of which all other targets are words: 'a photo of a dog', beside 'dog' in 'a photo of a dog'."""
+    sentences = [name for name in names if all(word == name or word.endswith(f" in {name}") for word in names)]
+    return sentences[0] if sentences and len(names) > 1 else None
 
 
-def _each(texts: Sequence[str]) -> list[str]:
+def _class_names(explanation: Explanation) -> tuple[str, ...]:
+    return explanation.prediction.names if explanation.prediction is not None else ()
+
+
+def _flat(groups: Sequence[Group]) -> list[Explanation]:
+    return [explanation for group in groups for explanation in group]
+
+
+def _unique(texts: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(texts))
 
 
-def _counted(count: int, thing: str) -> str:
-    return f"{count} {thing}{'s' * (count != 1)}"
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"

@@ -1,4 +1,4 @@
-"""Explanations as arrays and one text of JSON, and back: what an ``.npz`` file holds."""
+"""Explanations as arrays and one text of JSON, and back: the contents of an ``.npz`` file."""
 
 import json
 from collections.abc import Sequence
@@ -11,17 +11,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from glowmap.inputs import Picture, Shown, Signal, Volume
+from glowmap.outputs import Prediction
 from glowmap.targets import Annotation
 
-_TEXTS = ("layer", "method", "model", "targets", "input_size", "canvas", "cautions")
-_SAID = ("labels", "probabilities")
+_TEXTS = ("layer", "method", "model", "target_names", "input_size", "canvas", "cautions")
+_PREDICTED = ("labels", "probabilities")
 
 
 def pack(explanations: Sequence[Any]) -> dict[str, NDArray[Any]]:
-    """Lay explanations out as arrays; a picture that several share is stored once."""
+    """Write explanations as arrays. A picture that several share is stored once."""
     arrays: dict[str, NDArray[Any]] = {}
-    pictures: dict[int, int] = {}
-    described = []
+    pictures: dict[int, int] = {}  # the number of each stored picture, by id
+    texts = []
     for i, explanation in enumerate(explanations):
         for picture in explanation.pictures:
             if id(picture) not in pictures:
@@ -30,73 +31,75 @@ def pack(explanations: Sequence[Any]) -> dict[str, NDArray[Any]]:
                 arrays[f"picture/{pictures[id(picture)]}"] = pixels
         tensors = {"raw": explanation.raw, "scores": explanation.scores}
         if explanation.prediction is not None:
-            tensors |= {name: getattr(explanation.prediction, name) for name in _SAID}
-        regions = {f"annotations/{image}/{at}": one.region for image, at, one in _numbered(explanation.annotations)}
-        arrays |= {
-            f"{i}/{name}": tensor.cpu().numpy() for name, tensor in (tensors | regions).items() if tensor is not None
-        }
-        described.append(
-            {text: getattr(explanation, text) for text in _TEXTS}
-            | {
-                "pictures": [(pictures[id(one)], getattr(one, "seen", None)) for one in explanation.pictures],
-                "annotations": [[(one.point, one.box) for one in image] for image in explanation.annotations],
-                **_described(explanation.prediction),
-            }
+            tensors |= {name: getattr(explanation.prediction, name) for name in _PREDICTED}
+        for image, annotations in enumerate(explanation.annotations):
+            tensors |= {f"annotations/{image}/{j}": annotation.region for j, annotation in enumerate(annotations)}
+        arrays |= {f"{i}/{name}": tensor.cpu().numpy() for name, tensor in tensors.items() if tensor is not None}
+        numbers = [(pictures[id(picture)], getattr(picture, "seen", None)) for picture in explanation.pictures]
+        outlines = [[(annotation.point, annotation.box) for annotation in image] for image in explanation.annotations]
+        fields = {name: getattr(explanation, name) for name in _TEXTS}
+        texts.append(
+            fields | {"pictures": numbers, "annotations": outlines} | _prediction_fields(explanation.prediction)
         )
-    return arrays | {"explanations": np.array(json.dumps(described))}
+    return arrays | {"explanations": np.array(json.dumps(texts))}
 
 
-def _numbered(annotations: Sequence[Sequence[Annotation]]) -> list[tuple[int, int, Annotation]]:
-    return [(image, at, one) for image, several in enumerate(annotations) for at, one in enumerate(several)]
-
-
-def _described(prediction: Any) -> dict[str, Any]:
-    """Tell of a prediction what is no array."""
+def _prediction_fields(prediction: Prediction | None) -> dict[str, Any]:
+    """Return the fields of a prediction that are no arrays."""
     if prediction is None:
         return {"names": ()}
     boxes = prediction.boxes
-    return {"names": prediction.names, "boxes": boxes and [[asdict(one) for one in image] for image in boxes]}
+    return {"names": prediction.names, "boxes": boxes and [[asdict(box) for box in image] for image in boxes]}
 
 
 def unpack(arrays: dict[str, NDArray[Any]]) -> list[dict[str, Any]]:
-    """Read the fields of each explanation; ``prediction`` is a dict of its own fields, or None."""
-    fields = []
-    shown: dict[int, Shown] = {}  # several explanations share one picture, as they did before
-    for i, described in enumerate(json.loads(str(arrays["explanations"]))):
-        said: dict[str, Any] = {
-            name: torch.from_numpy(arrays[f"{i}/{name}"]) for name in _SAID if f"{i}/{name}" in arrays
+    """Read the fields of each explanation."""
+    explanations = []
+    pictures: dict[int, Shown] = {}  # by number: explanations share a picture again
+    for i, texts in enumerate(json.loads(str(arrays["explanations"]))):
+        tensors = {
+            name: torch.from_numpy(arrays[f"{i}/{name}"])
+            for name in ("raw", "scores", *_PREDICTED)
+            if f"{i}/{name}" in arrays
         }
-        names, boxes = tuple(described.pop("names")), described.pop("boxes", None)
+        predicted: dict[str, Any] = {name: tensors.pop(name) for name in _PREDICTED if name in tensors}
+        names, boxes = tuple(texts.pop("names")), texts.pop("boxes", None)
         if boxes is not None:
-            said["boxes"] = boxes
+            predicted["boxes"] = boxes
         annotations = tuple(
             tuple(
-                _mark(point, box, arrays.get(f"{i}/annotations/{image}/{at}"))
-                for at, (point, box) in enumerate(several)
+                _annotation(point, box, arrays.get(f"{i}/annotations/{image}/{j}"))
+                for j, (point, box) in enumerate(outlines)
             )
-            for image, several in enumerate(described.pop("annotations", ()))
+            for image, outlines in enumerate(texts.pop("annotations", ()))
         )
-        numbered = described.pop("pictures")
-        for number, seen in numbered:
-            shown.setdefault(number, _shown(arrays[f"picture/{number}"], seen))
-        pictures = tuple(shown[number] for number, _ in numbered)
-        texts = {text: tuple(value) if isinstance(value, list) else value for text, value in described.items()}
-        raw, scores = (torch.from_numpy(arrays[f"{i}/{name}"]) for name in ("raw", "scores"))
-        prediction = {"names": names, **said} if said else None
-        own = {"raw": raw, "scores": scores, "pictures": pictures, "prediction": prediction, "annotations": annotations}
-        fields.append(own | texts)
-    return fields
+        numbers = texts.pop("pictures")
+        for number, visible in numbers:
+            pictures.setdefault(number, _picture(arrays[f"picture/{number}"], visible))
+        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in texts.items()}
+        explanations.append(
+            {
+                **fields,
+                **tensors,
+                "pictures": tuple(pictures[number] for number, _ in numbers),
+                "prediction": Prediction.read({"names": names, **predicted}) if predicted else None,
+                "annotations": annotations,
+            }
+        )
+    return explanations
 
 
-def _shown(values: NDArray[Any], seen: Sequence[float] | None) -> Shown:
-    """Read a picture, of which a part was seen, a clip or volume of four axes, or a signal of two."""
-    if seen is not None:
-        left, top, right, bottom = seen
+def _picture(values: NDArray[Any], visible: Sequence[float] | None) -> Shown:
+    """Read a picture with its visible part, a clip or volume of four axes, or a signal of two."""
+    if visible is not None:
+        left, top, right, bottom = visible
         return Picture(Image.fromarray(values), (left, top, right, bottom))
     return Signal(values) if values.ndim == 2 else Volume(values)
 
 
-def _mark(point: Sequence[float] | None, box: Sequence[float] | None, region: NDArray[np.bool_] | None) -> Annotation:
+def _annotation(
+    point: Sequence[float] | None, box: Sequence[float] | None, region: NDArray[np.bool_] | None
+) -> Annotation:
     if point is not None:
         across, down = point
         return Annotation(point=(across, down))

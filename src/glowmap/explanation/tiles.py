@@ -1,10 +1,10 @@
-"""An explanation in pictures: the heat over what the model saw of one image, and the tiles of a figure about it."""
+"""Drawings of one image of an explanation: its heat over the picture, and the tiles of a figure about it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,22 +13,22 @@ from PIL import Image
 from torch import Tensor
 
 from glowmap.errors import OutputError
-from glowmap.explanation.maps import Explained
+from glowmap.explanation.explanation import Explanation
 from glowmap.inputs import Picture, Shown, Signal, Volume
-from glowmap.outputs import DetectedBox, Prediction, background_class
+from glowmap.outputs import DetectedBox, background_class
 from glowmap.render import (
     COLUMN,
     COLUMNS_OF_WIDE,
     DIVERGING,
+    FIGURE_WIDTH,
     MOST_CURVES,
     MOST_IN_A_STRIP,
-    OPACITY,
     ColourBar,
     LabelledBox,
-    Look,
     Shape,
+    Style,
     Tile,
-    checked_places,
+    checked_frames,
     clip,
     curves,
     enlarged,
@@ -46,169 +46,166 @@ from glowmap.render import (
     volume,
 )
 
-Frames: TypeAlias = Sequence[int] | None
-MOST_BOXES = 20  # that are drawn, unless more are asked about
+MOST_BOXES = 20  # detections drawn beside those of the target
 _MARGIN = 12  # pixels of white around frames, slices and curves
-_LONG = 60  # letters of a question
+_LONG = 60  # letters: a longer name of a target takes its own line of a caption
 
 
-def overlaid(
-    one: Explained,
-    index: int,
-    *,
-    colormap: str,
-    opacity: float,
-    edges: bool = False,
-    places: Frames = None,
-    annotations: bool = False,
-) -> Image.Image:
+def overlaid(explanation: Explanation, index: int, style: Style) -> Image.Image:
     """Draw the heat of one image over its picture, over frames of its clip, slices of its volume, or its curves."""
-    shown = shown_of(one, index)
-    if not isinstance(shown, Picture):
-        if edges:
-            raise OutputError("edges=True brings heat to the edges of a picture, and this input is none; leave it out")
-        heat, chosen = _heat(one, index, colormap), places_of([one], index, places)
-        drawn = _drawn(shown, heat, chosen, Look(colormap, opacity))
-        return framed(drawn, width=drawn.width + 2 * _MARGIN, left=_MARGIN, top=_MARGIN, bottom=_MARGIN)
-    if places is not None:
-        raise OutputError("places= chooses frames, slices or channels, and this input is a picture; leave it out")
-    picture, heat = shown.as_seen(), _heat(one, index, colormap)
-    if edges:
-        coarse = min(a / b for a, b in zip(one.canvas or one.input_size, one.grid, strict=True))
-        heat = follow_edges(heat, picture, max(1, round(coarse * picture.height / heat.shape[0] / 2)))
-    drawn = overlay(picture, heat, colormap=colormap, opacity=opacity)
-    return outlined(drawn, shapes_of(one, index)) if annotations else drawn
+    picture, heat = picture_of(explanation, index), _heat(explanation, index, style)
+    if not isinstance(picture, Picture):
+        if style.edges:
+            raise OutputError(
+                f"edges=True aligns heat with the edges of a picture, and this input is a {kind_of(picture)}; leave it out"
+            )
+        frames = frames_to_draw([explanation], index, style.frames)
+        drawn, margin = _draw_heat(picture, heat, frames, style, FIGURE_WIDTH * style.scale), _MARGIN * style.scale
+        return framed(drawn, width=drawn.width + 2 * margin, left=margin, top=margin, bottom=margin)
+    if style.frames is not None:
+        raise OutputError("frames= chooses frames, slices or channels, and this input is a picture; leave it out")
+    visible = picture.as_seen()
+    if style.edges:
+        grid_size = explanation.canvas or explanation.input_size
+        stride = min(pixels / cells for pixels, cells in zip(grid_size, explanation.grid, strict=True))
+        heat = follow_edges(heat, visible, max(1, round(stride * visible.height / heat.shape[0] / 2)))
+    drawn = overlay(visible, heat, colormap=style.colormap, opacity=style.opacity)
+    if style.scale > 1:
+        drawn = enlarged(drawn, style.scale)
+    return outlined(drawn, annotated_shapes(explanation, index)) if style.show_annotations else drawn
 
 
 def picture_tile(
-    explanation: Explained,
-    index: int,
-    heading: str,
-    *,
-    places: Frames = None,
-    among: Sequence[Explained] = (),
+    explanation: Explanation, index: int, heading: str, style: Style, *, group: Sequence[Explanation] = ()
 ) -> Tile:
-    """Show one image as the model saw it, with the question, its score and what it points at.
+    """Show one image as the model saw it, with the target's name, score and annotations.
 
-    ``among`` are explanations of several questions about this image, none of which is written, and all that they point at drawn,
-    unless they are boxes, which the prediction beside it names.
+    ``group`` holds explanations of several targets of this image. Then no target is named, and the annotations of all are drawn,
+    unless the prediction beside the picture shows boxes.
     """
-    shown, asked = shown_of(explanation, index), () if among else _asked(explanation, index)
-    if isinstance(shown, Picture):
-        picture = shown.as_seen()
-        cut = ("the part that the model saw",) if shown.is_cut else ()
-        boxes_beside = bool(among) and explanation.prediction is not None and explanation.prediction.boxes is not None
-        shapes = [] if boxes_beside else [shape for one in among or (explanation,) for shape in shapes_of(one, index)]
-        return _outlined(picture, shapes, heading, (*asked, *cut))
-    chosen = places_of([explanation], index, places)
-    if isinstance(shown, Signal):
-        return _wide(partial(curves, shown.values, None, chosen), heading, (*asked, *_left_out(shown, chosen)))
-    return _wide(partial(strip, shown.values, chosen, word=_word(shown)), heading, asked)
+    picture, caption = picture_of(explanation, index), () if group else _target_caption(explanation, index)
+    if isinstance(picture, Picture):
+        cut = ("the part that the model saw",) if picture.is_cut else ()
+        has_boxes_beside = (
+            bool(group) and explanation.prediction is not None and explanation.prediction.boxes is not None
+        )
+        shapes = [] if has_boxes_beside else _shapes(group or [explanation], index, style)
+        return _outlined_tile(picture.as_seen(), shapes, heading, (*caption, *cut))
+    frames = frames_to_draw([explanation], index, style.frames)
+    if isinstance(picture, Signal):
+        draw = partial(curves, picture.values, None, frames)
+        return _wide_tile(draw, style, heading, (*caption, *_channel_caption(picture, frames)))
+    return _wide_tile(partial(strip, picture.values, frames, word=_frame_word(picture)), style, heading, caption)
 
 
 def heat_tile(
-    explanation: Explained,
-    index: int,
-    heading: str,
-    *,
-    colormap: str = "glow",
-    opacity: float = OPACITY,
-    places: Frames = None,
-    told: tuple[str, ...] = (),
+    explanation: Explanation, index: int, heading: str, style: Style, *, details: tuple[str, ...] = ()
 ) -> Tile:
-    """Show one image's overlay, with the layer's grid (after what else is ``told``) and what the colour bar's ends stand for."""
-    low, high = explanation.scale(index)
-    if colormap in DIVERGING:
+    """Show one image's overlay, with ``details`` and the layer's grid below it, and the limits at the colour bar's ends."""
+    low, high = explanation.limits(index)
+    if style.colormap in DIVERGING:
         high = float(explanation.signed(index).abs().max())
         low = -high
-    grid = ", ".join((*told, f"grid {' × '.join(map(str, explanation.grid))}"))
-    blank = () if explanation.heatmap[index].any() else ("blank: see the notes below",)
-    bar = ColourBar(colormap, spelled(low) if abs(low) > high / 1000 else "0", spelled(high))
-    shown = shown_of(explanation, index)
-    if isinstance(shown, Picture):
-        drawn = overlaid(explanation, index, colormap=colormap, opacity=opacity, places=places)
-        return _outlined(drawn, shapes_of(explanation, index), heading, (grid, *blank), bar)
-    heat, chosen = _heat(explanation, index, colormap), places_of([explanation], index, places)
-    asked = (*_asked(explanation, index), *_left_out(shown, chosen)) if isinstance(shown, Signal) else ()
-    caption = (*asked, grid, *blank)
-    return _wide(partial(_drawn, shown, heat, chosen), heading, caption, Look(colormap, opacity), bar=bar)
+    bar = ColourBar(style.colormap, format_number(low) if abs(low) > high / 1000 else "0", format_number(high))
+    grid = ", ".join((*details, f"grid {' × '.join(map(str, explanation.grid))}"))
+    blank = () if explanation.heatmap[index].any() else ("blank: see the cautions below",)
+    picture = picture_of(explanation, index)
+    if isinstance(picture, Picture):
+        drawn = overlaid(explanation, index, replace(style, scale=1, show_annotations=False))
+        return _outlined_tile(drawn, _shapes([explanation], index, style), heading, (grid, *blank), bar)
+    if style.edges:
+        overlaid(explanation, index, style)  # which says why not
+    heat, frames = _heat(explanation, index, style), frames_to_draw([explanation], index, style.frames)
+    caption = (grid, *blank)
+    if isinstance(picture, Signal):
+        caption = (*_target_caption(explanation, index), *_channel_caption(picture, frames), *caption)
+    return _wide_tile(partial(_draw_heat, picture, heat, frames), style, heading, caption, bar=bar)
 
 
-def prediction_tile(
-    explanation: Explained,
+def prediction_tiles(
+    explanation: Explanation,
     index: int,
-    heading: str = "prediction",
+    style: Style,
     *,
-    places: Frames = None,
-    among: Sequence[Explained] = (),
+    heading: str = "prediction",
+    group: Sequence[Explanation] = (),
 ) -> list[Tile]:
-    """Show what the model said of one image, where its output could be read; ``among`` as in :func:`picture_tile`."""
-    prediction, shown = explanation.prediction, shown_of(explanation, index)
+    """Show the prediction for one image in at most one tile, where it could be read; ``group`` as in :func:`picture_tile`."""
+    prediction, picture, group = explanation.prediction, picture_of(explanation, index), group or [explanation]
     if prediction is None:
         return []
     if prediction.probabilities is not None:
-        asked = {one.targets[index] for one in among or (explanation,)} & {*prediction.names}
-        one_asked = prediction.names.index(next(iter(asked))) if len(asked) == 1 else None
+        classes = {member.target_names[index] for member in group} & {*prediction.names}
+        highlighted = prediction.names.index(next(iter(classes))) if len(classes) == 1 else None
         probabilities = prediction.probabilities[index].cpu().numpy()
-        size = shown.as_seen().size if isinstance(shown, Picture) else (COLUMN, COLUMN * 3 // 4)
-        return [ranking_tile(prediction.names, probabilities, size, heading, asked=one_asked)]
+        size = picture.as_seen().size if isinstance(picture, Picture) else (COLUMN, COLUMN * 3 // 4)
+        return [ranking_tile(prediction.names, probabilities, size, heading, highlighted=highlighted)]
     if prediction.boxes is not None:
-        boxes = prediction.boxes[index]
-        return (
-            [_boxes_tile(shown, boxes, among or (explanation,), index, heading)] if isinstance(shown, Picture) else []
-        )
-    return [] if prediction.labels is None else _labels_tile(explanation, prediction, index, heading, places)
+        if not isinstance(picture, Picture):
+            return []
+        return [_boxes_tile(picture, prediction.boxes[index], group, index, heading)]
+    return [] if prediction.labels is None else _labels_tiles(explanation, index, style, heading)
 
 
-def _labels_tile(
-    explanation: Explained, prediction: Prediction, index: int, heading: str, places: Frames
-) -> list[Tile]:
-    """Show a class at every pixel, over the picture or over the places that are shown of a volume."""
+def _labels_tiles(explanation: Explanation, index: int, style: Style, heading: str) -> list[Tile]:
+    """Show the class of every pixel, over the picture or over the slices of a volume that are drawn."""
+    prediction, picture = explanation.prediction, picture_of(explanation, index)
+    assert prediction is not None
     assert prediction.labels is not None
-    shown, names = shown_of(explanation, index), prediction.names
-    labels, background = prediction.labels[index].cpu().numpy(), background_class(names)
+    names, labels = prediction.names, prediction.labels[index].cpu().numpy()
+    background = background_class(names)
     paint = partial(paint_labels, names=names, background=background)
-    if isinstance(shown, Picture) and labels.ndim == 2:
+    if isinstance(picture, Picture) and labels.ndim == 2:
         legend = label_legend(labels, names, background=background)
-        return [Tile(paint(shown.as_seen(), labels), heading, legend=legend)]
-    if isinstance(shown, Volume) and labels.ndim == 3 and len(labels) == len(shown.values):
-        chosen = places_of([explanation], index, places)
-        legend = label_legend(labels[chosen].reshape(-1, labels.shape[-1]), names, background=background)
-        draw = partial(
-            strip, shown.values, chosen, word=_word(shown), paint=lambda place, frame: paint(frame, labels[place])
-        )
-        return [_wide(draw, heading, legend=legend)]
+        return [Tile(paint(picture.as_seen(), labels), heading, legend=legend)]
+    if isinstance(picture, Volume) and labels.ndim == 3 and len(labels) == len(picture.values):
+        frames = frames_to_draw([explanation], index, style.frames)
+        legend = label_legend(labels[frames].reshape(-1, labels.shape[-1]), names, background=background)
+
+        def paint_frame(number: int, frame: Image.Image) -> Image.Image:
+            return paint(frame, labels[number])
+
+        draw = partial(strip, picture.values, frames, word=_frame_word(picture), paint=paint_frame)
+        return [_wide_tile(draw, style, heading, legend=legend)]
     return []
 
 
-def shown_of(one: Explained, index: int) -> Shown:
-    """Give what heat is drawn over; OutputError where there is nothing."""
-    if not one.pictures:
-        raise OutputError(
-            f"there is no picture of the input (of {len(one.input_size)} spatial axes) to draw on; use .heatmap or .raw"
-        )
-    (shown,) = one.pictures[one.only(index)]
-    return shown
+def picture_of(explanation: Explanation, index: int) -> Shown:
+    """Return the picture, clip, volume or signal that heat is drawn on. Raises OutputError where there is none."""
+    if not explanation.pictures:
+        axes = len(explanation.input_size)
+        raise OutputError(f"there is no picture of the input (of {axes} spatial axes) to draw on; use .heatmap or .raw")
+    (picture,) = explanation.pictures[explanation.slice_of(index)]
+    return picture
 
 
-def spelled(number: float) -> str:
-    """Write a number as people read it: three digits, and an exponent only where it is very large or very small."""
+def format_number(number: float) -> str:
+    """Write a number with three digits, and with an exponent only where it is very large or very small."""
     number += 0.0  # no minus before a zero
     return f"{number:,.0f}" if 1000 <= abs(number) < 1e7 else f"{number:.3g}"
 
 
-def shapes_of(one: Explained, index: int) -> list[Shape]:
-    """List what the question points at in one image, as figures draw it."""
-    annotations = one.annotations[one.only(index)] if one.annotations else ()
-    given = [(mark.point, mark.box, mark.region) for several in annotations for mark in several]
-    shapes = [shape for shape in chain.from_iterable(given) if shape is not None]
-    return [shape.cpu().numpy() if isinstance(shape, Tensor) else shape for shape in shapes]
+def annotated_shapes(explanation: Explanation, index: int) -> list[Shape]:
+    """List the points, boxes and regions of the target in one image."""
+    annotations = explanation.annotations[explanation.slice_of(index)] if explanation.annotations else ()
+    shapes = [(annotation.point, annotation.box, annotation.region) for annotation in chain.from_iterable(annotations)]
+    return [
+        shape.cpu().numpy() if isinstance(shape, Tensor) else shape
+        for shape in chain.from_iterable(shapes)
+        if shape is not None
+    ]
 
 
-def _outlined(
+def _shapes(group: Sequence[Explanation], index: int, style: Style) -> list[Shape]:
+    if not style.show_annotations:
+        return []
+    return [shape for explanation in group for shape in annotated_shapes(explanation, index)]
+
+
+def _outlined_tile(
     picture: Image.Image, shapes: Sequence[Shape], heading: str, caption: tuple[str, ...], bar: ColourBar | None = None
 ) -> Tile:
-    """Make a tile of a picture and the shapes on it, whose lines are drawn at the size that is shown."""
+    """Make a tile of a picture and the outlines of shapes, whose lines are drawn at the size of the figure."""
     if not shapes:
         return Tile(picture, heading, caption, bar)
 
@@ -219,98 +216,102 @@ def _outlined(
 
 
 def _boxes_tile(
-    picture: Picture, found: Sequence[DetectedBox], group: Sequence[Explained], index: int, heading: str
+    picture: Picture, detections: Sequence[DetectedBox], group: Sequence[Explanation], index: int, heading: str
 ) -> Tile:
-    """Show what a detector found, the surest of it, with its number, class and score; what is asked about is drawn stronger."""
-    marked = [mark.box for one in group if one.annotations for mark in one.annotations[index] if mark.box is not None]
-    asked = [any(np.allclose(one.corners, box, atol=1e-5) for box in marked) for one in found]
+    """Show the most certain detections with number, class and score. Those of the group's targets are drawn stronger."""
+    targets = [
+        annotation.box
+        for explanation in group
+        if explanation.annotations
+        for annotation in explanation.annotations[index]
+        if annotation.box is not None
+    ]
+    is_target = [any(np.allclose(box.corners, target, atol=1e-5) for target in targets) for box in detections]
     boxes = [
         LabelledBox(
-            one.corners,
-            f"{number} {short(one.name, (one.name,))} {one.score:.2f}",
-            one.category,
-            asked=asked[number] and not all(asked),
+            detection.corners,
+            f"{number} {first_synonym(detection.name, (detection.name,))} {detection.score:.2f}",
+            detection.category,
+            is_strong=is_target[number] and not all(is_target),
         )
-        for number, one in enumerate(found)
+        for number, detection in enumerate(detections)
     ]
-    drawn = [box for number, box in enumerate(boxes) if number < MOST_BOXES or box.asked]
-    caption = f"{len(drawn)} of the {len(boxes)} found" if len(drawn) < len(boxes) else f"{len(boxes)} found"
-    seen = picture.as_seen()
+    drawn = [box for number, box in enumerate(boxes) if number < MOST_BOXES or box.is_strong]
+    count = f"{len(boxes) or 'no'} detection{'s' * (len(boxes) != 1)}"
+    caption = f"{len(drawn)} of {count}" if len(drawn) < len(boxes) else count
+    visible = picture.as_seen()
 
     def draw(size: tuple[int, int], scale: int) -> Image.Image:
-        return paint_boxes(enlarged(seen, size[0] / seen.width), drawn, scale)
+        return paint_boxes(enlarged(visible, size[0] / visible.width), drawn, scale)
 
-    return Tile(paint_boxes(seen, drawn, 1), heading, (caption if boxes else "nothing found",), draw=draw)
-
-
-def short(wording: str, names: Sequence[str]) -> str:
-    """Keep the first of a class's synonyms, as lists of ImageNet's classes have them, wherever its name stands in a wording."""
-    for name in sorted((name for name in names if "," in name and name in wording), key=len, reverse=True):
-        wording = wording.replace(name, name.partition(",")[0])
-    return wording
+    return Tile(paint_boxes(visible, drawn, 1), heading, (caption,), draw=draw)
 
 
-def _asked(one: Explained, index: int) -> tuple[str, ...]:
-    """Write the question and its score, which a long question must not push out of the caption."""
-    wording, score = one.targets[index], f"score {spelled(float(one.scores[index]))}"
-    return (f"{wording}, {score}",) if len(wording) <= _LONG else (wording, score)
+def first_synonym(text: str, names: Sequence[str]) -> str:
+    """Replace each class name that lists synonyms, as ImageNet's do, by the first of them: "lynx, catamount" by "lynx"."""
+    for name in sorted((name for name in names if "," in name and name in text), key=len, reverse=True):
+        text = text.replace(name, name.partition(",")[0])
+    return text
 
 
-def _heat(one: Explained, index: int, colormap: str) -> NDArray[np.floating[Any]]:
-    """Give the heat of one image; with a diverging colormap also what speaks against, 0.5 standing for nothing."""
-    if colormap not in DIVERGING:
-        return one.heatmap[index].cpu().numpy()
-    signed = one.signed(index)
+def _target_caption(explanation: Explanation, index: int) -> tuple[str, ...]:
+    """Write the target's name and its score, which a long name must not push out of the caption."""
+    name, score = explanation.target_names[index], f"score {format_number(float(explanation.scores[index]))}"
+    return (f"{name}, {score}",) if len(name) <= _LONG else (name, score)
+
+
+def _heat(explanation: Explanation, index: int, style: Style) -> NDArray[np.floating[Any]]:
+    """Return the heat of one image in [0, 1]. With a diverging colormap it is signed, and 0.5 stands for no evidence."""
+    if style.colormap not in DIVERGING:
+        return explanation.heatmap[index].cpu().numpy()
+    signed = explanation.signed(index)
     return (0.5 + signed / (2 * signed.abs().max()).clamp_min(torch.finfo(signed.dtype).tiny)).cpu().numpy()
 
 
-def _drawn(shown: Volume | Signal, heat: NDArray[np.floating[Any]], places: Sequence[int], look: Look) -> Image.Image:
-    if isinstance(shown, Signal):
-        return curves(shown.values, heat, places, look)
-    return (clip if shown.values.shape[-1] == 3 else volume)(shown.values, heat, places, look)
+def _draw_heat(
+    picture: Volume | Signal, heat: NDArray[np.floating[Any]], frames: Sequence[int], style: Style, width: int
+) -> Image.Image:
+    if isinstance(picture, Signal):
+        return curves(picture.values, heat, frames, style, width)
+    return (clip if picture.values.shape[-1] == 3 else volume)(picture.values, heat, frames, style, width)
 
 
-def _wide(
-    draw: Callable[[Look], Image.Image],
-    heading: str,
-    caption: tuple[str, ...] = (),
-    look: Look | None = None,
-    **rest: Any,
+def _wide_tile(
+    draw: Callable[[Style, int], Image.Image], style: Style, heading: str, caption: tuple[str, ...] = (), **rest: Any
 ) -> Tile:
-    """Make a tile of what is drawn anew at any width."""
-    once = look or Look()
+    """Make a tile from a function that draws at any scale and width."""
 
-    def drawn(size: tuple[int, int], scale: int) -> Image.Image:
-        return draw(replace(once, width=size[0], scale=scale))
+    def redraw(size: tuple[int, int], scale: int) -> Image.Image:
+        return draw(replace(style, scale=scale), size[0])
 
-    image = framed(draw(once), width=once.width)
-    return Tile(image, heading, caption, draw=drawn, columns=COLUMNS_OF_WIDE, **rest)
+    image = framed(draw(replace(style, scale=1), FIGURE_WIDTH), width=FIGURE_WIDTH)
+    return Tile(image, heading, caption, draw=redraw, columns=COLUMNS_OF_WIDE, **rest)
 
 
-def places_of(group: Sequence[Explained], index: int, places: Frames) -> list[int]:
-    """Check the places that were named, or choose: of several explanations the hottest place of them all."""
-    shown = shown_of(group[0], index)
-    count = len(shown.values) if not isinstance(shown, Picture) else 0
-    if places is not None:
-        return checked_places(places, count, _word(shown), kind_of(shown))
-    if isinstance(shown, Signal):
+def frames_to_draw(group: Sequence[Explanation], index: int, frames: Sequence[int] | None) -> list[int]:
+    """Check the frames that the caller chose, or choose some, among them the hottest one of all explanations together."""
+    picture = picture_of(group[0], index)
+    count = len(picture.values) if not isinstance(picture, Picture) else 0
+    if frames is not None:
+        return checked_frames(frames, count, _frame_word(picture), kind_of(picture))
+    if isinstance(picture, Signal):
         return list(range(min(count, MOST_CURVES)))
-    heat = torch.stack([one.heatmap[index].float().cpu() for one in group]).mean(0)
+    heat = torch.stack([explanation.heatmap[index].float().cpu() for explanation in group]).mean(0)
     return spread(count, MOST_IN_A_STRIP, hottest(heat.amax((1, 2)).numpy()))
 
 
-def _left_out(shown: Signal, places: Sequence[int]) -> tuple[str, ...]:
-    count = len(shown.values)
-    return () if len(places) == count else (f"{len(places)} of {count} channels",)
+def _channel_caption(signal: Signal, channels: Sequence[int]) -> tuple[str, ...]:
+    count = len(signal.values)
+    return () if len(channels) == count else (f"{len(channels)} of {count} channels",)
 
 
-def kind_of(shown: Shown) -> str:
-    """Say what a person would call it."""
-    if isinstance(shown, Picture | Signal):
-        return "picture" if isinstance(shown, Picture) else "signal"
-    return "clip" if shown.values.shape[-1] == 3 else "volume"
+def kind_of(picture: Shown) -> str:
+    """Return ``"picture"``, ``"clip"``, ``"volume"`` or ``"signal"``."""
+    if isinstance(picture, Picture | Signal):
+        return "picture" if isinstance(picture, Picture) else "signal"
+    return "clip" if picture.values.shape[-1] == 3 else "volume"
 
 
-def _word(shown: Shown) -> str:
-    """Name one place of a clip, a volume or a signal."""
-    return {"clip": "frame", "volume": "slice", "signal": "channel"}[kind_of(shown)]
+def _frame_word(picture: Shown) -> str:
+    """Return the word for one frame of a clip, slice of a volume or channel of a signal."""
+    return {"clip": "frame", "volume": "slice", "signal": "channel"}[kind_of(picture)]

@@ -50,7 +50,7 @@ def framed(block: Image.Image, *, width: int, left: int = 0, top: int = 0, botto
     return page
 
 
-def enlarged(image: Image.Image, ratio: float, tiny: int = TINY) -> Image.Image:
+def enlarged(image: Image.Image, ratio: int | float, tiny: int = TINY) -> Image.Image:
     """Resize a picture as it is looked at best; a tiny one by whole pixels, and so perhaps less than asked."""
     if max(image.size) <= tiny and ratio >= 1:
         return image.resize((image.width * int(ratio), image.height * int(ratio)), Image.Resampling.NEAREST)

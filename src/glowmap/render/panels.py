@@ -22,7 +22,7 @@ from glowmap.render.blocks import (
     sheet,
     stack,
 )
-from glowmap.render.style import BETWEEN_COLUMNS, COLUMN, Colour, Lettering
+from glowmap.render.style import BETWEEN_COLUMNS, COLUMN, Colour, Lettering, check_scale
 
 NARROWEST, WIDEST = 260, 420  # a caption fits into the one; beyond the other a row of three leaves a page
 TALLEST = 1.25  # times the width, so that a portrait does not tower over its row
@@ -110,8 +110,7 @@ def panel(
     Tiles share one width or take several columns, and a row of more than six goes on in the next line. ``scale=2`` draws
     everything twice as large, for print. OutputError where there is no tile, or a scale below 1.
     """
-    if scale < 1:
-        raise OutputError(f"a panel is drawn at scale 1 or larger, and {scale} is neither; try 2 for print")
+    check_scale(scale)
     lines = [line for row in rows for line in _broken(row)]
     if not lines:
         raise OutputError("a panel shows at least one tile, and it was given none; pass panel([[Tile(image)]])")

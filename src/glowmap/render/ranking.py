@@ -1,4 +1,4 @@
-"""What a classifier said, as bars."""
+"""A classifier's most likely classes, as bars."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -15,7 +15,7 @@ from glowmap.render.panels import Tile, shown_width
 from glowmap.render.style import Colour, Lettering
 
 _NAME = Lettering(13, ink=(52, 55, 61))
-_ASKED = Lettering(13, bold=True)
+_HIGHLIGHTED = Lettering(13, bold=True)
 _BAR: Colour = (150, 158, 172)
 _TRACK: Colour = (235, 237, 240)
 _LOWEST, _HIGHEST = 30, 64  # pixels from one class to the next
@@ -27,22 +27,21 @@ def ranking_tile(
     size: Size,
     heading: str = "",
     *,
-    asked: int | None = None,
+    highlighted: int | None = None,
     top: int = 5,
-    caption: tuple[str, ...] = (),
 ) -> Tile:
-    """Draw a classifier's likeliest classes as bars, in a tile shaped like a picture of ``size`` (columns, rows).
+    """Draw a classifier's most likely classes as bars, in a tile shaped like a picture of ``size`` (columns, rows).
 
-    ``probabilities`` in [0, 1] has one entry per name. The class ``asked`` for is highlighted, and takes the last bar
-    with its rank where it is not among the ``top``. OutputError where names, probabilities or ``asked`` do not match.
+    ``probabilities`` has one entry in [0, 1] for each name. The class ``highlighted`` takes the last bar, with its rank, where
+    it is not among the ``top``. Raises OutputError where names, probabilities or ``highlighted`` do not match.
     """
-    _check(names, probabilities, asked)
-    draw = partial(_bars, [str(name) for name in names], probabilities, asked, top)
+    _check(names, probabilities, highlighted)
+    draw = partial(_bars, [str(name) for name in names], probabilities, highlighted, top)
     width = shown_width(size)
-    return Tile(draw((width, max(1, round(width * size[1] / size[0]))), 1), heading, caption, draw=draw)
+    return Tile(draw((width, max(1, round(width * size[1] / size[0]))), 1), heading, draw=draw)
 
 
-def _check(names: Sequence[str], probabilities: NDArray[np.floating[Any]], asked: int | None) -> None:
+def _check(names: Sequence[str], probabilities: NDArray[np.floating[Any]], highlighted: int | None) -> None:
     if probabilities.shape != (len(names),) or not names:
         raise OutputError(
             f"a ranking has one probability per name, and this one has {len(names)} names and probabilities of shape "
@@ -52,36 +51,36 @@ def _check(names: Sequence[str], probabilities: NDArray[np.floating[Any]], asked
         raise OutputError(
             "a ranking shows probabilities in [0, 1], and some of these lie outside; apply a softmax first"
         )
-    if asked is not None and not 0 <= asked < len(names):
-        raise OutputError(f"the class asked for is {asked}, and there are {len(names)} names; count from 0")
+    if highlighted is not None and not 0 <= highlighted < len(names):
+        raise OutputError(f"the class to highlight is {highlighted}, and there are {len(names)} names; count from 0")
 
 
 def _bars(
     names: Sequence[str],
     probabilities: NDArray[np.floating[Any]],
-    asked: int | None,
+    highlighted: int | None,
     top: int,
     size: Size,
-    scale: int = 1,
+    scale: int,
 ) -> Image.Image:
     block = sheet(*size)
     order = np.argsort(-probabilities, kind="stable").tolist()
-    shown = order[: max(1, min(top, len(order), size[1] // (_LOWEST * scale)))]
-    if asked is not None and asked not in shown:
-        shown[-1] = asked
-    pitch = min(size[1] // len(shown), _HIGHEST * scale)
-    for number, index in enumerate(shown):
+    classes = order[: max(1, min(top, len(order), size[1] // (_LOWEST * scale)))]
+    if highlighted is not None and highlighted not in classes:
+        classes[-1] = highlighted
+    pitch = min(size[1] // len(classes), _HIGHEST * scale)
+    for number, index in enumerate(classes):
         rank = order.index(index) + 1
         name = names[index] if rank == number + 1 else f"{names[index]} (#{rank})"
         probability = min(float(probabilities[index]), 1.0)
-        entry = _entry(name, probability, (size[0], pitch), highlighted=index == asked, scale=scale)
+        entry = _entry(name, probability, (size[0], pitch), is_highlighted=index == highlighted, scale=scale)
         block.paste(entry, (0, number * pitch))
     return block
 
 
-def _entry(name: str, probability: float, size: Size, *, highlighted: bool, scale: int) -> Image.Image:
+def _entry(name: str, probability: float, size: Size, *, is_highlighted: bool, scale: int) -> Image.Image:
     block = sheet(*size)
-    lettering = (_ASKED if highlighted else _NAME).scaled(scale)
+    lettering = (_HIGHLIGHTED if is_highlighted else _NAME).scaled(scale)
     percent = _percent(probability)
     right = block.width - lettering.width(percent)
     lettering.draw(block, 0, 0, lettering.shorten(name, right - lettering.size))
@@ -89,7 +88,7 @@ def _entry(name: str, probability: float, size: Size, *, highlighted: bool, scal
     top = lettering.leading + scale
     bottom = top + size[1] // 6
     block.paste(_TRACK, (0, top, block.width, bottom))
-    block.paste(_highlight() if highlighted else _BAR, (0, top, round(probability * block.width), bottom))
+    block.paste(_highlight() if is_highlighted else _BAR, (0, top, round(probability * block.width), bottom))
     return block
 
 

@@ -1,4 +1,4 @@
-"""Frames of a clip and slices of a volume, side by side, with their heat and that of all the others."""
+"""Frames of a clip and slices of a volume, side by side, with their heat and a bar of the heat in all frames."""
 
 from collections.abc import Callable, Sequence
 from math import ceil
@@ -8,130 +8,145 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from glowmap.render.axis import hottest, hottest_cell
 from glowmap.render.blocks import beside, enlarged, heat_line, lines_of_text, sheet, stack, stroke
 from glowmap.render.overlays import check_opacity, overlay
-from glowmap.render.places import hottest, hottest_cell
-from glowmap.render.style import HEADING, HOTTEST, INK, LEADER, NUMBERS, Colour, Look
+from glowmap.render.style import FIGURE_WIDTH, HEADING, HOTTEST, INK, LEADER, NUMBERS, Colour, Style
 
-MOST_IN_A_STRIP = 6  # places that are chosen where nobody names them
-CROSS: Colour = (120, 225, 255)  # cold among glowing colours, and bright on a scan's black
-_MOST_IN_A_LINE, _FEWEST = 8, 4  # a line has room for four at least, so that a single frame does not fill it
+MOST_IN_A_STRIP = 6  # frames that are drawn unless the caller chooses them
+CROSS: Colour = (120, 225, 255)  # a cold colour beside glowing ones, and bright on a scan's black
+_MOST_IN_A_ROW, _FEWEST = 8, 4  # a row has room for four at least, so that a single frame doesn't fill it
 _GAP = 8
 _TALLEST = 1.5  # times the width of a frame
 _PLANES_TALLEST = 388  # pixels: three planes of a cube fill the figure's width
-_TINY = 32  # pixels: looked at pixel by pixel, as a picture is at up to three times that size
+_TINY = 32  # pixels: frames up to this size are enlarged by whole pixels
 Voxels = NDArray[np.uint8]  # frames (slices) x rows x columns x colours; one colour is grey
 Heat = NDArray[np.floating[Any]]  # frames x rows x columns in [0, 1]
 Paint = Callable[[int, Image.Image], Image.Image]
 
 
-def clip(values: Voxels, heat: Heat, places: Sequence[int], look: Look, word: str = "frame") -> Image.Image:
+def clip(
+    values: Voxels, heat: Heat, frames: Sequence[int], style: Style, width: int = FIGURE_WIDTH, *, word: str = "frame"
+) -> Image.Image:
     """Draw some frames under their heat, and beneath them a bar of the strongest heat in every frame.
 
-    A thin line leads from each frame to its place in the bar, and the hottest one says that it is.
+    A thin line leads from each frame to its position in the bar, and the heading of the hottest frame names it so.
     """
-    check_opacity(look.opacity)
-    hot = hottest(heat.max((1, 2)), look.cold)
+    check_opacity(style.opacity)
+    hottest_frame = hottest(heat.max((1, 2)), style.cold)
 
-    def paint(place: int, frame: Image.Image) -> Image.Image:
-        return overlay(frame, heat[place], colormap=look.colormap, opacity=look.opacity)
+    def paint(number: int, frame: Image.Image) -> Image.Image:
+        return overlay(frame, heat[number], colormap=style.colormap, opacity=style.opacity)
 
-    drawn = strip(values, places, look, word=word, paint=paint, hot=hot)
-    return stack([drawn, _leaders(places, len(values), hot, drawn.width, look), _bar(heat, word, drawn.width, look)])
+    drawn = strip(values, frames, style, width, word=word, paint=paint, hottest_frame=hottest_frame)
+    leaders = _leaders(frames, len(values), hottest_frame, drawn.width, style)
+    return stack([drawn, leaders, _bar(heat, word, drawn.width, style)])
 
 
-def volume(values: Voxels, heat: Heat, places: Sequence[int], look: Look) -> Image.Image:
-    """Draw the three planes through the hottest cell, which cross hairs mark, above some slices under their heat."""
-    return stack([_planes(values, heat, look), clip(values, heat, places, look, "slice")], 14 * look.scale)
+def volume(values: Voxels, heat: Heat, slices: Sequence[int], style: Style, width: int = FIGURE_WIDTH) -> Image.Image:
+    """Draw the three planes through the hottest voxel, marked by crosshairs, and below them some slices under their heat."""
+    planes = _planes(values, heat, style, width)
+    return stack([planes, clip(values, heat, slices, style, width, word="slice")], 14 * style.scale)
 
 
 def strip(
-    values: Voxels, places: Sequence[int], look: Look, *, word: str, paint: Paint | None = None, hot: int | None = None
+    values: Voxels,
+    frames: Sequence[int],
+    style: Style,
+    width: int = FIGURE_WIDTH,
+    *,
+    word: str,
+    paint: Paint | None = None,
+    hottest_frame: int | None = None,
 ) -> Image.Image:
-    """Draw some frames or slices in order, each under its number, counted from 1; ``paint`` may lay something over them."""
-    each = _in_a_line(places)
-    gap = _GAP * look.scale
-    room = (look.width + gap) // max(each, _FEWEST) - gap
+    """Draw some frames or slices in order, each under its number counted from 1. ``paint`` may draw over each."""
+    per_row = _per_row(frames)
+    gap = _GAP * style.scale
+    room = (width + gap) // max(per_row, _FEWEST) - gap
     rows, columns = values.shape[1:3]
     ratio = min(room / columns, _TALLEST * room / rows)
     blocks = []
-    for place in places:
-        frame = enlarged(_picture(values[place]), ratio, _TINY)
-        heading = f"{word} {place + 1} of {len(values)}"
-        blocks.append(_headed(paint(place, frame) if paint else frame, heading, look, hot=place == hot))
-    return stack([beside(blocks[start : start + each], gap) for start in range(0, len(blocks), each)], gap)
+    for number in frames:
+        frame = enlarged(_picture(values[number]), ratio, _TINY)
+        heading = f"{word} {number + 1} of {len(values)}"
+        drawn = paint(number, frame) if paint else frame
+        blocks.append(_headed(drawn, heading, style, is_hottest=number == hottest_frame))
+    return stack([beside(blocks[start : start + per_row], gap) for start in range(0, len(blocks), per_row)], gap)
 
 
-def _in_a_line(places: Sequence[int]) -> int:
-    return ceil(len(places) / ceil(len(places) / _MOST_IN_A_LINE))
+def _per_row(frames: Sequence[int]) -> int:
+    """Return how many frames stand in a row, so that the rows are nearly equally long."""
+    return ceil(len(frames) / ceil(len(frames) / _MOST_IN_A_ROW))
 
 
 def _picture(values: Voxels) -> Image.Image:
     return Image.fromarray(values[..., 0] if values.shape[-1] == 1 else values).convert("RGB")
 
 
-def _headed(picture: Image.Image, heading: str, look: Look, *, hot: bool = False) -> Image.Image:
-    lettering = (HOTTEST if hot else HEADING).scaled(look.scale)
-    said = f"{heading} · hottest"
-    shown = said if hot and lettering.width(said) <= picture.width else lettering.shorten(heading, picture.width)
-    return stack([lines_of_text([shown], lettering, picture.width), picture], look.scale)
+def _headed(picture: Image.Image, heading: str, style: Style, *, is_hottest: bool = False) -> Image.Image:
+    lettering = (HOTTEST if is_hottest else HEADING).scaled(style.scale)
+    long = f"{heading} · hottest"
+    fits = is_hottest and lettering.width(long) <= picture.width
+    text = long if fits else lettering.shorten(heading, picture.width)
+    return stack([lines_of_text([text], lettering, picture.width), picture], style.scale)
 
 
-def _leaders(places: Sequence[int], count: int, hot: int | None, width: int, look: Look) -> Image.Image:
-    """Lead from the middle of each frame to its place in the bar; of frames in several lines mark the places only."""
-    each = _in_a_line(places)
-    pitch = (width + _GAP * look.scale) / each
-    page = sheet(width, 16 * look.scale)
-    for number, place in enumerate(places):
-        above, below = (number + 0.5) * pitch - _GAP * look.scale / 2, (place + 0.5) / count * width
+def _leaders(frames: Sequence[int], count: int, hottest_frame: int | None, width: int, style: Style) -> Image.Image:
+    """Draw lines from the middle of each frame to its position in the bar; with several rows, ticks at these positions."""
+    per_row = _per_row(frames)
+    pitch = (width + _GAP * style.scale) / per_row
+    page = sheet(width, 16 * style.scale)
+    for position, number in enumerate(frames):
+        above, below = (position + 0.5) * pitch - _GAP * style.scale / 2, (number + 0.5) / count * width
         path = [(above, 0.0), (above, page.height * 0.2), (below, page.height * 0.7), (below, float(page.height))]
-        ink, thick = (INK, 1.8) if place == hot else (LEADER, 1.0)
-        page.paste(ink, (0, 0), stroke(path if len(places) == each else path[2:], page.size, thick * look.scale))
+        ink, thickness = (INK, 1.8) if number == hottest_frame else (LEADER, 1.0)
+        page.paste(
+            ink, (0, 0), stroke(path if len(frames) == per_row else path[2:], page.size, thickness * style.scale)
+        )
     return page
 
 
-def _bar(heat: Heat, word: str, width: int, look: Look) -> Image.Image:
-    """Colour each frame's strongest heat, for or against, from the first frame to the last."""
+def _bar(heat: Heat, word: str, width: int, style: Style) -> Image.Image:
+    """Draw the strongest evidence in each frame, for or against the target, from the first frame to the last."""
     highest, lowest = heat.max((1, 2)), heat.min((1, 2))
-    strongest = np.where(highest - look.cold >= look.cold - lowest, highest, lowest)
-    numbers = NUMBERS.scaled(look.scale)
-    names = sheet(width, numbers.leading)
-    said = (f"{word} 1", f"strongest heat in each {word}", f"{word} {len(heat)}")
-    if sum(numbers.width(text) for text in said) < width - 2 * numbers.leading:
-        for text, share in zip(said, (0.0, 0.5, 1.0), strict=True):
-            numbers.draw(names, round(share * (width - numbers.width(text))), 0, text)
-    return stack([heat_line(strongest, look.colormap, (width, 10 * look.scale)), names], 2 * look.scale)
+    strongest = np.where(highest - style.cold >= style.cold - lowest, highest, lowest)
+    lettering = NUMBERS.scaled(style.scale)
+    labels = sheet(width, lettering.leading)
+    texts = (f"{word} 1", f"strongest heat in each {word}", f"{word} {len(heat)}")
+    if sum(lettering.width(text) for text in texts) < width - 2 * lettering.leading:
+        for text, share in zip(texts, (0.0, 0.5, 1.0), strict=True):
+            lettering.draw(labels, round(share * (width - lettering.width(text))), 0, text)
+    return stack([heat_line(strongest, style.colormap, (width, 10 * style.scale)), labels], 2 * style.scale)
 
 
-def _planes(values: Voxels, heat: Heat, look: Look) -> Image.Image:
-    """Cut a volume along its three axes at its hottest cell, or in the middle where there is none."""
-    cell = hottest_cell(heat, look.cold)
+def _planes(values: Voxels, heat: Heat, style: Style, width: int) -> Image.Image:
+    """Draw the planes along a volume's three axes through its hottest voxel, or through the middle where there is none."""
+    voxel = hottest_cell(heat, style.cold)
     depth, rows, columns = heat.shape
-    middle = cell or (depth // 2, rows // 2, columns // 2)
-    gap = _GAP * look.scale
+    centre = voxel or (depth // 2, rows // 2, columns // 2)
+    gap = _GAP * style.scale
     # two pixels less, as each plane's width is rounded
-    ratio = min((look.width - 2 * gap - 2) / (2 * columns + rows), _PLANES_TALLEST * look.scale / max(rows, depth))
+    ratio = min((width - 2 * gap - 2) / (2 * columns + rows), _PLANES_TALLEST * style.scale / max(rows, depth))
     blocks = []
     for axis, word in enumerate(("slice", "row", "column")):
-        picture = enlarged(_picture(np.take(values, middle[axis], axis)), ratio, _TINY)
-        drawn = overlay(picture, np.take(heat, middle[axis], axis), colormap=look.colormap, opacity=look.opacity)
-        down, across = (at for other, at in enumerate(middle) if other != axis)
-        if cell:
-            sides = heat.shape[:axis] + heat.shape[axis + 1 :]
-            at = (across + 0.5) / sides[1] * drawn.width, (down + 0.5) / sides[0] * drawn.height
-            _cross(drawn, at, look.scale)
-        blocks.append(
-            _headed(drawn, f"{word} {middle[axis] + 1} of {heat.shape[axis]}", look, hot=cell is not None and not axis)
-        )
+        picture = enlarged(_picture(np.take(values, centre[axis], axis)), ratio, _TINY)
+        plane = np.take(heat, centre[axis], axis)
+        drawn = overlay(picture, plane, colormap=style.colormap, opacity=style.opacity)
+        if voxel:
+            down, across = (position for other, position in enumerate(voxel) if other != axis)
+            point = (across + 0.5) / plane.shape[1] * drawn.width, (down + 0.5) / plane.shape[0] * drawn.height
+            _draw_crosshairs(drawn, point, style.scale)
+        heading = f"{word} {centre[axis] + 1} of {heat.shape[axis]}"
+        blocks.append(_headed(drawn, heading, style, is_hottest=voxel is not None and axis == 0))
     return beside(blocks, gap)
 
 
-def _cross(picture: Image.Image, at: tuple[float, float], scale: int) -> None:
-    """Draw hair lines through a place, left open around it so that it can be seen."""
-    across, down = (int(place) for place in at)
-    pen, free = ImageDraw.Draw(picture), 14 * scale
-    lines = [(start, down, end, down) for start, end in ((0, across - free), (across + free, picture.width - 1))]
-    lines += [(across, start, across, end) for start, end in ((0, down - free), (down + free, picture.height - 1))]
+def _draw_crosshairs(picture: Image.Image, point: tuple[float, float], scale: int) -> None:
+    """Draw hairlines through a point, with a gap around it so that it stays visible."""
+    across, down = (int(coordinate) for coordinate in point)
+    pen, gap = ImageDraw.Draw(picture), 14 * scale
+    lines = [(start, down, end, down) for start, end in ((0, across - gap), (across + gap, picture.width - 1))]
+    lines += [(across, start, across, end) for start, end in ((0, down - gap), (down + gap, picture.height - 1))]
     for left, top, right, bottom in lines:
         if left < right or top < bottom:
             pen.line((left, top, right, bottom), fill=CROSS, width=scale)

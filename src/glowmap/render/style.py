@@ -1,14 +1,17 @@
-"""How heat is drawn in figures of frames, slices and curves."""
+"""How heat is drawn, and the lettering of figures."""
 
 import re
 import unicodedata
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from math import ceil
+from typing import TypedDict
 
 from PIL import Image, ImageDraw, ImageFont
 
+from glowmap.errors import OutputError
 from glowmap.render.colormap import DIVERGING
 
 _FINER = 4  # drawn so much larger and reduced, letters keep their distances, which whole pixels would round away
@@ -119,16 +122,47 @@ LEADER: Colour = (172, 176, 184)
 INK: Colour = (62, 66, 74)
 
 
+FIGURE_WIDTH = COLUMNS_OF_WIDE * (COLUMN + BETWEEN_COLUMNS) - BETWEEN_COLUMNS  # pixels, of frames, slices and curves
+
+
+class StyleOptions(TypedDict, total=False):
+    """The fields of :class:`Style` as keywords."""
+
+    colormap: str
+    opacity: float
+    edges: bool
+    scale: int
+    frames: Sequence[int] | None
+    show_annotations: bool
+
+
 @dataclass(frozen=True)
-class Look:
-    """The colours of the heat, the opacity of the hottest place, the figure's width in pixels, and its lettering's scale."""
+class Style:
+    """How heat is drawn. Its fields are the keywords of everything that draws an explanation.
+
+    ``colormap`` is one of ``COLORMAPS``. ``opacity`` is that of the hottest place, in [0, 1]. ``edges`` aligns the heat's
+    borders with the edges of the picture (a guided filter): finer to look at, no finer in what it says. ``scale`` enlarges the
+    drawing; 2 suits print. ``frames`` chooses the frames of a clip, slices of a volume or channels of a signal, counted from 0,
+    or from the end below 0. ``show_annotations`` outlines the points, boxes and regions of the target.
+    """
 
     colormap: str = "glow"
     opacity: float = OPACITY
-    width: int = COLUMNS_OF_WIDE * (COLUMN + BETWEEN_COLUMNS) - BETWEEN_COLUMNS
+    edges: bool = False
     scale: int = 1
+    frames: Sequence[int] | None = None
+    show_annotations: bool = True
+
+    def __post_init__(self) -> None:
+        check_scale(self.scale)
 
     @property
     def cold(self) -> float:
-        """The value that stands for no evidence."""
+        """The value of the heat that stands for no evidence."""
         return 0.5 if self.colormap in DIVERGING else 0.0
+
+
+def check_scale(scale: int) -> None:
+    """Raise an OutputError for a scale below 1."""
+    if scale < 1:
+        raise OutputError(f"a panel is drawn at scale 1 or larger, and {scale} is neither; try 2 for print")
