@@ -19,10 +19,10 @@ import transformers as tr
 
 import glowmap
 import papers.attention
-from contracts.test_borrowing import assert_same, everything_of
 from glowmap.capture.attention import AttentionRecorder
 from glowmap.errors import MethodError, TargetError
 from glowmap.evidence import ATTENTION, map_places
+from model_state import assert_unchanged, state_of
 from papers.twins import TWINS
 from tiny_models.convolutional import Classifier, images
 from tiny_models.transformer import Attend, Transformer, made, pictures
@@ -224,7 +224,7 @@ def test_every_family(family, seen):
     with torch.no_grad():
         wanted = called(model, batch)  # before a look at its hooks: transformers puts some there in its first run
     wanted = target(wanted) if callable(target) else getattr(wanted, "logits", wanted)[:, target]
-    stand = everything_of(model)
+    stand = state_of(model)
     for method in METHODS:
         if (family, method) in REFUSED:
             with pytest.raises(MethodError, match="no chain of attentions leads from the patches to what Llava"):
@@ -236,7 +236,7 @@ def test_every_family(family, seen):
         assert (found.raw.flatten(1).std(1) > 0).all(), method
         assert not torch.equal(found.raw[0], found.raw[1])
         torch.testing.assert_close(found.scores, wanted, rtol=1e-9, atol=1e-12)
-    assert_same(stand, everything_of(model))
+    assert_unchanged(stand, state_of(model))
     attention = seen[0].attention
     assert (attention.patches.start, attention.grid, len(attention.blocks)) == (before, grid, blocks)
     for block in attention.blocks:
@@ -650,11 +650,11 @@ def test_all_is_given_back(method, training):
     model = made(Transformer).train(training)
     model(pictures()).sum().backward()
     batch = pictures().requires_grad_()
-    before, kept = everything_of(model), batch.detach().clone()
+    before, kept = state_of(model), batch.detach().clone()
     wanted = glowmap.explain(made(Transformer), pictures(), target=1, method=method)
     found = glowmap.explain(model, batch, target=1, method=method)
     assert torch.equal(found.raw, wanted.raw)
-    assert_same(before, everything_of(model))
+    assert_unchanged(before, state_of(model))
     assert torch.equal(batch, kept)
     assert batch.grad is None
 
@@ -662,7 +662,7 @@ def test_all_is_given_back(method, training):
 @every_method
 def test_all_is_given_back_after_an_exception(method):
     model = made(Transformer)
-    before = everything_of(model)
+    before = state_of(model)
 
     def fail(*_):
         raise RuntimeError("in the middle")
@@ -671,7 +671,7 @@ def test_all_is_given_back_after_an_exception(method):
     with pytest.raises(glowmap.errors.GlowmapError, match="in the middle"):
         glowmap.explain(model, pictures(), target=1, method=method)
     handle.remove()
-    assert_same(before, everything_of(model))
+    assert_unchanged(before, state_of(model))
     assert all("forward" not in module.__dict__ for module in model.modules())
 
 

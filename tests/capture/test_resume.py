@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import glowmap
-from contracts.test_borrowing import assert_same, everything_of
 from glowmap.methods import Method
+from model_state import assert_unchanged, state_of
 from tiny_models.convolutional import images
 
 FACTORS = torch.tensor([1.0, 0.0, 0.5, -1.0, 2.0])
@@ -69,9 +69,9 @@ class Skipping(nn.Module):
 @pytest.mark.parametrize("layer", ["trunk", "first", "second"])
 def test_running_on_is_a_full_pass_with_the_layers_output_exchanged(layer):
     model, batch, kept = Skipping().eval(), images(3), []
-    before = everything_of(model)
+    before = state_of(model)
     found = glowmap.explain(model, batch, target=2, layer=layer, method=asking(kept))
-    assert_same(before, everything_of(model))
+    assert_unchanged(before, state_of(model))
     for image in range(3):
         torch.testing.assert_close(kept[image], by_hand(model, batch, layer, lambda out: out[:, 2], image))
     assert "forward" not in vars(model.get_submodule(layer))
@@ -166,10 +166,10 @@ def test_all_is_given_back_when_the_head_fails():
             raise RuntimeError("the head is out of order")
 
     handle = model.head.register_forward_hook(fail)
-    before = everything_of(model)
+    before = state_of(model)
     with pytest.raises(glowmap.errors.ModelError, match="the head is out of order"):
         glowmap.explain(model, batch, target=1, layer="second", method=asking([]))
-    assert_same(before, everything_of(model))
+    assert_unchanged(before, state_of(model))
     assert vars(model.trunk)["forward"] == own
     assert "forward" not in vars(model.second)
     handle.remove()

@@ -10,18 +10,18 @@ import torch.utils.checkpoint
 from torch import nn
 
 import glowmap
-from contracts.test_borrowing import assert_same, everything_of
 from glowmap.errors import ModelError
+from model_state import assert_unchanged, state_of
 from tiny_models.convolutional import Classifier, images, with_parameters
 
 METHODS = ["grad_cam", "eigen_cam", "ablation_cam", "integrated_grad_cam", "input_gradient", "occlusion"]
 
 
 def raw(model, layer="features.3", method="grad_cam", given=None):
-    before = everything_of(model)
+    before = state_of(model)
     given = images(2) if given is None else given
     found = glowmap.explain(model, given, target=1, layer=layer, method=with_parameters(method)).raw
-    assert_same(before, everything_of(model))
+    assert_unchanged(before, state_of(model))
     return found
 
 

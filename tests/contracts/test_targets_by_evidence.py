@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import glowmap
+from evidence_kinds import representatives
 from glowmap import targets
 from glowmap.errors import GlowmapError
 from glowmap.evidence import map_places
@@ -403,13 +404,8 @@ def _quarter():
 # -- the methods: one for each kind of evidence, read from the shelf ---------------------------------------------------
 
 
-def kinds():
-    """Pick one method for each set of evidence; where there are several, one whose map can be worked out by hand."""
-    found: dict[frozenset[str], str] = {}
-    for name, method in glowmap.METHODS.items():
-        if frozenset(method.needs) not in found or name in ("hires_cam", "score_cam"):
-            found[frozenset(method.needs)] = name
-    return list(found.values())
+# Where there is a choice, a method whose map can be worked out by hand.
+KINDS = representatives(glowmap.METHODS, preferred=("hires_cam", "score_cam"))
 
 
 ATTENTION = ("rollout", "gae", "legrad")
@@ -472,7 +468,7 @@ def by_hand(name):
     return score.detach(), (maps * asked.laid(slope)).sum(1).detach()
 
 
-@pytest.mark.parametrize("method", kinds())
+@pytest.mark.parametrize("method", KINDS)
 @pytest.mark.parametrize("name", QUESTIONS)
 def test_every_question_by_every_kind_of_evidence(name, method):
     question = QUESTIONS[name]
@@ -510,7 +506,7 @@ def test_the_table_asks_every_kind_of_question():
 
 
 def test_the_table_has_a_method_of_every_kind_of_evidence():
-    used = {kind for name in kinds() for kind in glowmap.METHODS[name].needs}
+    used = {kind for name in KINDS for kind in glowmap.METHODS[name].needs}
     assert used == {kind for _, method in glowmap.METHODS.items() for kind in method.needs}
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import glowmap
-from contracts.test_borrowing import assert_same, everything_of
 from glowmap.errors import InputError, LayerError, ModelError, TargetError
+from model_state import assert_unchanged, state_of
 from tiny_models.convolutional import Classifier, images, with_parameters
 
 METHODS = ["grad_cam", "eigen_cam", "ablation_cam", "occlusion", "input_gradient", "integrated_grad_cam"]
@@ -20,11 +20,11 @@ METHODS = ["grad_cam", "eigen_cam", "ablation_cam", "occlusion", "input_gradient
 
 def raw(model, given, layer="features.3", method="grad_cam", **asked):
     """The raw map for class 1; the model is given back as it was, always."""
-    before = everything_of(model)
+    before = state_of(model)
     found = glowmap.explain(
         model, given, target=asked.pop("target", 1), layer=layer, method=with_parameters(method), **asked
     )
-    assert_same(before, everything_of(model))
+    assert_unchanged(before, state_of(model))
     return found.raw
 
 
@@ -523,12 +523,12 @@ def test_a_model_that_fails_says_on_what_and_is_given_back():
         raise ValueError("out of order")
 
     model, _ = alike(Reading, fail)
-    before = everything_of(model)
+    before = state_of(model)
     with pytest.raises(
         ModelError, match="Reading raised ValueError: out of order; check that it takes an input of 2 x 3"
     ):
         glowmap.explain(model, Sample(images(2), torch.ones(2)), layer="features.3")
-    assert_same(before, everything_of(model))
+    assert_unchanged(before, state_of(model))
 
 
 class Collecting(Classifier):

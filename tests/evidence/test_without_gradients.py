@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import glowmap
-from contracts.test_borrowing import assert_same, everything_of
 from glowmap.errors import GlowmapError, LayerError, ModelError, TargetError
 from glowmap.methods import GRADIENT_FREE
+from model_state import assert_unchanged, state_of
 from tiny_models.convolutional import Classifier, images, with_parameters
 
 LAYERED = ["eigen_cam", "score_cam", "ablation_cam"]
@@ -62,11 +62,11 @@ def test_what_needs_no_gradient_works_and_all_is_given_back(kind):
     plain = Classifier().eval()
     model = kind().eval()
     model.load_state_dict(plain.state_dict())
-    before = everything_of(model)
+    before = state_of(model)
     for method in LAYERED + OF_THE_INPUT:
         torch.testing.assert_close(raw(model, method), raw(plain, method))
     error = refused(model)
-    assert_same(before, everything_of(model))
+    assert_unchanged(before, state_of(model))
     fact = {
         NoGrad: "no gradient to layer 'features.3'; the model runs it under torch.no_grad(); remove that",
         Inference: "the model runs layer 'features.3' under torch.inference_mode(), where no gradient can begin",
@@ -103,7 +103,7 @@ def quantisation():
 def test_dynamically_quantised_heads(quantisation):
     plain = Classifier().eval()
     model = quantisation.quantize_dynamic(copy.deepcopy(plain), {nn.Linear}, dtype=torch.qint8)
-    before = {name: value for name, value in everything_of(model).items() if name not in ("state", "identities")}
+    before = {name: value for name, value in state_of(model).items() if name not in ("state", "identities")}
     assert torch.equal(raw(model, "eigen_cam"), raw(plain, "eigen_cam"))  # before the head all is as it was
     for method in ("score_cam", "ablation_cam", "rise"):
         found, wanted = (raw(one, method).flatten() for one in (model, plain))
@@ -112,7 +112,7 @@ def test_dynamically_quantised_heads(quantisation):
     assert "part 'head' of the model is quantised and passes no gradient; use a method that needs no gradients" in str(
         error
     )
-    assert_same(before, {name: everything_of(model)[name] for name in before})
+    assert_unchanged(before, {name: state_of(model)[name] for name in before})
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def plain():
 @pytest.mark.parametrize("make", [torch.jit.script, lambda model: torch.jit.trace(model, images(2))])
 def test_scripted_and_traced_models(plain, make):
     model = make(plain)
-    before = everything_of(model)
+    before = state_of(model)
     for method in (*OF_THE_INPUT, "input_gradient"):
         torch.testing.assert_close(raw(model, method, None), raw(plain, method, None))
     for method in ("grad_cam", "eigen_cam"):
@@ -184,7 +184,7 @@ def test_scripted_and_traced_models(plain, make):
         assert isinstance(error, LayerError)
         assert "occlusion" in str(error)
         assert "rise" in str(error)
-    assert_same(before, everything_of(model))
+    assert_unchanged(before, state_of(model))
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit")
