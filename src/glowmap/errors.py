@@ -10,11 +10,43 @@ Each message is one sentence that names the fact, the place and the remedy::
     ├── ModelError     a model that cannot be found, built or loaded, or that raised while it ran
     ├── OutputError    an answer that cannot be drawn or written where it was asked for
     └── MissingExtra   an optional library that this call needs and that is not installed
+
+A remedy that Python and the command line write differently is a :class:`Remedy`.
 """
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """What to do about an error: in Python, and with an option of the command line where one does it."""
+
+    python: str
+    option: str | None = None
+
+    @property
+    def on_command_line(self) -> str:
+        """The option; where none helps, the Python remedy, marked as such."""
+        return f"{self.python} (in Python)" if self.option is None else self.option
 
 
 class GlowmapError(Exception):
-    """The root: ``except GlowmapError`` catches all that Glowmap raises on purpose and nothing else."""
+    """The root of all errors that Glowmap raises on purpose.
+
+    ``str(error)`` is the message; where a ``remedy`` is given, the message and the Python remedy. A remedy that reads alike in
+    Python and on the command line is part of the message, or a plain string.
+    """
+
+    def __init__(self, message: str = "", *, remedy: Remedy | str | None = None) -> None:
+        remedy = Remedy(remedy, remedy) if isinstance(remedy, str) else remedy
+        super().__init__(message if remedy is None else f"{message}; {remedy.python}")
+        self.fact = message
+        self.remedy = remedy
+
+    @property
+    def on_command_line(self) -> str:
+        """The message as the command line prints it: the remedy is an option."""
+        return self.fact if self.remedy is None else f"{self.fact}; {self.remedy.on_command_line}"
 
 
 class InputError(GlowmapError):
@@ -46,9 +78,14 @@ class MissingExtra(GlowmapError):  # noqa: N818 - the name says what happened
 
     def __init__(self, library: str, extra: str, purpose: str) -> None:
         super().__init__(f'{purpose} needs {library}, which is not installed; pip install "glowmap[{extra}]"')
+        self._parts = library, extra, purpose
+
+    def __reduce__(self) -> tuple[type["MissingExtra"], tuple[str, str, str]]:
+        """Pickle the arguments, not the message that they make."""
+        return type(self), self._parts
 
 
-def told(error: BaseException) -> str:
-    """Retell somebody else's error in one line: its type and the first line of its message."""
+def summarise(error: BaseException) -> str:
+    """Describe an error of another library in one line: its type and the first line of its message."""
     first_line = (str(error).strip().splitlines() or ["no message"])[0]
     return f"{type(error).__name__}: {first_line}"

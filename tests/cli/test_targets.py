@@ -1,6 +1,8 @@
 """Questions on the command line: what the options become, which of them go together, and what a person is told."""
 
 import ast
+import copy
+import pickle
 import re
 from itertools import combinations
 from pathlib import Path
@@ -10,9 +12,8 @@ import torch
 
 import glowmap
 from glowmap import targets
-from glowmap.cli.output import IN_OPTIONS, in_options
 from glowmap.cli.targets import TargetOptions
-from glowmap.errors import GlowmapError, InputError
+from glowmap.errors import GlowmapError, InputError, MissingExtra, Remedy, TargetError
 from glowmap.targets import (
     AllDetections,
     At,
@@ -182,45 +183,71 @@ def test_words_of_what_the_model_says_by_itself():
     assert TargetOptions(word="dog").questions(Colours()) == [Text(word="dog")]
 
 
-# what the library says in Python, and what a person is told of it on the command line
-SAID = {
-    "give one: target=targets.Text('a photo of a dog')": "give one: --text 'a photo of a dog'",
-    "give a prompt: targets.Text('red', prompt='what colour is the car?')": "give a prompt: --text 'red' --prompt 'what colour "
-    "is the car?'",
-    "prompt='what?' is for models that write; ask targets.Text(sentence) alone": "--prompt 'what?' is for models that write; "
-    "ask --text alone",
-    "each_word=True is for models that write": "--words is for models that write",
-    "leave out word=, each_word= and against=": "leave out --word, --words and --against",
-    "(layer='norm#1' is the first)": "(--layer 'norm#1' is the first)",
-    "ask for a class that is there (car 9%), or give a mask: targets.Pixels(class, mask)": "ask for a class that is there (car "
-    "9%), or about what is predicted at a pixel: --at X,Y",
-    "ask about one: targets.Detection(number)": "ask about one: --box NUMBER",
-    "ask above a lower one: AllDetections(above=...)": "ask above a lower one: --above SCORE",
-    "give a rank from 0, the likeliest, to 6": "ask for fewer: --top NUMBER",
-    "or pass target=a callable": "or pass target=a callable (in Python)",
-    "there is no file glowmap.png; check the path": "there is no file glowmap.png; check the path",
-}
+# what is written in Python, and is nothing to type on the command line
+PYTHON = re.compile(
+    r"\b(target|smooth|processor|layer|prompt|word|each_word|against|above|classes|size)=|\btargets\.[A-Z]|\bglowmap\.[\w.]+\("
+)
 
 
-@pytest.mark.parametrize(("said", "told"), SAID.items())
-def test_what_the_library_says_in_python_is_told_in_options(said, told):
-    assert in_options(said) == told
+def _text(node):
+    """Read a string in source code, with braces around what is put in."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
 
 
-def test_every_such_phrase_is_one_that_the_library_says():
-    """One that is no longer said anywhere has been reworded, and would be told in Python."""
-    texts = []
+def _source_trees():
     for file in Path(glowmap.__file__).parent.rglob("*.py"):
-        nodes = [] if file.name == "telling.py" else list(ast.walk(ast.parse(file.read_text())))
-        docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
-        for node in nodes:
-            if isinstance(node, ast.JoinedStr):
-                said = [part.value if isinstance(part, ast.Constant) else None for part in node.values]
-                texts += ["".join(value if part is None else part for part in said) for value in ("0", "'0'")]
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
-                texts.append(node.value)
-    unsaid = [phrase for phrase in IN_OPTIONS if not any(re.search(phrase, text) for text in texts)]
-    assert unsaid == []
+        yield file, ast.parse(file.read_text())
+
+
+def _calls(tree, suffix):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "").endswith(suffix):
+            yield node
+
+
+def test_every_option_in_a_remedy_is_one_of_the_command_line(run):
+    _, help_text, _ = run("explain", "--help")
+    options = [
+        _text(call.args[1]) for _, tree in _source_trees() for call in _calls(tree, "Remedy") if len(call.args) == 2
+    ]
+    named = {name for option in options if option is not None for name in re.findall(r"--[a-z]+", option)}
+    assert {"--at", "--box", "--text", "--prompt", "--target"} < named
+    assert [name for name in named if name not in help_text] == []
+
+
+def test_the_command_line_prints_no_python_but_where_it_says_so():
+    """The fact of an error, a remedy that is no Remedy, and an option are printed as they are."""
+    checked = 0
+    for file, tree in _source_trees():
+        options = [call.args[1] for call in _calls(tree, "Remedy") if len(call.args) == 2]
+        printed = [*options, *(call.args[0] for call in _calls(tree, "Error") if call.args)]
+        for text in filter(None, map(_text, printed)):
+            assert not PYTHON.search(text), (file, text)
+            checked += 1
+    assert checked > 150
+
+
+@pytest.mark.parametrize(
+    ("remedy", "in_python", "on_command_line"),
+    [
+        (None, "no class 9", "no class 9"),
+        ("check the path", "no class 9; check the path", "no class 9; check the path"),
+        (Remedy("pass target=0", "ask --target 0"), "no class 9; pass target=0", "no class 9; ask --target 0"),
+        (Remedy("pass target=0"), "no class 9; pass target=0", "no class 9; pass target=0 (in Python)"),
+    ],
+)
+def test_an_error_carries_its_remedy_in_both_forms(remedy, in_python, on_command_line):
+    error = TargetError("no class 9", remedy=remedy)
+    for same in (error, pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert (str(same), same.on_command_line, same.fact) == (in_python, on_command_line, "no class 9")
+        assert same.remedy == error.remedy
+
+
+def test_a_missing_extra_survives_pickling():
+    error = MissingExtra("timm", "timm", "timm/resnet18")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
 @pytest.mark.parametrize(
@@ -399,11 +426,17 @@ def test_sentences_and_their_words(folder, run):
             "--at 60,20",
             "the point 60, 20 .* lies outside the picture, of 60 x 40 pixels; give a point inside",
         ),
-        ("halves", "--top 3", "there is no class of rank 2.*ask for fewer: --top NUMBER"),
+        ("halves", "--top 3", "there is no class of rank 2.*ask for fewer: --top NUMBER$"),
+        (
+            "halves",
+            "--text car --against car",
+            "'car' is set against itself, which is nothing; leave it out of --against$",
+        ),
+        ("halves", "--like street.png", "not with an embedding; give the part .*targets.Unit.*\\(in Python\\)$"),
         ("halves", "--target red --against red", "'red' was asked for rather than itself, which is nothing"),
-        ("halves", "--box 0", "is no detector"),
-        ("halves", "--text car", "takes no text"),
-        ("ages", "--at 3,3", "gives one answer per image .*; ask about the class alone: --target CLASS"),
+        ("halves", "--box 0", "is no detector .*; ask about a class: --target CLASS$"),
+        ("halves", "--text car", "takes no text .*: --model hf/NAME or open_clip/NAME$"),
+        ("ages", "--at 3,3", "gives one answer per image .*; ask about the class alone: --target CLASS$"),
         ("ages", "--value 2", "no output 2: ages has 2, from 0 to 1"),
         ("ages", "--target red --prompt what?", "--target names a class and --prompt asks in words"),
         ("ages", "--like nowhere.png", "there is no file nowhere.png"),
@@ -411,9 +444,9 @@ def test_sentences_and_their_words(folder, run):
         (
             "detector",
             "--box all",
-            "nothing with a score of at least 0.5: .*; ask above a lower one: --above SCORE",
+            "nothing with a score of at least 0.5: .*; ask above a lower one: --above SCORE$",
         ),
-        ("detector", "--at 3,3", "answers with detections; ask about one: --box NUMBER"),
+        ("detector", "--at 3,3", "answers with detections; ask about one: --box NUMBER$"),
         ("detector", "--box 0 --of objectness", "has no score of there being an object at all; ask of its class"),
     ],
 )

@@ -437,7 +437,7 @@ def test_an_unsaturated_probability_says_nothing(classifier):
         (OutputValue(-1), "no output -1"),
         (Finer("car", rivals=0), "the nearest rivals are one or more, not 0"),
         (Finer(Contrast("car", "bus")), "a class has rivals, and Contrast is none"),
-        (Not([1, 2]), "targets.Not takes one question; negate each by itself"),
+        (Not([1, 2]), "Not takes one target; negate each by itself: target=\\[targets.Not\\("),
         (Not(1.5), "not float"),
         (Pixels(Contrast("car", "bus")), "gives one answer per image"),
         (At(3, 4), "gives one answer per image"),

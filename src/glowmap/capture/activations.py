@@ -141,7 +141,7 @@ class Recording:
                 scores, outputs, torch.ones_like(scores), retain_graph=keep_graph, allow_unused=True
             )
         except RuntimeError as error:
-            raise ModelError(f"the backward pass to {_listed(names)} raised {told(error)}") from error
+            raise ModelError(f"the backward pass to {_listed(names)} raised {summarise(error)}") from error
         for name, gradient in zip(names, gradients, strict=True):
             if gradient is None:
                 raise LayerError(f"the score does not depend on layer {name!r}; {self._why_cut()}")
@@ -166,7 +166,7 @@ class Recording:
             return torch.autograd.grad(scores, output, retain_graph=True, create_graph=create_graph, allow_unused=True)
         except RuntimeError as error:
             raise ModelError(
-                f"the second derivative at layer {name!r} raised {told(error)}; use a method that needs the first alone"
+                f"the second derivative at layer {name!r} raised {summarise(error)}; use a method that needs the first alone"
             ) from error
 
     def _why_cut(self) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from glowmap import tree
-from glowmap.errors import GlowmapError, ModelError, told
+from glowmap.errors import GlowmapError, ModelError, summarise
 from glowmap.inputs import Batch
 from glowmap.shapes import crossed
 
@@ -21,7 +21,7 @@ def called(module: nn.Module, batch: Batch, *, took: int | None = None) -> Any:
         alone = "give one picture a batch axis, images[None], or " if images.ndim == 3 else ""
         number = "" if took in (None, len(images)) else f", and any number of images, not {took} alone"
         raise ModelError(
-            f"{type(module).__name__} raised {told(error)}; {alone}check that it takes an input of {crossed(images.shape)} "
+            f"{type(module).__name__} raised {summarise(error)}; {alone}check that it takes an input of {crossed(images.shape)} "
             f"({str(images.dtype).removeprefix('torch.')} on {images.device}){number}"
         ) from error
     # inference tensors do not tell when they are written to, and a model on several devices answers on its last

@@ -18,7 +18,6 @@ from glowmap.cli import options
 from glowmap.cli.output import (
     console,
     draw_here,
-    in_options,
     tell,
     tell_cars,
     tell_choice,
@@ -190,7 +189,7 @@ def layers(
             choice = Explainer(loaded).find(images)
         tell_choice(choice)
     except GlowmapError as error:  # the list is wanted all the more
-        console.print(f"[yellow]note:[/] {escape(in_options(str(error)))}", highlight=False)
+        console.print(f"[yellow]note:[/] {escape(error.on_command_line)}", highlight=False)
     console.print(f"\nall that can be named, {depth} names deep (--depth), in the order in which they run")
     tell_survey(survey(loaded, images, depth=depth))
 
@@ -258,7 +257,7 @@ def main() -> None:
         app()
     except GlowmapError as error:
         Console(stderr=True, soft_wrap=True).print(
-            f"[bold red]error:[/] {escape(in_options(str(error)))}", highlight=False
+            f"[bold red]error:[/] {escape(error.on_command_line)}", highlight=False
         )
         sys.exit(2)
 

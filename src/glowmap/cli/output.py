@@ -1,6 +1,5 @@
 """What the command line tells a person: lines, tables, and pictures where a terminal can show them."""
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,34 +19,6 @@ if TYPE_CHECKING:
     from glowmap.methods import Method
 console = Console(soft_wrap=True)
 _MOST_FOUND = 10  # detections that are listed
-# What the library's errors and notes say in Python, and how it is written on the command line.
-IN_OPTIONS = {
-    r"(?:target=)?targets\.Text\(('[^']*'), prompt=('[^']*')\)": r"--text \1 --prompt \2",
-    r"(?:target=)?targets\.Text\(('[^']*')\)": r"--text \1",
-    r"targets\.Text\(sentence\) alone": "--text alone",
-    r"target=\[\.\.\., \.\.\.\]": "a --text for each",
-    r"\beach_word=(True)?": "--words",
-    r"\b(prompt|word|against)=(?=['\d])": r"--\1 ",
-    r"\b(prompt|word|against)=(\.\.\.)?": r"--\1",
-    r"pass the class alone as target": "ask about the class alone: --target CLASS",
-    r"targets\.Detection\(number\)": "--box NUMBER",
-    r"AllDetections\(above=\.\.\.\)": "--above SCORE",
-    r", targets\.Point\(x, y\) for that place alone, or a mask: targets\.Pixels\(class, mask\)": "",
-    r", or give a mask: targets\.Pixels\(class, mask\)": ", or about what is predicted at a pixel: --at X,Y",
-    r"give a rank from 0, the likeliest, to \d+": "ask for fewer: --top NUMBER",
-    r"glowmap\.load\(model, classes=\.\.\.\)": "--classes FILE",
-    r"glowmap\.load\(\.\.\., size=\(rows, columns\)\)": "--size ROWSxCOLUMNS",
-    r"\blayer=\.\.\.": "--layer NAME",
-    r"\blayer=(?=')": "--layer ",
-}
-
-
-def in_options(message: str) -> str:
-    """Say in the options of the command line what an error or a note says in Python, or that it takes Python."""
-    for said, meant in IN_OPTIONS.items():
-        message = re.sub(said, meant, message)
-    takes_python = re.search(r"\b(target|smooth|processor)=|\btargets\.[A-Z]|\bglowmap\.[\w.]+\(", message)
-    return f"{message} (in Python)" if takes_python else message
 
 
 def tell_choice(choice: "Choice") -> None:
@@ -102,7 +73,7 @@ def tell(explanations: "Explanations", written: Path) -> None:
             highlight=False,
         )
     for caution in explanations.cautions:
-        console.print(f"[yellow]note:[/] {escape(in_options(caution))}", highlight=False)
+        console.print(f"[yellow]note:[/] {escape(caution)}", highlight=False)
     console.print(f"wrote [bold]{escape(str(written))}[/]", highlight=False)
 
 

@@ -79,7 +79,7 @@ def _which_maps(name: str, seen: Activation) -> list[str]:
     if seen.calls > 1:
         which = "its last run" if seen.run == seen.calls else f"run {seen.run}"
         cautions.append(
-            f"layer {plain!r} ran {seen.calls} times; {which} is explained (layer={plain + '#1'!r} is the first)"
+            f"layer {plain!r} ran {seen.calls} times; {which} is explained ({plain + '#1'!r} names the first)"
         )
     if len(seen.returned) > 1:
         cautions.append(
@@ -131,7 +131,7 @@ def blind_cautions(method: Method, question: Target) -> list[str]:
     if method.name == "d_rise" and not any(isinstance(one, about) for one in leaves(question)):
         return [
             "d_rise shows how well a detection survives, and this question is about none: the map is that of rise with finer "
-            "masks; give targets.SimilarDetection(class, box) or targets.Detection(number)"
+            "masks; ask about a detection"
         ]
     if {*method.needs} - {"activations"} or isinstance(question, Predicted):
         return []
@@ -162,13 +162,14 @@ def changed_cautions(kinds: Sequence[str], questions: Sequence[Target], run: For
     asked = [one for question in questions for one in leaves(question)]
     if run.answer.is_detector or any(isinstance(one, Detection | AllDetections | SimilarDetection) for one in asked):
         raise TargetError(
-            f"smooth={sorted(moving)} moves what a detector looks for to other places; use 'noise' or 'principal', or none"
+            f"smoothing by {' and '.join(sorted(moving))} moves what a detector looks for to other places; use noise or "
+            "principal, or none"
         )
     placed = [one for one in asked if isinstance(one, Unit | Direction) and of_places(one, run.answer)]
     if placed:
         raise TargetError(
-            f"smooth={sorted(moving)} moves what {placed[0].describe(run.answer, 0)!r} reads to other places; use 'noise' or "
-            "'principal', or ask about the mean over all places"
+            f"smoothing by {' and '.join(sorted(moving))} moves what {placed[0].describe(run.answer, 0)!r} reads to other "
+            "places; use noise or principal, or ask about the mean over all places"
         )
     picks = [one for one in asked if isinstance(one, FunctionTarget)]
     if not picks or run.dense is False:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from glowmap.capture.call import called
-from glowmap.errors import TargetError
+from glowmap.errors import Remedy, TargetError
 from glowmap.evidence.watching import watched
 from glowmap.inputs import Batch
 from glowmap.models import Model, TextPass
@@ -61,8 +61,8 @@ def _heard(model: Model, batch: Batch, questions: Sequence[Target]) -> list[Prep
         if at is None and own:
             named = " and ".join(repr(one.text) if one.text else "what it says itself" for one in own)
             raise TargetError(
-                f"{model.name} reads each text in a pass of its own, so {named} cannot be part of one question; ask for each by "
-                "itself: target=[..., ...]"
+                f"{model.name} reads each text in a pass of its own, so {named} cannot be part of one question",
+                remedy=Remedy("ask for each by itself: target=[..., ...]", "ask for each by itself: a --text for each"),
             )
         put = several[at].targets if at is not None and several else {}
         passes.setdefault(at or 0, []).extend((number, one) for one in _as_heard(question, put))
@@ -93,7 +93,11 @@ def _refuse_unasked(model: Model, batch: Batch, several: Sequence[TextPass], que
     if model.text_interface.generates:
         raise TargetError(
             f"{model.name} writes words and has no classes: {what} would read the logits of a word after others that nobody put "
-            "there; ask target=targets.Text('a dog'), or give a dict of the model's keywords with the words in it"
+            "there",
+            remedy=Remedy(
+                "ask target=targets.Text('a dog'), or give a dict of the model's keywords with the words in it",
+                "ask --text 'a dog'",
+            ),
         )
     if any(not set(several[0].targets) <= set(heard.targets) for heard in several[1:]):
         raise TargetError(
@@ -102,8 +106,11 @@ def _refuse_unasked(model: Model, batch: Batch, several: Sequence[TextPass], que
         )
     if calls and any(heard.model.class_names == () and heard.batch is not batch for heard in several):
         raise TargetError(
-            f"{model.name} takes no picture without a text, and a callable would read its answer to one that nobody asked about; "
-            "ask target=targets.Text('a photo of a dog'), or give a dict of the model's keywords with the texts in it"
+            f"{model.name} takes no picture without a text, and a callable would read its answer to one that nobody asked about",
+            remedy=Remedy(
+                "ask target=targets.Text('a photo of a dog'), or give a dict of the model's keywords with the texts in it",
+                "ask --text 'a photo of a dog'",
+            ),
         )
 
 
@@ -117,7 +124,8 @@ def _as_heard(question: Target, put: Any) -> list[Target]:
         return list(put[question])
     if any(one.each_word for one in _texts(question)):
         raise TargetError(
-            "each_word=True asks several questions, which cannot be part of one; ask about each word: word=..."
+            "maps of each word are several targets, which cannot be part of another",
+            remedy=Remedy("ask about each word: word=...", "ask about each word: --word WORD"),
         )
     return [changed(question, lambda one: put[one][0] if isinstance(one, Text) else one)]
 

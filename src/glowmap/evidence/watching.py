@@ -11,7 +11,7 @@ from torch import nn
 from glowmap import tree
 from glowmap.capture import KeepOutput, keep_intermediates, record
 from glowmap.capture.call import called
-from glowmap.errors import LayerError
+from glowmap.errors import LayerError, Remedy
 from glowmap.evidence.forward_pass import ForwardPass
 from glowmap.inputs import Batch
 from glowmap.layers import Layout, find_layers
@@ -73,7 +73,8 @@ class _Reading:
         if axis is not None and output.shape[axis] != self.shape[axis]:
             raise LayerError(
                 f"layer {self.name!r} puts out {output.shape[axis]} tokens for a changed image and {self.shape[axis]} for the "
-                "image itself; leave out what changes the image's size (smooth='scales')"
+                "image itself",
+                remedy=Remedy("leave out what changes the image's size (smooth='scales')"),
             )
         return LayerOutput(output, self.layout.maps(output))
 

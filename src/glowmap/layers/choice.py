@@ -67,7 +67,7 @@ def no_grid(model: nn.Module, seen: Sequence[str]) -> str:
     return (
         f"no layer was found in {name} whose output could be read as a grid with a gradient at its places"
         + (f" ({'; '.join(seen)})" if seen else "")
-        + "; name one: layer=... (`glowmap layers` lists what there is), or use a method of the input: "
+        + "; name one (`glowmap layers` lists what there is), or use a method of the input: "
         "input_gradient, rise, occlusion"
     )
 

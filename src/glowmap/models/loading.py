@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from glowmap.errors import InputError, ModelError, told
+from glowmap.errors import InputError, ModelError, Remedy, summarise
 from glowmap.models import open_clip as open_clip
 from glowmap.models import ultralytics as ultralytics
 from glowmap.models._family import FAMILIES as FAMILIES
@@ -87,8 +87,8 @@ def as_model(model: Any) -> Model:
     module, cautions = _unwrapped(model)
     if not isinstance(module, nn.Module):
         raise ModelError(
-            f"a model is a torch.nn.Module or what glowmap.load(...) returns, not {type(model).__name__}; "
-            "for a name write glowmap.load(name), for a class or a factory call it first"
+            f"a model is a torch.nn.Module or what glowmap.load returns, not {type(model).__name__}",
+            remedy=Remedy("for a name write glowmap.load(name), for a class or a factory call it first"),
         )
     if isinstance(module, torch.jit.ScriptModule):  # whose classes are not those of any library
         return Model(module, f"{module.original_name} (TorchScript)", cautions=cautions)
@@ -144,8 +144,8 @@ def _hearing(model: Model, processor: Any) -> Model:
     if is_of(model.module, "transformers"):
         return transformers.with_processor(model, processor)
     raise ModelError(
-        f"a processor is for models of transformers and open_clip, and {model.name} is none of them; say how pictures become "
-        "its input by size=..., mean=... and std=..."
+        f"a processor is for models of transformers and open_clip, and {model.name} is none of them",
+        remedy=Remedy("say how pictures become its input by size=..., mean=... and std=..."),
     )
 
 
@@ -157,7 +157,7 @@ def _on_device(model: Model, device: str | torch.device) -> Model:
         model.module.to(device)
     except (RuntimeError, AssertionError) as error:  # the latter of a torch that was built without CUDA
         raise ModelError(
-            f"{model.name} cannot be moved to the device {str(device)!r} ({told(error)}); give cpu, or one that is here"
+            f"{model.name} cannot be moved to the device {str(device)!r} ({summarise(error)}); give cpu, or one that is here"
         ) from error
     return model
 
@@ -220,4 +220,4 @@ def _called(function: Callable[[], Any], what: str) -> Any:
     try:
         return function()
     except Exception as error:
-        raise ModelError(f"{what} raised {told(error)}; try it in Python by itself") from error
+        raise ModelError(f"{what} raised {summarise(error)}; try it in Python by itself") from error

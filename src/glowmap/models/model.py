@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from glowmap.capture import WithIntermediates
-from glowmap.errors import InputError
+from glowmap.errors import InputError, Remedy
 from glowmap.inputs import Batch, PatchPositions, PictureLike, as_batch, read_pictures
 from glowmap.models.preprocessing import Clips, Preprocess
 from glowmap.outputs import ModelOutput, OutputReaders, embedding_cautions, read_embedding

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from glowmap.errors import ModelError, TargetError, told
+from glowmap.errors import ModelError, Remedy, TargetError, summarise
 from glowmap.models._family import FAMILIES, RANDOM, Family, drawn_from, is_of, library
 from glowmap.models.model import Model
 from glowmap.models.preprocessing import Preset, cut
@@ -80,8 +80,12 @@ def read_logits(output: Any) -> Tensor:
     pictures, texts, scale, bias = parts
     if not isinstance(pictures, Tensor) or not isinstance(texts, Tensor) or scale is None:
         raise TargetError(
-            "the model was given no text to compare the picture with; load it by name, or with "
-            "processor=open_clip.get_tokenizer(name), and ask target=targets.Text('a photo of a dog')"
+            "the model was given no text to compare the picture with",
+            remedy=Remedy(
+                "load it by name, or with "
+                "processor=open_clip.get_tokenizer(name), and ask target=targets.Text('a photo of a dog')",
+                "ask --text 'a photo of a dog'",
+            ),
         )
     likeness: Tensor = scale * pictures @ texts.T
     return likeness if bias is None else likeness + bias
@@ -144,7 +148,7 @@ class TextTokens:
             raise
         except Exception as error:  # a stranger's code
             raise TargetError(
-                f"the tokenizer raised {told(error)} on {list(texts)[:3]}; give a callable from a list of texts to a tensor"
+                f"the tokenizer raised {summarise(error)} on {list(texts)[:3]}; give a callable from a list of texts to a tensor"
             ) from error
         if not isinstance(tokens, Tensor) or tokens.ndim != 2 or len(tokens) != len(texts):
             what = f"the shape {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__
@@ -172,14 +176,18 @@ def _tokenizer(open_clip: Any, short: str) -> Any:
     """Make the tokenizer of a model by name: the one that comes with open_clip, or another from the hub."""
     hub = (open_clip.get_model_config(short) or {}).get("text_cfg", {}).get("hf_tokenizer_name", "")
     local = not hub or cached(hub, _TOKENIZERS) is not None
-    remedy = f"save its folder on this machine and give a tokenizer made of it: glowmap.load('{_PREFIX}{short}', processor=...)"
+    remedy = Remedy(
+        f"save its folder on this machine and give a tokenizer made of it: glowmap.load('{_PREFIX}{short}', processor=...)"
+    )
     if not local:
         reach(hub, "the tokenizer", remedy)
     try:
         with offline() if local else nullcontext():
             return open_clip.get_tokenizer(short)
     except Exception as error:  # a stranger's code, and the network's
-        raise ModelError(f"the tokenizer of open_clip's {short} cannot be loaded ({told(error)}); {remedy}") from error
+        raise ModelError(
+            f"the tokenizer of open_clip's {short} cannot be loaded ({summarise(error)})", remedy=remedy
+        ) from error
 
 
 def _open_clip() -> Any:
@@ -219,7 +227,7 @@ def _made(open_clip: Any, short: str, tag: str | None) -> Any:
         with offline():  # what is needed is in the cache by now
             return open_clip.create_model(short, pretrained=tag, pretrained_hf=False)
     except (OSError, RuntimeError, ValueError) as error:
-        raise ModelError(f"open_clip's {short} cannot be built ({told(error)}); {_remedy(short)}") from error
+        raise ModelError(f"open_clip's {short} cannot be built ({summarise(error)}); {_remedy(short)}") from error
 
 
 def _remedy(short: str) -> str:

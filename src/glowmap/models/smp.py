@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from glowmap.errors import ModelError, told
+from glowmap.errors import ModelError, summarise
 from glowmap.models._family import FAMILIES, RANDOM, Family, drawn_from, is_of, library
 from glowmap.models.model import Model
 from glowmap.models.preprocessing import ResizedAndNormalised
@@ -121,7 +121,7 @@ def _made(smp: Any, kind: str, encoder: str, *, trained: bool, **settings: int) 
             return smp.create_model(kind, encoder, encoder_weights=True if trained else None, **settings)
     except Exception as error:  # its many encoders refuse what they cannot in as many ways
         raise ModelError(
-            f"a {kind} on the encoder {encoder} cannot be built ({told(error)}); choose another encoder"
+            f"a {kind} on the encoder {encoder} cannot be built ({summarise(error)}); choose another encoder"
         ) from error
 
 

@@ -109,8 +109,11 @@ class Matching:
             return []
         if model.class_names is not None:
             raise TargetError(
-                f"{model.name} reads each text together with the picture and has no classes; leave classes=... out and ask "
-                "about each by itself: target=[targets.Text(...), targets.Text(...)]"
+                f"{model.name} reads each text together with the picture and has no classes",
+                remedy=Remedy(
+                    "leave classes=... out and ask about each by itself: target=[targets.Text(...), targets.Text(...)]",
+                    "ask about each by itself: a --text for each",
+                ),
             )
         if not texts:
             return [TextPass(self._beside(batch, _ANY), {}, replace(model, class_names=()))]
@@ -121,7 +124,11 @@ class Matching:
         if others:
             raise TargetError(
                 f"{model.name} reads each text in a pass of its own, so {text.text!r} cannot be set against "
-                f"{' and '.join(map(repr, others))}; ask about each by itself: target=[targets.Text(...), targets.Text(...)]"
+                f"{' and '.join(map(repr, others))}",
+                remedy=Remedy(
+                    "ask about each by itself: target=[targets.Text(...), targets.Text(...)]",
+                    "ask about each by itself: a --text for each",
+                ),
             )
         names = tuple(repr(sentence) if at == self.match else f"not {sentence!r}" for at in range(self.outputs))
         # one output ranks texts; the softmax of two is the probability of a match
@@ -193,23 +200,34 @@ def _given(model: Model, batch: Batch, keyword: str, texts: Sequence[Text]) -> b
         return False
     if texts:
         raise TargetError(
-            f"{model.name} was given texts of its own beside the pictures, which are its classes: ask about them by index "
-            f"(target=0), or give the pictures alone and ask target=targets.Text({texts[0].text!r})"
+            f"{model.name} was given texts of its own beside the pictures, which are its classes",
+            remedy=Remedy(
+                f"ask about them by index, target=0, or give the pictures alone and ask target=targets.Text({texts[0].text!r})"
+            ),
         )
     return True
 
 
 def _sentences(model: Model, text: Text) -> tuple[str, ...]:
     """List the sentences of a text question, its own first. TargetError for what a model that writes nothing cannot be asked."""
-    for name, value in (("prompt", text.prompt), ("word", text.word), ("each_word", text.each_word or None)):
-        if value is not None:
+    for noun, is_given in (
+        ("a prompt", text.prompt is not None),
+        ("a word", text.word is not None),
+        ("a map of each word", text.each_word),
+    ):
+        if is_given:
             raise TargetError(
-                f"{name}={value!r} is for models that write, and {model.name} judges a sentence as a whole; "
-                "ask targets.Text(sentence) alone"
+                f"{model.name} judges a sentence as a whole, and {noun} is for models that write",
+                remedy=Remedy(
+                    "give the sentence alone: targets.Text(sentence)", "give the sentence alone: --text SENTENCE"
+                ),
             )
     if text.text is None:
         raise TargetError(
-            f"{model.name} writes nothing of its own; say which sentence: targets.Text('a photo of a dog')"
+            f"{model.name} writes nothing of its own",
+            remedy=Remedy(
+                "say which sentence: targets.Text('a photo of a dog')", "say which sentence: --text 'a photo of a dog'"
+            ),
         )
     return (text.text, *text.against)
 

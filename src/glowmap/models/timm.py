@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from glowmap.errors import ModelError, TargetError, told
+from glowmap.errors import ModelError, Remedy, TargetError, summarise
 from glowmap.models._family import FAMILIES, RANDOM, Family, drawn_from, is_of, library, names_in_order
 from glowmap.models.model import Model
 from glowmap.models.preprocessing import Preset, cut
@@ -87,8 +87,10 @@ def _readers(module: nn.Module) -> OutputReaders:
 
 def _no_classes(output: Any) -> Tensor:
     raise TargetError(
-        "this timm model has no class head (num_classes=0), so its output are features, not class scores; "
-        "pass target=a callable from the features to one score per image, or make the model with its classes"
+        "this timm model has no class head (num_classes=0), so its output are features, not class scores",
+        remedy=Remedy(
+            "pass target=a callable from the features to one score per image, or make the model with its classes"
+        ),
     )
 
 
@@ -107,7 +109,7 @@ def _trained(timm: Any, short: str, known: Any) -> nn.Module:
     try:
         module: nn.Module = timm.create_model(short, pretrained=True, pretrained_cfg_overlay=overlay)
     except (OSError, RuntimeError) as error:
-        raise ModelError(f"the weights of timm/{short} cannot be loaded ({told(error)}); {remedy}") from error
+        raise ModelError(f"the weights of timm/{short} cannot be loaded ({summarise(error)}); {remedy}") from error
     return module
 
 

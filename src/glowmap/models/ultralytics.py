@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glowmap.errors import ModelError, TargetError
+from glowmap.errors import ModelError, Remedy, TargetError
 from glowmap.models._family import FAMILIES, Family, is_of, library, names_in_order
 from glowmap.models.model import Model
 from glowmap.models.preprocessing import ResizedAndNormalised
@@ -163,8 +163,8 @@ def _raw(output: Any) -> tuple[Tensor | None, Mapping[str, Any], bool]:
         raw = raw["one2one" if chosen else "one2many"]
     if not isinstance(raw, Mapping) or "scores" not in raw:
         raise TargetError(
-            "no raw class scores are found in this detector's output, as ultralytics 8.4 gives them; "
-            "pass target=a callable from the output to one score per image"
+            "no raw class scores are found in this detector's output, as ultralytics 8.4 gives them",
+            remedy=Remedy("pass target=a callable from the output to one score per image"),
         )
     return decoded, raw, chosen
 
@@ -243,8 +243,8 @@ def _queries(answer: ModelOutput) -> Candidates:
     raw = answer.raw[1] if isinstance(answer.raw, tuple | list) and len(answer.raw) == 2 else answer.raw
     if not isinstance(raw, tuple | list) or len(raw) < 2:
         raise TargetError(
-            f"no raw boxes and scores are found in the output of {answer.model}, as ultralytics 8.4 gives them; "
-            "pass target=a callable from the output to one score per image"
+            f"no raw boxes and scores are found in the output of {answer.model}, as ultralytics 8.4 gives them",
+            remedy=Remedy("pass target=a callable from the output to one score per image"),
         )
     logits = raw[1][-1]
     boxes = shares_to_pixels(centre_to_corners(raw[0][-1]), answer.input_size)

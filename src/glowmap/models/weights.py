@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from glowmap.errors import ModelError, told
+from glowmap.errors import ModelError, Remedy, summarise
 
 PATIENCE = 2.5  # seconds that the hub has to answer one question; its own clients would try for most of a minute
 
@@ -27,7 +27,7 @@ def cached(repository: str, names: Sequence[str], revision: str | None = None) -
     return None
 
 
-def fetched(repository: str, names: Sequence[str], remedy: str, revision: str | None = None) -> Path:
+def fetched(repository: str, names: Sequence[str], remedy: Remedy | str, revision: str | None = None) -> Path:
     """Take the first of these files that there is, from the cache or else from the hub.
 
     Raises ModelError, with the ``remedy``, where the hub cannot be reached or has none of them.
@@ -42,11 +42,13 @@ def fetched(repository: str, names: Sequence[str], remedy: str, revision: str | 
         except _hub().errors.EntryNotFoundError:
             continue
         except Exception as error:  # the network's, the disk's and the hub's own
-            raise ModelError(f"{name} of {repository} cannot be downloaded ({told(error)}); {remedy}") from error
-    raise ModelError(f"the hub's {repository} has no {' nor '.join(names)}; {remedy}")
+            raise ModelError(
+                f"{name} of {repository} cannot be downloaded ({summarise(error)})", remedy=remedy
+            ) from error
+    raise ModelError(f"the hub's {repository} has no {' nor '.join(names)}", remedy=remedy)
 
 
-def reach(repository: str, name: str, remedy: str) -> None:
+def reach(repository: str, name: str, remedy: Remedy | str) -> None:
     """Ask the hub once whether it has a repository; ModelError, with the ``remedy``, where it has not or does not answer."""
     hub = _hub()
     try:
@@ -58,7 +60,8 @@ def reach(repository: str, name: str, remedy: str) -> None:
     except Exception as error:
         raise ModelError(
             f"{name} of {repository} is not in {hub.constants.HF_HUB_CACHE}, and the Hugging Face hub cannot be reached "
-            f"({told(error)}); {remedy}"
+            f"({summarise(error)})",
+            remedy=remedy,
         ) from error
 
 

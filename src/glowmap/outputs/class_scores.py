@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from glowmap.errors import TargetError
+from glowmap.errors import Remedy, TargetError
 
 
 def read_logits(output: Any) -> Tensor:
@@ -19,12 +19,15 @@ def read_logits(output: Any) -> Tensor:
     if not candidates or not isinstance(candidates[0], Tensor):
         if candidates and isinstance(candidates[0], Mapping) and "boxes" in candidates[0]:
             raise TargetError(
-                "the model answers with detections, not with class scores; ask about one of them with target="
-                "glowmap.targets.SimilarDetection(category, box), or give a callable from the output to one score per image"
+                "the model answers with detections, not with class scores",
+                remedy=Remedy(
+                    "ask about one of them with target="
+                    "glowmap.targets.SimilarDetection(category, box), or give a callable from the output to one score per image"
+                ),
             )
         keys = f" with the keys {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
         raise TargetError(
-            f"no class scores are found in the model's output, a {type(output).__name__}{keys}; "
-            "pass target=a callable from this output to one score per image"
+            f"no class scores are found in the model's output, a {type(output).__name__}{keys}",
+            remedy=Remedy("pass target=a callable from this output to one score per image"),
         )
     return candidates[0]

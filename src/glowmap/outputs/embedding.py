@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from glowmap.errors import TargetError
+from glowmap.errors import Remedy, TargetError
 from glowmap.outputs.model_output import ModelOutput
 from glowmap.shapes import crossed
 

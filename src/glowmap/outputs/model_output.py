@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from glowmap import tree
-from glowmap.errors import TargetError
+from glowmap.errors import Remedy, TargetError
 from glowmap.outputs.candidates import Candidates
 from glowmap.outputs.class_scores import read_logits
 from glowmap.registry import near_names
@@ -219,8 +219,8 @@ class ModelOutput:
             )
         if logits.ndim < 2 or len(logits) != self.batch:
             raise TargetError(
-                f"the output of {self.model} has the shape {tuple(logits.shape)}, which is not {self.batch} images x classes; "
-                "pass target=a callable from the output to one score per image"
+                f"the output of {self.model} has the shape {tuple(logits.shape)}, which is not {self.batch} images x classes",
+                remedy=Remedy("pass target=a callable from the output to one score per image"),
             )
         if logits.ndim > 2 and logits[0, 0].numel() == 1:  # a classifier that ends in a convolution
             logits = logits.flatten(1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from glowmap import tree
-from glowmap.errors import TargetError
+from glowmap.errors import Remedy, TargetError
 from glowmap.outputs import ModelOutput
 from glowmap.shapes import PixelSets, Scores
 from glowmap.targets._target import in_images, of_nothing
@@ -90,8 +90,11 @@ def predicted(answer: ModelOutput, indices: Tensor) -> PixelSets:
     empty = of_nothing(found)
     if empty:
         raise TargetError(
-            f"no pixel is predicted as {answer.name(int(indices[empty[0]]))!r}{in_images(empty, found)}; "
-            f"ask for a class that is there ({there(answer, empty[0])}), or give a mask: targets.Pixels(class, mask)"
+            f"no pixel is predicted as {answer.name(int(indices[empty[0]]))!r}{in_images(empty, found)}",
+            remedy=Remedy(
+                f"ask for a class that is there ({there(answer, empty[0])}), or give a mask: targets.Pixels(class, mask)",
+                f"ask for a class that is there ({there(answer, empty[0])}), or about what is predicted at a pixel: --at X,Y",
+            ),
         )
     return found
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glowmap import tree
-from glowmap.errors import TargetError
+from glowmap.errors import Remedy, TargetError
 from glowmap.outputs import ModelOutput
 from glowmap.shapes import PixelSets
 from glowmap.targets._class import ClassQuestion, there
@@ -29,8 +29,11 @@ def as_class(question: Any) -> ClassQuestion:
         return Category(question if isinstance(question, str) else int(question))
     if isinstance(question, Target):
         raise TargetError(
-            f"{type(question).__name__} is no question about a class, as this needs; give a class by index or name, or one "
-            "made of classes: targets.Category, Probability, Ranked, Contrast or Finer"
+            f"{type(question).__name__} is no question about a class, as this needs",
+            remedy=Remedy(
+                "give a class by index or name, or one "
+                "made of classes: targets.Category, Probability, Ranked, Contrast or Finer"
+            ),
         )
     raise TargetError(f"a class is an index or a name, not {type(question).__name__}; give one of these")
 
@@ -119,8 +122,10 @@ class Ranked(ClassQuestion):
             dense, many = answer.logits.ndim > 2, f"{len(ranking)} class{'es' * (len(ranking) > 1)}"
             predicts = f"predicts {many}{in_images([image], answer.logits)} ({there(answer, image)})" if dense else ""
             raise TargetError(
-                f"there is no class of rank {rank!r}: {answer.model} {predicts or f'has {many}'}; "
-                f"give a rank from 0, the likeliest, to {len(ranking) - 1}"
+                f"there is no class of rank {rank!r}: {answer.model} {predicts or f'has {many}'}",
+                remedy=Remedy(
+                    f"give a rank from 0, the likeliest, to {len(ranking) - 1}", "ask for fewer: --top NUMBER"
+                ),
             )
         return ranking[rank]
 
@@ -158,7 +163,8 @@ def _ranking(answer: ModelOutput, image: int) -> list[int]:
     present = answer.present(image)
     if not present:
         raise TargetError(
-            f"no pixel is predicted as anything{in_images([image], answer.logits)}; give a mask: targets.Pixels(class, mask)"
+            f"no pixel is predicted as anything{in_images([image], answer.logits)}",
+            remedy=Remedy("give a mask: targets.Pixels(class, mask)"),
         )
     return present
 
@@ -228,8 +234,8 @@ def one_class(category: ClassLike, what: str = "a probability is that of a class
     question = as_class(category)
     if not isinstance(question, Category | Predicted | Ranked | OfEach):
         raise TargetError(
-            f"{what}, and {type(question).__name__} is none; give a class by index or name, "
-            "targets.Predicted() or targets.Ranked(rank)"
+            f"{what}, and {type(question).__name__} is none",
+            remedy=Remedy("give a class by index or name, targets.Predicted() or targets.Ranked(rank)"),
         )
     return question
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from glowmap import tree
-from glowmap.errors import TargetError
+from glowmap.errors import Remedy, TargetError
 from glowmap.outputs import ModelOutput
 from glowmap.shapes import PixelSets, Scores
 from glowmap.targets._class import ClassQuestion
@@ -59,7 +59,12 @@ class Contrast(ClassQuestion):
     def _listed(self) -> list[ClassLike]:
         listed: list[Any] = [*self.than] if isinstance(self.than, list | tuple) else [self.than]
         if not listed:
-            raise TargetError("a class rather than no other; give at least one: targets.Contrast(this, [other, ...])")
+            raise TargetError(
+                "a class rather than no other",
+                remedy=Remedy(
+                    "give at least one: targets.Contrast(this, [other, ...])", "give at least one: --against CLASS"
+                ),
+            )
         return listed
 
     def _others(self) -> list[ClassQuestion]:
@@ -188,5 +193,8 @@ class Not:
 
     def _asked(self) -> Target:
         if isinstance(self.target, list | tuple):
-            raise TargetError("targets.Not takes one question; negate each by itself: target=[targets.Not(...), ...]")
+            raise TargetError(
+                "Not takes one target",
+                remedy=Remedy("negate each by itself: target=[targets.Not(...), ...]"),
+            )
         return as_target(self.target)

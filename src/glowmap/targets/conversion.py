@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from glowmap.errors import TargetError, told
+from glowmap.errors import Remedy, TargetError, summarise
 from glowmap.outputs import ModelOutput
 from glowmap.shapes import Scores
 from glowmap.targets._target import Annotation, Target, annotations_of, cautions_of, checked, leaves, settled
@@ -88,7 +88,7 @@ class FunctionTarget:
             return self.function(answer.raw)
         except Exception as error:
             raise TargetError(
-                f"the target {self.describe(answer, 0)!r} raised {told(error)}; "
+                f"the target {self.describe(answer, 0)!r} raised {summarise(error)}; "
                 f"it is called with the raw output of {answer.model}, here {type(answer.raw).__name__}"
             ) from error
 
@@ -150,7 +150,7 @@ def _labels(labels: Tensor | NDArray[Any]) -> Category | Each:
         return Category(int(indices))
     if indices.ndim != 1 or indices.is_floating_point() or indices.dtype == torch.bool:
         raise TargetError(
-            f"the class indices of a batch are one integer axis, not {indices.dtype} of shape {tuple(indices.shape)}; "
-            "for a set of pixels pass targets.Pixels(class, mask)"
+            f"the class indices of a batch are one integer axis, not {indices.dtype} of shape {tuple(indices.shape)}",
+            remedy=Remedy("for a set of pixels pass targets.Pixels(class, mask)"),
         )
     return Each(tuple(indices.tolist()))

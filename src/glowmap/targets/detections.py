@@ -192,7 +192,10 @@ class AllDetections:
         if not sure:
             raise TargetError(
                 f"{answer.model} found nothing with a score of at least {self.above:g}{in_image(answer, image)}: the highest is "
-                f"{max(found.score for found in fitting):.2g}; ask above a lower one: AllDetections(above=...)"
+                f"{max(found.score for found in fitting):.2g}",
+                remedy=Remedy(
+                    "ask above a lower one: AllDetections(above=...)", "ask above a lower one: --above SCORE"
+                ),
             )
         return sure
 
@@ -290,7 +293,10 @@ def _known(answer: ModelOutput, found: DetectedBox) -> DetectedBox:
     if found.candidate is None:
         raise TargetError(
             f"which candidate became {spelled(answer, found)} cannot be told, as the suppression of {answer.model} changes boxes "
-            "or scores; use targets.SimilarDetection with d_rise, or target=a callable from the output to one score per image"
+            "or scores",
+            remedy=Remedy(
+                "use targets.SimilarDetection with d_rise, or target=a callable from the output to one score per image"
+            ),
         )
     return found
 
@@ -373,8 +379,8 @@ def _detections(answer: ModelOutput) -> Sequence[Mapping[str, Tensor]]:
     fits = isinstance(raw, list | tuple) and all(isinstance(one, Mapping) and parts <= set(one) for one in raw)
     if not fits or len(raw) != answer.batch:
         raise TargetError(
-            f"{answer.model} does not answer with boxes, labels and scores for each of {answer.batch} images; "
-            "pass target=a callable from its output to one score per image"
+            f"{answer.model} does not answer with boxes, labels and scores for each of {answer.batch} images",
+            remedy=Remedy("pass target=a callable from its output to one score per image"),
         )
     return list(raw)
 

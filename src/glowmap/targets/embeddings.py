@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from glowmap import tree
-from glowmap.errors import TargetError
+from glowmap.errors import Remedy, TargetError
 from glowmap.outputs import ModelOutput
 from glowmap.shapes import Scores, crossed
 from glowmap.targets._target import in_images
@@ -42,14 +42,18 @@ class Similar:
         other = embed(self.picture)
         if len(other) != 1:
             raise TargetError(
-                f"Similar takes one picture, and {len(other)} came; give a list of questions, targets.Each([...]) for one each, "
-                "or the mean of their embeddings: targets.Prototype(embeddings)"
+                f"Similar takes one picture, and {len(other)} came",
+                remedy=Remedy(
+                    "give a list of questions, targets.Each([...]) for one each, "
+                    "or the mean of their embeddings: targets.Prototype(embeddings)"
+                ),
             )
         return Prototype(other[0], self.name)
 
     def score(self, answer: ModelOutput) -> NoReturn:
         raise TargetError(
-            "the other picture has not been embedded; ask through glowmap.explain(model, images, target=...)"
+            "the other picture has not been embedded",
+            remedy=Remedy("ask through glowmap.explain(model, images, target=...)"),
         )
 
     def describe(self, answer: ModelOutput, image: int) -> str:
@@ -238,8 +242,8 @@ class Unit:
         if maps is None or maps.ndim < 3:
             where = "the embedding" if self.layer is None else f"the output of layer {self.layer!r}"
             raise TargetError(
-                f"{where} has no places, so {self.place!r} means nothing there; leave place out, or name a layer with places: "
-                "targets.Unit(index, layer, place)"
+                f"{where} has no places, so {self.place!r} means nothing there",
+                remedy=Remedy("leave place out, or name a layer with places: targets.Unit(index, layer, place)"),
             )
         return maps
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glowmap.errors import TargetError
+from glowmap.errors import Remedy, TargetError
 from glowmap.inputs import Mask, parts_seen, read_masks
 from glowmap.outputs import ModelOutput, background_class
 from glowmap.shapes import PixelSets, Scores, crossed
@@ -80,16 +80,21 @@ class Pixels:
         """Read the class, or choose it for each image where none is named."""
         if answer.is_detector:
             raise TargetError(
-                f"pixels were asked for, but {answer.model} answers with detections; ask about one: targets.Detection(number)"
+                f"pixels were asked for, but {answer.model} answers with detections",
+                remedy=Remedy("ask about one: targets.Detection(number)", "ask about one: --box NUMBER"),
             )
         if answer.logits.ndim < 3:
             raise TargetError(
                 f"pixels were asked for, but {answer.model} gives one answer per image "
-                f"({crossed(answer.logits.shape)}); pass the class alone as target"
+                f"({crossed(answer.logits.shape)})",
+                remedy=Remedy("pass the class alone as target", "ask about the class alone: --target CLASS"),
             )
         question = Predicted() if self.category is None else as_class(self.category)
         if isinstance(question, OutputValue) and isinstance(self.where, At | Object):
-            raise TargetError("a number that is no class has no objects; give a mask, or targets.Point(x, y)")
+            raise TargetError(
+                "a number that is no class has no objects",
+                remedy=Remedy("give a mask, or targets.Point(x, y)"),
+            )
         return as_class(changed(question, lambda one: self._there(answer) if isinstance(one, Predicted) else one))
 
     def _there(self, answer: ModelOutput) -> ClassQuestion:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from glowmap.errors import TargetError
+from glowmap.errors import Remedy, TargetError
 from glowmap.inputs import Shown
 from glowmap.outputs import ModelOutput
 from glowmap.shapes import crossed
@@ -66,8 +66,12 @@ class At(Region):
         label = label_at(self.x, self.y, answer, image)
         if label < 0:
             raise TargetError(
-                f"nothing is predicted at {self.x:g}, {self.y:g}{in_images([image], answer.labels)}; give a point on a "
-                "predicted pixel, targets.Point(x, y) for that place alone, or a mask: targets.Pixels(class, mask)"
+                f"nothing is predicted at {self.x:g}, {self.y:g}{in_images([image], answer.labels)}",
+                remedy=Remedy(
+                    "give a point on a "
+                    "predicted pixel, targets.Point(x, y) for that place alone, or a mask: targets.Pixels(class, mask)",
+                    "give a point on a predicted pixel",
+                ),
             )
         return label
 
@@ -160,8 +164,8 @@ def cell_at(x: int | float, y: int | float, answer: ModelOutput, image: int) -> 
     size = tuple(answer.logits.shape[2:])
     if len(size) != 2:
         raise TargetError(
-            f"a point has x and y, and the output of {answer.model} has {len(size)} axes of places; "
-            "give targets.Object(number), or a mask: targets.Pixels(class, mask)"
+            f"a point has x and y, and the output of {answer.model} has {len(size)} axes of places",
+            remedy=Remedy("give targets.Object(number), or a mask: targets.Pixels(class, mask)"),
         )
     across, down = shares_at(x, y, answer, image)
     return min(int(down * size[0]), size[0] - 1), min(int(across * size[1]), size[1] - 1)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glowmap.errors import TargetError
+from glowmap.errors import Remedy, TargetError
 from glowmap.outputs import ModelOutput
 from glowmap.shapes import Scores
 
@@ -38,21 +38,34 @@ class Text:
         for name, sentence in (("text", self.text), ("prompt", self.prompt), *(("against", one) for one in others)):
             _check(name, sentence)
         if others and self.text is None:
-            raise TargetError(f"against {others[0]!r} stands no sentence; give one: targets.Text('...', against=...)")
+            raise TargetError(
+                f"against {others[0]!r} stands no sentence",
+                remedy=Remedy("give one: targets.Text('...', against=...)", "give one: --text SENTENCE"),
+            )
         if self.text in others:
-            raise TargetError(f"{self.text!r} is set against itself, which is nothing; leave it out of against=...")
+            raise TargetError(
+                f"{self.text!r} is set against itself, which is nothing",
+                remedy=Remedy("leave it out of against=...", "leave it out of --against"),
+            )
         _check_word(self.word)
         if not isinstance(self.each_word, bool):
-            raise TargetError(f"each_word is True or False, not {self.each_word!r}; for one word give word=...")
+            raise TargetError(
+                f"each_word is True or False, not {self.each_word!r}",
+                remedy=Remedy("for one word give word=...", "for one word give --word WORD"),
+            )
         if self.each_word and self.word is not None:
             raise TargetError(
-                f"word={self.word!r} asks about one word, and each_word=True about all; leave one of them out"
+                f"the word {self.word!r} is one word, and each_word asks about all; leave one of them out"
             )
 
     def score(self, answer: ModelOutput) -> NoReturn:
         raise TargetError(
-            f"{answer.model} takes no text that glowmap could give it; load a model of pictures and texts by name, or with its "
-            "processor: glowmap.load(module, processor=...)"
+            f"{answer.model} takes no text that glowmap could give it",
+            remedy=Remedy(
+                "load a model of pictures and texts by name, or with its "
+                "processor: glowmap.load(module, processor=...)",
+                "load a model of pictures and texts by name: --model hf/NAME or open_clip/NAME",
+            ),
         )
 
     def describe(self, answer: ModelOutput, image: int) -> str:

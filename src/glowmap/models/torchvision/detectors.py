@@ -189,7 +189,8 @@ def _kept(answer: ModelOutput, name: str) -> Any:
     if len(several) != 1:
         raise TargetError(
             f"the {name.replace('_', ' ')} of {answer.model} ran {len(several)} times and not once, so its detections cannot be "
-            "read; pass target=a callable from the output to one score per image"
+            "read",
+            remedy=Remedy("pass target=a callable from the output to one score per image"),
         )
     return several[0]
 
@@ -207,7 +208,8 @@ def _refuse_others(several: Sequence[Any], answer: ModelOutput) -> None:
     if len(several) != answer.batch:
         raise TargetError(
             f"the parts of {answer.model} speak of {len(several)} and of {answer.batch} images, so its detections cannot be "
-            "read; pass target=a callable from the output to one score per image"
+            "read",
+            remedy=Remedy("pass target=a callable from the output to one score per image"),
         )
 
 

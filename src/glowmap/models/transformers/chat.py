@@ -88,8 +88,10 @@ class Refusing:
         """Refuse texts; words that the batch brings itself may do."""
         if texts or not (len(batch.arguments) > 1 or "input_ids" in batch.keywords):
             raise TargetError(
-                f"{self.reason}, so no text can be put beside the picture; give all that it takes as a dict of keywords, and "
-                "target=a token's number, or a callable"
+                f"{self.reason}, so no text can be put beside the picture",
+                remedy=Remedy(
+                    "give all that it takes as a dict of keywords, and target=a token's number, or a callable"
+                ),
             )
         return []
 
@@ -100,7 +102,7 @@ def ids(tokenizer: Any, text: str, *, special: bool = False) -> list[int]:
         return [int(token) for token in tokenizer(text, add_special_tokens=special)["input_ids"]]
     except Exception as error:  # a stranger's code
         raise TargetError(
-            f"the tokenizer raised {told(error)} on {text!r}; check that it is this model's own"
+            f"the tokenizer raised {summarise(error)} on {text!r}; check that it is this model's own"
         ) from error
 
 
@@ -272,8 +274,11 @@ def read_prompt(tokenizer: Any, processor: Any, module: Any, images: Tensor, pro
     runs = [at for at, token in enumerate(tokens) if token == picture and (at == 0 or tokens[at - 1] != picture)]
     if len(runs) != 1:
         raise TargetError(
-            f"the prompt of {type(module).__name__} has {len(runs)} places for pictures, where one is given; write a prompt "
-            "without placeholders, and give the model's own processor: glowmap.load(module, processor=...)"
+            f"the prompt of {type(module).__name__} has {len(runs)} places for pictures, where one is given",
+            remedy=Remedy(
+                "write a prompt "
+                "without placeholders, and give the model's own processor: glowmap.load(module, processor=...)"
+            ),
         )
     start = runs[0]
     end = next((at for at in range(start, len(tokens)) if tokens[at] != picture), len(tokens))
@@ -310,7 +315,7 @@ def _written(tokenizer: Any, processor: Any, prompt: str | None) -> tuple[str, s
         with_answer = str(speaker.apply_chat_template([turn, answer], tokenize=False, continue_final_message=True))
     except Exception as error:  # a template may refuse anything
         raise TargetError(
-            f"the chat template raised {told(error)}; check that the processor is this model's own"
+            f"the chat template raised {summarise(error)}; check that the processor is this model's own"
         ) from error
     gap = with_answer[len(before) : -1] if with_answer.startswith(before) and with_answer.endswith("x") else ""
     return before, gap
@@ -338,7 +343,7 @@ def _read(tokenizer: Any, processor: Any, text: str, images: Tensor) -> list[int
         read = processor(images=stand_in, text=text, add_special_tokens=special, **whole)
     except Exception as error:  # a stranger's code
         raise TargetError(
-            f"the processor raised {told(error)} on the prompt {text!r}; check that it is this model's own"
+            f"the processor raised {summarise(error)} on the prompt {text!r}; check that it is this model's own"
         ) from error
     tokens = read["input_ids"]
     return [int(token) for token in (tokens[0] if len(tokens) == 1 and not isinstance(tokens[0], int) else tokens)]

@@ -135,5 +135,6 @@ def _read(answer: ModelOutput, names: tuple[str, str], axes: int | tuple[int, in
         return one, other
     raise TargetError(
         f"no detections are found in the output of {answer.model}, a {type(raw).__name__}: it has no {' and '.join(names)} for "
-        f"{answer.batch} images; let the model return its own output (return_dict=True), or pass target=a callable"
+        f"{answer.batch} images",
+        remedy=Remedy("let the model return its own output (return_dict=True), or pass target=a callable"),
     )

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from glowmap.errors import ModelError, told
+from glowmap.errors import ModelError, Remedy, summarise
 from glowmap.models._family import FAMILIES, RANDOM, Family, drawn_from, is_of, library, names_in_order
 from glowmap.models.model import Model
 from glowmap.models.preprocessing import Measured, Preset
@@ -97,8 +97,8 @@ def with_processor(model: Model, processor: Any) -> Model:
     interface = text_interface(model.module, processor)
     if interface is None and images is None:
         raise ModelError(
-            f"no texts can be put to a {type(model.module).__name__} here, so a tokenizer is of no use to it; leave "
-            "processor=... out, and pass what it takes as a dict of its keywords"
+            f"no texts can be put to a {type(model.module).__name__} here, so a tokenizer is of no use to it",
+            remedy=Remedy("leave processor=... out, and pass what it takes as a dict of its keywords"),
         )
     own = preset_of(images) if images is not None else None
     return replace(model, text_interface=interface, preprocess=model.preprocess or own)
@@ -169,7 +169,7 @@ def _kept(load: Any, name: str) -> Any:
         raise ModelError(
             f"{name} brings its own code, which is not run here; build it yourself and give the module, or FILE.py:factory"
             if code
-            else f"{name} cannot be loaded ({told(error)}); {_REMEDY}"
+            else f"{name} cannot be loaded ({summarise(error)}); {_REMEDY}"
         ) from error
 
 

@@ -27,7 +27,11 @@ from glowmap.targets import Category, Predicted, Target, Text, TokenLogProbabili
 
 _AT_MOST = 64  # tokens that a model says by itself
 _BROUGHT = ("input_ids", "decoder_input_ids", "inputs_embeds")
-_QUESTION = "targets.Text('red', prompt='what colour is the car?')"
+_QUESTION = Remedy(
+    "give a prompt: targets.Text('red', prompt='what colour is the car?')",
+    "give a prompt: --text 'red' --prompt 'what colour is the car?'",
+)
+_GIVE_A_TEXT = Remedy("give a text: target=targets.Text('...')", "give a text: --text WORDS")
 
 
 @dataclass(frozen=True)
@@ -64,15 +68,18 @@ class Generative:
         for text in texts or [Text()]:
             if text.against:
                 raise TargetError(
-                    f"{model.name} reads one text at a time and writes it; against=... is for models that compare pictures "
-                    "and texts; ask for each by itself: target=[..., ...]"
+                    f"{model.name} reads one text at a time and writes it; the texts of 'against' are for models that compare "
+                    "pictures and texts",
+                    remedy=Remedy(
+                        "ask for each by itself: target=[..., ...]", "ask for each by itself: a --text for each"
+                    ),
                 )
             sentences.setdefault((text.prompt, text.text), []).append(text)
         return [self._pass(model, batch, prompt, alike) for (prompt, _), alike in sentences.items()]
 
     def _pass(self, model: Model, batch: Batch, prompt: str | None, texts: Sequence[Text]) -> TextPass:
         if self.kind.needs and prompt is None:
-            raise TargetError(f"{model.name} answers what it is asked; give a prompt: {self.kind.needs}")
+            raise TargetError(f"{model.name} answers what it is asked", remedy=self.kind.needs)
         images, module, text = batch.images, model.module, texts[0].text
         for given_words in filter(None, (prompt, text)):
             refuse_unknown(self.tokenizer, given_words, model.name)
@@ -83,11 +90,11 @@ class Generative:
             if chats.image_token(module) in sentence.tokens:
                 raise TargetError(f"{sentence.text!r} has a place for a picture in it; give words alone")
             if not sentence.scored:
-                raise TargetError(
-                    f"{model.name} says nothing of image {number} by itself; give a text: target=targets.Text('...')"
-                    if text is None
-                    else f"{model.name} has no words for {text!r}; give a text that its tokenizer knows words of"
-                )
+                if text is not None:
+                    raise TargetError(
+                        f"{model.name} has no words for {text!r}; give a text that its tokenizer knows words of"
+                    )
+                raise TargetError(f"{model.name} says nothing of image {number} by itself", remedy=_GIVE_A_TEXT)
             if text is not None:
                 refuse_special(self.tokenizer, sentence, model.name)
         length = max(map(len, rows))
@@ -124,8 +131,8 @@ class Generative:
                 )
         except Exception as error:  # a stranger's code
             raise TargetError(
-                f"{model.name} cannot be let speak by itself, as its generate(...) raised {told(error)}; "
-                "give the text: target=targets.Text('...')"
+                f"{model.name} cannot be let speak by itself, as its generate(...) raised {summarise(error)}",
+                remedy=_GIVE_A_TEXT,
             ) from error
         before = begun.given[self.kind.grows].to(said.device)
         if said.shape[1] >= before.shape[1] and bool((said[:, : before.shape[1]] == before).all()):
@@ -163,10 +170,13 @@ class AnswerChoice:
         prompts: dict[str, list[Text]] = {}
         for text in texts or [Text()]:
             if text.prompt is None:
-                raise TargetError(f"{model.name} answers what it is asked; give a prompt: {_QUESTION}")
+                raise TargetError(f"{model.name} answers what it is asked", remedy=_QUESTION)
             if text.each_word or text.word is not None or text.against:
                 raise TargetError(
-                    f"{model.name} answers with one of its classes and writes no words; leave out word=, each_word= and against="
+                    f"{model.name} answers with one of its classes and writes no words",
+                    remedy=Remedy(
+                        "leave out word=, each_word= and against=", "leave out --word, --words and --against"
+                    ),
                 )
             prompts.setdefault(text.prompt, []).append(text)
         return [self._pass(model, batch, prompt, alike) for prompt, alike in prompts.items()]
@@ -219,7 +229,10 @@ def read_words(answer: ModelOutput) -> Tensor:
         return kept
     logits = answer.raw.get("logits") if isinstance(answer.raw, Mapping) else None
     if not isinstance(logits, Tensor) or logits.ndim != 3:
-        raise TargetError(f"no logits of words are found in the output of {answer.model}; pass target=a callable")
+        raise TargetError(
+            f"no logits of words are found in the output of {answer.model}",
+            remedy=Remedy("pass target=a callable"),
+        )
     return logits
 
 
@@ -317,7 +330,11 @@ _KINDS: dict[str, Kind] = {
     "GitForCausalLM": Kind(_git),
     "VisionEncoderDecoderModel": Kind(_decoder, "decoder_input_ids"),
     "Florence2ForConditionalGeneration": Kind(
-        _florence, "decoder_input_ids", needs="targets.Text('...', prompt='<CAPTION>')"
+        _florence,
+        "decoder_input_ids",
+        needs=Remedy(
+            "give a prompt: targets.Text('...', prompt='<CAPTION>')", "give a prompt: --text '...' --prompt '<CAPTION>'"
+        ),
     ),
 }
 
@@ -355,8 +372,10 @@ def _number(sentence: Sentence, word: int | str) -> int:
         if len(found) == 1:
             return found[0]
         if found:
-            places = " or ".join(f"word={number}" for number in found)
-            raise TargetError(f"{word!r} stands {len(found)} times in {sentence.text!r}; say which: {places}")
+            say = (
+                f"say which: {' or '.join(f'{option}{number}' for number in found)}" for option in ("word=", "--word ")
+            )
+            raise TargetError(f"{word!r} stands {len(found)} times in {sentence.text!r}", remedy=Remedy(*say))
     raise TargetError(f"there is no word {word!r} in {sentence.text!r}; {near_names(word, names)}")
 
 
@@ -373,8 +392,8 @@ def _brought(batch: Batch) -> bool:
 def _refuse_beside(model: Model, texts: Sequence[Text]) -> None:
     if texts:
         raise TargetError(
-            f"the input of {model.name} brings words of its own beside the pictures, so no text can be put there; leave them "
-            "out, or ask about what they lead to: target=a token's number, or a callable"
+            f"the input of {model.name} brings words of its own beside the pictures, so no text can be put there",
+            remedy=Remedy("leave them out, or ask about what they lead to: target=a token's number, or a callable"),
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glowmap.errors import TargetError
+from glowmap.errors import Remedy, TargetError
 from glowmap.outputs import read_logits as read_plain
 
 
@@ -33,8 +33,10 @@ class ClassScoreReader:
                 return read(self, output)
         raise TargetError(
             f"no class scores are found in the model's output, a {type(output).__name__} with the keys "
-            f"{', '.join(map(str, output))}; pass target=a callable from this output to one score per image, "
-            "or load the model with a head"
+            f"{', '.join(map(str, output))}",
+            remedy=Remedy(
+                "pass target=a callable from this output to one score per image, or load the model with a head"
+            ),
         )
 
     def queries(self, output: Mapping[str, Any]) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from glowmap.errors import TargetError, told
+from glowmap.errors import TargetError, summarise
 from glowmap.models._family import is_of
 from glowmap.models.model import TextInterface
 from glowmap.models.text import Contrastive, Matching, remembering
@@ -89,7 +89,7 @@ class HubTokens:
             lengths = [len(tokens) for tokens in self.tokenizer(list(texts))["input_ids"]]
         except Exception as error:  # a stranger's code
             raise TargetError(
-                f"the tokenizer raised {told(error)} on {list(texts)[:3]}; check that it is this model's own"
+                f"the tokenizer raised {summarise(error)} on {list(texts)[:3]}; check that it is this model's own"
             ) from error
         for text, length in zip(texts, lengths, strict=True):
             if not 0 < length <= self.limit:
