@@ -138,7 +138,7 @@ def test_several_inputs_that_could_be_the_images_are_told():
     found = glowmap.explain(Stereo().eval(), (images(2), images(2, seed=3)), target=1, layer="features.3#1")
     assert found.cautions[:2] == (
         "of 2 inputs with 4 axes (2 x 3 x 16 x 20, 2 x 3 x 16 x 20) the first is taken for the images",
-        "layer 'features.3' ran 2 times; run 1 is explained (layer='features.3#1' is the first)",
+        "layer 'features.3' ran 2 times; run 1 is explained ('features.3#1' names the first)",
     )
 
 

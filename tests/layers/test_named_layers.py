@@ -138,7 +138,7 @@ def test_the_end_of_a_backbone_under_no_grad_can_be_explained():
 def test_a_layer_that_runs_twice_is_explained_at_its_last_run_and_said():
     model = Odd("twice").eval()
     found = glowmap.explain(model, images(), target=0, layer="odd")
-    assert "layer 'odd' ran 2 times; its last run is explained (layer='odd#1' is the first)" in found.cautions
+    assert "layer 'odd' ran 2 times; its last run is explained ('odd#1' names the first)" in found.cautions
     doubled = glowmap.explain(model, images(), target=0, layer="features")
     torch.testing.assert_close(found.raw, doubled.raw)  # twice the activations, half the gradient
 

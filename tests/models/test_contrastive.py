@@ -690,11 +690,11 @@ def test_texts_given_as_tokens_are_the_classes_and_take_no_further_text(name):
         ({}, "writes nothing of its own; say which sentence"),
         (
             {"text": DOG, "prompt": "what is this?"},
-            r"prompt='what is this\?' is for models that write, and CLIPModel judges",
+            r"prompt 'what is this\?' is for models that write, and CLIPModel judges",
         ),
-        ({"text": DOG, "word": "dog"}, "word='dog' is for models that write"),
-        ({"text": DOG, "word": 0}, "word=0 is for models that write"),
-        ({"text": DOG, "each_word": True}, "each_word=True is for models that write"),
+        ({"text": DOG, "word": "dog"}, "the word 'dog' is for models that write"),
+        ({"text": DOG, "word": 0}, "the word 0 is for models that write"),
+        ({"text": DOG, "each_word": True}, "each_word is for models that write"),
         ({"text": "a zebra, a dog"}, r"the tokenizer of CLIPModel does not know 'zebra', ','"),
         ({"text": "[UNK] dog"}, r"does not know '\[UNK\]'"),
         ({"text": DOG, "against": ["a giraffe"]}, "does not know 'giraffe'"),
@@ -702,8 +702,12 @@ def test_texts_given_as_tokens_are_the_classes_and_take_no_further_text(name):
     ],
 )
 def test_what_a_model_that_judges_cannot_be_asked(text, message):
-    with pytest.raises(TargetError, match=message):
+    with pytest.raises(TargetError, match=message) as caught:
         glowmap.explain(loaded("clip"), pictures(built(clip)), target=Text(**text))
+    assert "targets." not in caught.value.on_command_line
+    if "is for models that write" in message:
+        assert str(caught.value).endswith("; give the sentence alone: targets.Text(sentence)")
+        assert caught.value.on_command_line.endswith("; give the sentence alone: --text SENTENCE")
 
 
 @pytest.mark.parametrize(

@@ -350,7 +350,7 @@ def test_a_question_is_answered_with_a_class():
         ("blip", Text("a dog", word=2), "there is no word 2 in 'a dog', which has 2, from 0 on"),
         ("blip", Text("a dog on a sofa", word="a"), "stands 2 times in 'a dog on a sofa'; say which: word=0 or word=3"),
         ("blip", Text(" ".join(["dog"] * 40)), "too long for BlipForConditionalGeneration: 41 tokens"),
-        ("blip", Text("a dog", against=("a cat",)), "against=... is for models that compare"),
+        ("blip", Text("a dog", against=("a cat",)), "the texts of 'against' are for models that compare"),
         ("blip", Text("[PAD]"), "has no words for"),
         ("blip2", Text("a <image> dog"), "has a place for a picture"),
         ("blip", Text("a zebra on the giraffe"), "BlipForConditionalGeneration does not know 'zebra', 'giraffe'"),
@@ -383,6 +383,27 @@ def test_what_cannot_be_asked_is_refused_in_one_sentence(name, target, said):
         glowmap.explain(model, ours.pictures(), target=target)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "option"),
+    [
+        ("vilt", Text("red"), "give a prompt: --text 'red' --prompt 'what colour is the car?'"),
+        ("answers", Text("red"), "give a prompt: --text 'red' --prompt 'what colour is the car?'"),
+        ("florence", Text("a dog"), "give a prompt: --text '...' --prompt '<CAPTION>'"),
+        ("vilt", Text("red", prompt=ASKED, word=0), "leave out --word, --words and --against"),
+        ("blip", Text("a dog on a sofa", word="a"), "say which: --word 0 or --word 3"),
+        ("blip", Text("a dog", against=("a cat",)), "ask for each by itself: a --text for each"),
+        ("blip", 5, "ask --text 'a dog'"),
+    ],
+)
+def test_the_remedy_on_the_command_line_is_an_option(name, target, option):
+    build = {"vilt": ours.vilt, "answers": ours.blip_answers, "florence": ours.florence}.get(name, ours.blip)
+    model = ours.loaded(build(), ours.llama() if name == "florence" else ours.bert())
+    with pytest.raises(TargetError) as caught:
+        glowmap.explain(model, ours.pictures(), target=target)
+    assert caught.value.on_command_line.endswith(f"; {option}")
+    assert "targets." not in caught.value.on_command_line
 
 
 def test_words_of_several_pictures_of_their_own_are_refused_one_by_one():
@@ -545,7 +566,7 @@ def test_a_text_is_made_of_words_and_nothing_else(field, value, said):
 
 
 def test_one_word_and_each_word_are_not_asked_at_once():
-    with pytest.raises(TargetError, match="word=0 asks about one word, and each_word=True about all"):
+    with pytest.raises(TargetError, match="the word 0 is one word, and each_word asks about all"):
         Text("a dog", word=0, each_word=True)
 
 

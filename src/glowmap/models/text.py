@@ -211,13 +211,13 @@ def _given(model: Model, batch: Batch, keyword: str, texts: Sequence[Text]) -> b
 def _sentences(model: Model, text: Text) -> tuple[str, ...]:
     """List the sentences of a text question, its own first. TargetError for what a model that writes nothing cannot be asked."""
     for noun, is_given in (
-        ("a prompt", text.prompt is not None),
-        ("a word", text.word is not None),
-        ("a map of each word", text.each_word),
+        (f"the prompt {text.prompt!r}", text.prompt is not None),
+        (f"the word {text.word!r}", text.word is not None),
+        ("each_word", text.each_word),
     ):
         if is_given:
             raise TargetError(
-                f"{model.name} judges a sentence as a whole, and {noun} is for models that write",
+                f"{noun} is for models that write, and {model.name} judges a sentence as a whole",
                 remedy=Remedy(
                     "give the sentence alone: targets.Text(sentence)", "give the sentence alone: --text SENTENCE"
                 ),
