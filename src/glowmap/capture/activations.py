@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from glowmap import tree
 from glowmap.capture.hooks import output_changed
-from glowmap.errors import LayerError, ModelError, TargetError, told
+from glowmap.errors import LayerError, ModelError, TargetError, summarise
 from glowmap.shapes import Scores, crossed
 
 _NO_GRADIENTS = "a method that needs no gradients"

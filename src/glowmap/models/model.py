@@ -95,9 +95,12 @@ class Model:
         )
         if self.extra_inputs and self.text_interface is None and not (has_tensors and isinstance(images, tuple)):
             raise InputError(
-                f"{self.name} takes {' and '.join(self.extra_inputs)} beside the images; pass a dict of its keywords: "
-                f"{{'pixel_values': images, {', '.join(f'{name!r}: ...' for name in self.extra_inputs)}}}, or give the "
-                "processor that makes them from texts, glowmap.load(..., processor=...), and target=targets.Text('...')"
+                f"{self.name} takes {' and '.join(self.extra_inputs)} beside the images",
+                remedy=Remedy(
+                    "pass a dict of its keywords: "
+                    f"{{'pixel_values': images, {', '.join(f'{name!r}: ...' for name in self.extra_inputs)}}}, or give the "
+                    "processor that makes them from texts, glowmap.load(..., processor=...), and target=targets.Text('...')"
+                ),
             )
         if isinstance(self.preprocess, Clips) and isinstance(images, Tensor) and images.dtype == torch.uint8:
             return as_batch(self._on_device(self.preprocess.clip(images)), self._expected())
@@ -118,8 +121,11 @@ class Model:
         sizes = {tuple(tensor.shape) for tensor in tensors}
         if len(sizes) > 1:
             raise InputError(
-                f"the pictures have different sizes after preprocessing ({', '.join(map(str, sorted(sizes)))}); "
-                "explain them one by one, or resize them all: glowmap.load(..., size=(rows, columns))"
+                f"the pictures have different sizes after preprocessing ({', '.join(map(str, sorted(sizes)))})",
+                remedy=Remedy(
+                    "explain them one by one, or resize them all: glowmap.load(..., size=(rows, columns))",
+                    "resize them all: --size ROWSxCOLUMNS",
+                ),
             )
         batch = self._on_device(torch.stack(tensors))
         return Batch((batch,), {}, batch, pictures)

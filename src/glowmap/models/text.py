@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from glowmap import tree
 from glowmap.capture import method_patched
-from glowmap.errors import TargetError
+from glowmap.errors import Remedy, TargetError
 from glowmap.inputs import Batch
 from glowmap.models.model import AroundForward, Model, TextPass
 from glowmap.targets import Category, Contrast, Target, Text

@@ -20,7 +20,7 @@ _NAMES = (
     "last_hidden_state",
 )
 _CLASS_TOKENS = ("cls_token", "class_token", "cls", "class_embedding")
-_REMEDY = (
+_REMEDY = Remedy(
     "give the part that embeds pictures (its backbone, its vision tower, or the model without its last layer), or choose a "
     "layer: targets.Unit(index, layer), targets.Direction(vector, layer)"
 )
@@ -35,12 +35,15 @@ def read_embedding(module: nn.Module, output: ModelOutput) -> Tensor:
     such tensor, and where it holds the scores of named classes.
     """
     if output.readers.candidates is not None:
-        raise TargetError(f"{output.model} returns detections, which are not an embedding of the picture; {_REMEDY}")
+        raise TargetError(
+            f"{output.model} returns detections, which are not an embedding of the picture", remedy=_REMEDY
+        )
     tensor = _find(output)
     if not tensor.is_floating_point() or tensor.ndim < 2 or len(tensor) != output.batch:
         raise TargetError(
             f"the output of {output.model} ({crossed(tensor.shape)}, {str(tensor.dtype).removeprefix('torch.')}) is not "
-            f"{output.batch} images x features; {_REMEDY}"
+            f"{output.batch} images x features",
+            remedy=_REMEDY,
         )
     if (
         output.class_names is not None
@@ -48,7 +51,8 @@ def read_embedding(module: nn.Module, output: ModelOutput) -> Tensor:
         and tensor is _class_scores(output)
     ):
         raise TargetError(
-            f"{output.model} returns the scores of {tensor.shape[1]} classes, not an embedding; {_REMEDY}"
+            f"{output.model} returns the scores of {tensor.shape[1]} classes, not an embedding",
+            remedy=_REMEDY,
         )
     if tensor.ndim == 2:
         return tensor
@@ -58,7 +62,7 @@ def read_embedding(module: nn.Module, output: ModelOutput) -> Tensor:
         return (tensor.movedim(-1, 1) if channels_last else tensor).flatten(2).mean(2)
     if tensor.ndim == 3:
         return tensor[:, 0] if _has_class_token(module) else tensor.mean(1)
-    raise TargetError(f"the output of {output.model} ({crossed(tensor.shape)}) is not an embedding; {_REMEDY}")
+    raise TargetError(f"the output of {output.model} ({crossed(tensor.shape)}) is not an embedding", remedy=_REMEDY)
 
 
 def embedding_cautions(module: nn.Module, output: ModelOutput) -> tuple[str, ...]:
@@ -90,7 +94,8 @@ def _find(output: ModelOutput) -> Tensor:
             return tensor
     keys = f" with the keys {', '.join(map(str, raw))}" if isinstance(raw, Mapping) else ""
     raise TargetError(
-        f"no embedding is found in the output of {output.model}, a {type(output.raw).__name__}{keys}; {_REMEDY}"
+        f"no embedding is found in the output of {output.model}, a {type(output.raw).__name__}{keys}",
+        remedy=_REMEDY,
     )
 
 

@@ -71,8 +71,11 @@ class ModelOutput:
         """A detector's boxes before suppression. Raises TargetError where the model is not a known detector."""
         if self.readers.candidates is None:
             raise TargetError(
-                f"{self.model} is not a detector that glowmap can read, so it has no detections; choose a class as the target, "
-                "or pass target=a callable from the output to one score per image"
+                f"{self.model} is not a detector that glowmap can read, so it has no detections",
+                remedy=Remedy(
+                    "choose a class as the target, or pass target=a callable from the output to one score per image",
+                    "ask about a class: --target CLASS",
+                ),
             )
         candidates = self.readers.candidates(self)
         if len(candidates.logits):
@@ -117,14 +120,22 @@ class ModelOutput:
     def token_logits(self) -> Tensor:
         """The logits of the next token, batch x position x vocabulary. Raises TargetError where the model writes no text."""
         if self.readers.token_logits is None:
-            raise TargetError(f"{self.model} writes no text; choose a class as the target, or pass target=a callable")
+            raise TargetError(
+                f"{self.model} writes no text",
+                remedy=Remedy(
+                    "choose a class as the target, or pass target=a callable", "ask about a class: --target CLASS"
+                ),
+            )
         return self.readers.token_logits(self)
 
     @cached_property
     def embedding(self) -> Tensor:
         """An embedding of each image, batch x feature. Raises TargetError where none is found in the output."""
         if self.readers.embedding is None:
-            raise TargetError(f"no embedding is found in the output of {self.model}; pass target=a callable")
+            raise TargetError(
+                f"no embedding is found in the output of {self.model}",
+                remedy=Remedy("pass target=a callable"),
+            )
         return self.readers.embedding(self)
 
     @property
@@ -189,7 +200,10 @@ class ModelOutput:
         if self.is_detector and not self.candidates.uses_sigmoid:
             raise TargetError(
                 f"{self.model} computes a softmax over classes within each box, so a class has no probability for the whole "
-                "image; choose a box: targets.Detection(0, category=targets.Probability(...)), or take the logit"
+                "image",
+                remedy=Remedy(
+                    "choose a box: targets.Detection(0, category=targets.Probability(...)), or take the logit"
+                ),
             )
         if self.is_detector:
             return True
@@ -207,15 +221,17 @@ class ModelOutput:
             return self._highest_of_candidates()
         if self.class_names is not None and not self.class_names:
             raise TargetError(
-                f"{self.model} compares pictures with texts, and no text was given; give one: "
-                "target=targets.Text('a photo of a dog')"
+                f"{self.model} compares pictures with texts, and no text was given",
+                remedy=Remedy(
+                    "give one: target=targets.Text('a photo of a dog')", "give one: --text 'a photo of a dog'"
+                ),
             )
         logits = self.readers.logits(self.raw)
         if not logits.is_floating_point() or logits.layout != torch.strided:
             kind = f"{str(logits.dtype).removeprefix('torch.')} ({str(logits.layout).removeprefix('torch.')})"
             raise TargetError(
-                f"the output of {self.model} is {kind}, which cannot be class scores; "
-                "pass target=a callable from the output to one floating score per image"
+                f"the output of {self.model} is {kind}, which cannot be class scores",
+                remedy=Remedy("pass target=a callable from the output to one floating score per image"),
             )
         if logits.ndim < 2 or len(logits) != self.batch:
             raise TargetError(
@@ -227,7 +243,8 @@ class ModelOutput:
         if self.input_size and logits.ndim > 2 and logits.ndim - 2 != len(self.input_size):
             raise TargetError(
                 f"the output of {self.model} has the shape {tuple(logits.shape)}, which is neither images x classes nor images x "
-                f"classes x {len(self.input_size)} spatial axes; pass target=a callable from the output to one score per image"
+                f"classes x {len(self.input_size)} spatial axes",
+                remedy=Remedy("pass target=a callable from the output to one score per image"),
             )
         return logits
 
@@ -279,8 +296,11 @@ class ModelOutput:
     def _index_of_name(self, category: str, count: int) -> int:
         if self.class_names is None:
             raise TargetError(
-                f"class {category!r} was given by name, but the class names of {self.model} are unknown; "
-                f"give the index (0 to {count - 1}), or the names: glowmap.load(model, classes=...)"
+                f"class {category!r} was given by name, but the class names of {self.model} are unknown",
+                remedy=Remedy(
+                    f"give the index (0 to {count - 1}), or the names: glowmap.load(model, classes=...)",
+                    f"give the index (0 to {count - 1}), or the names: --classes FILE",
+                ),
             )
         wanted = category.casefold()
         for fits in (category.__eq__, lambda name: name.casefold() == wanted, lambda name: wanted in _synonyms(name)):

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from glowmap.capture import hooked, method_patched
-from glowmap.errors import InputError, TargetError, told
+from glowmap.errors import InputError, Remedy, TargetError, summarise
 from glowmap.inputs import Batch
 from glowmap.models.model import Model, TextPass
 from glowmap.targets import Text

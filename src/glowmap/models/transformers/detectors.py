@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glowmap.errors import TargetError
+from glowmap.errors import Remedy, TargetError
 from glowmap.models.transformers.outputs import ClassScoreReader
 from glowmap.outputs import (
     Candidates,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from glowmap.capture import keep_intermediates
-from glowmap.errors import TargetError, told
+from glowmap.errors import Remedy, TargetError, summarise
 from glowmap.inputs import Batch
 from glowmap.models.model import AroundForward, Model, TextInterface, TextPass
 from glowmap.models.text import nested
@@ -46,7 +46,7 @@ class Kind:
     begins: Callable[["Generative", Any, Tensor, str | None], "chats.PromptState"]
     grows: str = "input_ids"
     generating: Callable[[Any, dict[str, Tensor]], dict[str, Tensor]] = lambda _module, given: given
-    needs: str = ""
+    needs: Remedy | None = None
     around_forward: AroundForward = lambda _: nullcontext()
 
 
