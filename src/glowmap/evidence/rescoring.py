@@ -14,7 +14,7 @@ from torch import Tensor
 
 from glowmap import tree
 from glowmap.capture import record
-from glowmap.errors import ModelError, TargetError, told
+from glowmap.errors import ModelError, TargetError, summarise
 from glowmap.evidence.kinds import evidence
 from glowmap.evidence.scored_pass import ScoredPass
 from glowmap.methods import GRADIENT_FREE, MakeBatch
@@ -88,7 +88,7 @@ def gradient_by(leaf: Tensor, scores: Scores, name: str = "the input") -> Tensor
     try:
         (gradient,) = torch.autograd.grad(scores.sum(), leaf, allow_unused=True)
     except RuntimeError as error:
-        raise ModelError(f"the backward pass to {name} raised {told(error)}") from error
+        raise ModelError(f"the backward pass to {name} raised {summarise(error)}") from error
     if gradient is None:
         raise TargetError(f"the score does not depend on {name}")
     return gradient.detach()

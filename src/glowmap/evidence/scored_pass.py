@@ -8,7 +8,7 @@ from torch import Tensor
 
 from glowmap import tree
 from glowmap.capture import repeat_image, same_output
-from glowmap.errors import TargetError
+from glowmap.errors import Remedy, TargetError
 from glowmap.evidence.forward_pass import ForwardPass
 from glowmap.evidence.kinds import EVIDENCE, EvidenceKind
 from glowmap.shapes import Maps, Scores
@@ -102,6 +102,9 @@ class ScoredPass:
         if not same_output(scores.detach(), score.detach().expand(count)):
             raise TargetError(
                 f"the target {target.describe(read, 0)!r} scores {count} copies of image {image} otherwise than the image "
-                "itself; a method that asks again needs a target that treats all images alike: for classes give a tensor of "
-                "labels, for others targets.Each([...])"
+                "itself",
+                remedy=Remedy(
+                    "a method that asks again needs a target that treats all images alike: for classes give a tensor of "
+                    "labels, for others targets.Each([...])"
+                ),
             )
