@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glowmap.errors import TargetError
+from glowmap.errors import Remedy, TargetError
 from glowmap.outputs import DetectedBox, ModelOutput, pixels_to_shares
 from glowmap.registry import near_names
 from glowmap.shapes import Scores

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from glowmap.capture import keep_intermediates
 from glowmap.capture.intermediates import KeepOutput
-from glowmap.errors import TargetError
+from glowmap.errors import Remedy, TargetError
 from glowmap.outputs import Candidates, DetectedBox, ModelOutput
 from glowmap.shapes import crossed
 
