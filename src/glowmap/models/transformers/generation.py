@@ -27,11 +27,18 @@ from glowmap.targets import Category, Predicted, Target, Text, TokenLogProbabili
 
 _AT_MOST = 64  # tokens that a model says by itself
 _BROUGHT = ("input_ids", "decoder_input_ids", "inputs_embeds")
-_QUESTION = Remedy(
-    "give a prompt: targets.Text('red', prompt='what colour is the car?')",
-    "give a prompt: --text 'red' --prompt 'what colour is the car?'",
-)
+
+
+def _prompt_like(text: str, prompt: str) -> Remedy:
+    return Remedy(
+        f"give a prompt: targets.Text({text!r}, prompt={prompt!r})",
+        f"give a prompt: --text {text!r} --prompt {prompt!r}",
+    )
+
+
+_QUESTION = _prompt_like("red", "what colour is the car?")
 _GIVE_A_TEXT = Remedy("give a text: target=targets.Text('...')", "give a text: --text WORDS")
+_EACH_TEXT = Remedy("ask for each by itself: target=[..., ...]", "ask for each by itself: a --text for each")
 
 
 @dataclass(frozen=True)
@@ -68,11 +75,8 @@ class Generative:
         for text in texts or [Text()]:
             if text.against:
                 raise TargetError(
-                    f"{model.name} reads one text at a time and writes it; the texts of 'against' are for models that compare "
-                    "pictures and texts",
-                    remedy=Remedy(
-                        "ask for each by itself: target=[..., ...]", "ask for each by itself: a --text for each"
-                    ),
+                    f"{model.name} writes one text at a time; the texts of 'against' are for models that compare texts",
+                    remedy=_EACH_TEXT,
                 )
             sentences.setdefault((text.prompt, text.text), []).append(text)
         return [self._pass(model, batch, prompt, alike) for (prompt, _), alike in sentences.items()]
@@ -90,11 +94,9 @@ class Generative:
             if chats.image_token(module) in sentence.tokens:
                 raise TargetError(f"{sentence.text!r} has a place for a picture in it; give words alone")
             if not sentence.scored:
-                if text is not None:
-                    raise TargetError(
-                        f"{model.name} has no words for {text!r}; give a text that its tokenizer knows words of"
-                    )
-                raise TargetError(f"{model.name} says nothing of image {number} by itself", remedy=_GIVE_A_TEXT)
+                if text is None:
+                    raise TargetError(f"{model.name} says nothing of image {number} by itself", remedy=_GIVE_A_TEXT)
+                raise TargetError(f"{model.name} has no words for {text!r}; give a text of words that it knows")
             if text is not None:
                 refuse_special(self.tokenizer, sentence, model.name)
         length = max(map(len, rows))
@@ -172,12 +174,8 @@ class AnswerChoice:
             if text.prompt is None:
                 raise TargetError(f"{model.name} answers what it is asked", remedy=_QUESTION)
             if text.each_word or text.word is not None or text.against:
-                raise TargetError(
-                    f"{model.name} answers with one of its classes and writes no words",
-                    remedy=Remedy(
-                        "leave out word=, each_word= and against=", "leave out --word, --words and --against"
-                    ),
-                )
+                remedy = Remedy("leave out word=, each_word= and against=", "leave out --word, --words and --against")
+                raise TargetError(f"{model.name} answers with one of its classes and writes no words", remedy=remedy)
             prompts.setdefault(text.prompt, []).append(text)
         return [self._pass(model, batch, prompt, alike) for prompt, alike in prompts.items()]
 
@@ -229,10 +227,8 @@ def read_words(answer: ModelOutput) -> Tensor:
         return kept
     logits = answer.raw.get("logits") if isinstance(answer.raw, Mapping) else None
     if not isinstance(logits, Tensor) or logits.ndim != 3:
-        raise TargetError(
-            f"no logits of words are found in the output of {answer.model}",
-            remedy=Remedy("pass target=a callable"),
-        )
+        remedy = Remedy("pass target=a callable")
+        raise TargetError(f"no logits of words are found in the output of {answer.model}", remedy=remedy)
     return logits
 
 
@@ -329,13 +325,7 @@ _KINDS: dict[str, Kind] = {
     ),
     "GitForCausalLM": Kind(_git),
     "VisionEncoderDecoderModel": Kind(_decoder, "decoder_input_ids"),
-    "Florence2ForConditionalGeneration": Kind(
-        _florence,
-        "decoder_input_ids",
-        needs=Remedy(
-            "give a prompt: targets.Text('...', prompt='<CAPTION>')", "give a prompt: --text '...' --prompt '<CAPTION>'"
-        ),
-    ),
+    "Florence2ForConditionalGeneration": Kind(_florence, "decoder_input_ids", needs=_prompt_like("...", "<CAPTION>")),
 }
 
 
@@ -372,10 +362,8 @@ def _number(sentence: Sentence, word: int | str) -> int:
         if len(found) == 1:
             return found[0]
         if found:
-            say = (
-                f"say which: {' or '.join(f'{option}{number}' for number in found)}" for option in ("word=", "--word ")
-            )
-            raise TargetError(f"{word!r} stands {len(found)} times in {sentence.text!r}", remedy=Remedy(*say))
+            numbers = " or ".join(map(str, found))
+            raise TargetError(f"{word!r} stands {len(found)} times in {sentence.text!r}; give its number: {numbers}")
     raise TargetError(f"there is no word {word!r} in {sentence.text!r}; {near_names(word, names)}")
 
 
