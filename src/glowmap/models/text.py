@@ -141,6 +141,14 @@ class Matching:
         return _beside(batch, self.pictures, rows)
 
 
+def needs_prompt(text: str, prompt: str) -> Remedy:
+    """Return the remedy for a text without a prompt, where the model needs one."""
+    return Remedy(
+        f"give a prompt: targets.Text({text!r}, prompt={prompt!r})",
+        f"give a prompt: --text {text!r} --prompt {prompt!r}",
+    )
+
+
 def nested(outer: AroundForward, inner: AroundForward) -> AroundForward:
     """Enter two contexts around each forward pass."""
 

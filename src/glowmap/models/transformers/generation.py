@@ -17,7 +17,7 @@ from glowmap.capture import keep_intermediates
 from glowmap.errors import Remedy, TargetError, summarise
 from glowmap.inputs import Batch
 from glowmap.models.model import AroundForward, Model, TextInterface, TextPass
-from glowmap.models.text import nested
+from glowmap.models.text import needs_prompt, nested
 from glowmap.models.transformers import chat as chats
 from glowmap.models.transformers.chat import ids
 from glowmap.models.transformers.words import Sentence, continued, refuse_special, refuse_unknown, spelled
@@ -27,16 +27,7 @@ from glowmap.targets import Category, Predicted, Target, Text, TokenLogProbabili
 
 _AT_MOST = 64  # tokens that a model says by itself
 _BROUGHT = ("input_ids", "decoder_input_ids", "inputs_embeds")
-
-
-def _prompt_like(text: str, prompt: str) -> Remedy:
-    return Remedy(
-        f"give a prompt: targets.Text({text!r}, prompt={prompt!r})",
-        f"give a prompt: --text {text!r} --prompt {prompt!r}",
-    )
-
-
-_QUESTION = _prompt_like("red", "what colour is the car?")
+_QUESTION = needs_prompt("red", "what colour is the car?")
 _GIVE_A_TEXT = Remedy("give a text: target=targets.Text('...')", "give a text: --text WORDS")
 _EACH_TEXT = Remedy("ask for each by itself: target=[..., ...]", "ask for each by itself: a --text for each")
 
@@ -325,7 +316,7 @@ _KINDS: dict[str, Kind] = {
     ),
     "GitForCausalLM": Kind(_git),
     "VisionEncoderDecoderModel": Kind(_decoder, "decoder_input_ids"),
-    "Florence2ForConditionalGeneration": Kind(_florence, "decoder_input_ids", needs=_prompt_like("...", "<CAPTION>")),
+    "Florence2ForConditionalGeneration": Kind(_florence, "decoder_input_ids", needs=needs_prompt("...", "<CAPTION>")),
 }
 
 
