@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from glowmap import tree
 from glowmap.capture import borrow
-from glowmap.errors import MethodError, ModelError, TargetError
+from glowmap.errors import MethodError, ModelError, TargetError, is_whole_number
 from glowmap.evidence.forward_pass import ForwardPass
 from glowmap.evidence.preparation import prepared
 from glowmap.evidence.session import Session, visited
@@ -37,7 +37,7 @@ def concepts(
     probability; where the model has no class scores it is 0. Collins et al., ECCV 2018, arXiv:1806.10206. Raises MethodError
     for fewer than one concept, and as :func:`glowmap.explain` does.
     """
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+    if not is_whole_number(count, 1):
         raise MethodError(f"{count!r} concepts were asked for; ask for a whole number of at least one")
     asked = as_model(model)
     named = None if layer is None else find_layers(asked.module, layer)

@@ -15,6 +15,9 @@ A remedy that Python and the command line write differently is a :class:`Remedy`
 """
 
 from dataclasses import dataclass
+from math import inf
+from numbers import Integral
+from typing import TypeGuard
 
 
 @dataclass(frozen=True)
@@ -89,3 +92,13 @@ def summarise(error: BaseException) -> str:
     """Describe an error of another library in one line: its type and the first line of its message."""
     first_line = (str(error).strip().splitlines() or ["no message"])[0]
     return f"{type(error).__name__}: {first_line}"
+
+
+def is_whole_number(value: object, least: float = -inf, below: float = inf) -> TypeGuard[int]:
+    """Return whether an argument is an integer of Python or NumPy, and no bool, with ``least <= value < below``."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) < below
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Return whether an argument is an integer or a float, and no bool."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

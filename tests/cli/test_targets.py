@@ -1,8 +1,6 @@
 """Questions on the command line: what the options become, which of them go together, and what a person is told."""
 
 import ast
-import copy
-import pickle
 import re
 from itertools import combinations
 from pathlib import Path
@@ -13,7 +11,7 @@ import torch
 import glowmap
 from glowmap import targets
 from glowmap.cli.targets import TargetOptions
-from glowmap.errors import GlowmapError, InputError, MissingExtra, Remedy, TargetError
+from glowmap.errors import GlowmapError, InputError
 from glowmap.targets import (
     AllDetections,
     At,
@@ -227,27 +225,6 @@ def test_the_command_line_prints_no_python_but_where_it_says_so():
             assert not PYTHON.search(text), (file, text)
             checked += 1
     assert checked > 150
-
-
-@pytest.mark.parametrize(
-    ("remedy", "in_python", "on_command_line"),
-    [
-        (None, "no class 9", "no class 9"),
-        ("check the path", "no class 9; check the path", "no class 9; check the path"),
-        (Remedy("pass target=0", "ask --target 0"), "no class 9; pass target=0", "no class 9; ask --target 0"),
-        (Remedy("pass target=0"), "no class 9; pass target=0", "no class 9; pass target=0 (in Python)"),
-    ],
-)
-def test_an_error_carries_its_remedy_in_both_forms(remedy, in_python, on_command_line):
-    error = TargetError("no class 9", remedy=remedy)
-    for same in (error, pickle.loads(pickle.dumps(error)), copy.copy(error)):
-        assert (str(same), same.on_command_line, same.fact) == (in_python, on_command_line, "no class 9")
-        assert same.remedy == error.remedy
-
-
-def test_a_missing_extra_survives_pickling():
-    error = MissingExtra("timm", "timm", "timm/resnet18")
-    assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
 @pytest.mark.parametrize(

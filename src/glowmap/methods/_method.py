@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor
 
-from glowmap.errors import MethodError
+from glowmap.errors import MethodError, is_number
 from glowmap.methods._spectral import principal_component
 from glowmap.methods.smoothing import SMOOTHING
 from glowmap.registry import Registry, near_names
@@ -68,7 +68,7 @@ class Method:
     def _check(self, name: str, value: Any) -> None:
         """Refuse a value of another kind than the knob's default; None stands for a number that is found by itself."""
         default = self.parameters[name]
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        number = is_number(value) and math.isfinite(value)
         whole = number and isinstance(value, int)
         fits = {bool: isinstance(value, bool), int: whole, float: number, str: isinstance(value, str)}
         if not fits.get(type(default), value is None or number):

@@ -6,12 +6,11 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from glowmap import tree
-from glowmap.errors import Remedy, TargetError
+from glowmap.errors import Remedy, TargetError, is_whole_number
 from glowmap.outputs.candidates import Candidates
 from glowmap.outputs.class_scores import read_logits
 from glowmap.registry import near_names
@@ -287,7 +286,7 @@ class ModelOutput:
         count = self.logits.shape[1]
         if isinstance(category, str):
             return self._index_of_name(category, count)
-        if not isinstance(category, int | np.integer) or isinstance(category, bool):
+        if not is_whole_number(category):
             raise TargetError(f"a class is an index or a name, not {type(category).__name__}; give one of these")
         if not 0 <= category < count:
             raise TargetError(f"no class {category}: {self.model} has {count}, from 0 to {count - 1}")

@@ -4,13 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeAlias
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from glowmap import tree
-from glowmap.errors import Remedy, TargetError
+from glowmap.errors import Remedy, TargetError, is_whole_number
 from glowmap.outputs import ModelOutput
 from glowmap.shapes import PixelSets
 from glowmap.targets._class import ClassQuestion, there
@@ -25,7 +24,7 @@ def as_class(question: Any) -> ClassQuestion:
     """Read a question about a class as people put it: an index, a name, or such a question. TargetError for others."""
     if isinstance(question, ClassQuestion):
         return question
-    if isinstance(question, int | np.integer | str) and not isinstance(question, bool):
+    if isinstance(question, str) or is_whole_number(question):
         return Category(question if isinstance(question, str) else int(question))
     if isinstance(question, Target):
         raise TargetError(
@@ -76,7 +75,7 @@ class OutputValue(ClassQuestion):
 
     def chosen(self, answer: ModelOutput, image: int) -> int:
         count = answer.outputs.shape[1]
-        if isinstance(self.index, bool) or not isinstance(self.index, int | np.integer) or not 0 <= self.index < count:
+        if not is_whole_number(self.index, 0, count):
             raise TargetError(f"no output {self.index!r}: {answer.model} has {count}, from 0 to {count - 1}")
         return int(self.index)
 
@@ -118,7 +117,7 @@ class Ranked(ClassQuestion):
 
     def chosen(self, answer: ModelOutput, image: int) -> int:
         ranking, rank = _ranking(answer, image), self.rank
-        if isinstance(rank, bool) or not isinstance(rank, int | np.integer) or not 0 <= rank < len(ranking):
+        if not is_whole_number(rank, 0, len(ranking)):
             dense, many = answer.logits.ndim > 2, f"{len(ranking)} class{'es' * (len(ranking) > 1)}"
             predicts = f"predicts {many}{in_images([image], answer.logits)} ({there(answer, image)})" if dense else ""
             raise TargetError(
@@ -148,7 +147,7 @@ class OfEach(ClassQuestion):
 
 def top(count: int) -> list[Ranked]:
     """Ask about the ``count`` likeliest classes, the likeliest first: a list of questions, to be given as ``target``."""
-    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
+    if not is_whole_number(count, 1):
         raise TargetError(f"the likeliest classes are one or more, not {count!r}; give how many: targets.top(3)")
     return [Ranked(rank) for rank in range(count)]
 

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from glowmap import tree
-from glowmap.errors import Remedy, TargetError
+from glowmap.errors import Remedy, TargetError, is_number, is_whole_number
 from glowmap.outputs import ModelOutput
 from glowmap.shapes import PixelSets, Scores
 from glowmap.targets._class import ClassQuestion
@@ -131,9 +130,9 @@ class Finer(ClassQuestion):
     def _nearest(self, logits: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """Find the rivals at each place, batch x rival (x places), and what each weighs; both without a gradient."""
         count = logits.shape[1]
-        if isinstance(self.rivals, bool) or not isinstance(self.rivals, int | np.integer) or self.rivals < 1:
+        if not is_whole_number(self.rivals, 1):
             raise TargetError(f"the nearest rivals are one or more, not {self.rivals!r}; give how many")
-        if isinstance(self.weight, bool) or not isinstance(self.weight, int | float):
+        if not is_number(self.weight):
             raise TargetError(f"the rivals' weight is a number, not {self.weight!r}; give one, 1 for all of them")
         if count < 2:
             raise TargetError("the model has one class, which has no rivals; ask about the class alone")

@@ -4,11 +4,10 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from glowmap.errors import Remedy, TargetError
+from glowmap.errors import Remedy, TargetError, is_number, is_whole_number
 from glowmap.outputs import DetectedBox, ModelOutput, pixels_to_shares
 from glowmap.registry import near_names
 from glowmap.shapes import Scores
@@ -59,7 +58,7 @@ class Detection:
     category: Any = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.number, bool) or not isinstance(self.number, int | np.integer) or self.number < 0:
+        if not is_whole_number(self.number, 0):
             raise TargetError(
                 f"a detection has a number, 0 for the surest, and not {self.number!r}; give such a number"
             )
@@ -128,7 +127,7 @@ class AllDetections:
     category: int | str | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.above, bool) or not isinstance(self.above, int | float) or not 0 <= self.above <= 1:
+        if not is_number(self.above) or not 0 <= self.above <= 1:
             raise TargetError(
                 f"detections are asked about above a score from 0 to 1, not {self.above!r}; give such a score"
             )
@@ -353,7 +352,7 @@ class SimilarDetection:
 
     def _label(self, answer: ModelOutput) -> int:
         if not isinstance(self.category, str):
-            if isinstance(self.category, bool) or not isinstance(self.category, int | np.integer):
+            if not is_whole_number(self.category):
                 raise TargetError(
                     f"the class of a detection is a label or a name, not {self.category!r}; give one of these"
                 )

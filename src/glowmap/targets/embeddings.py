@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from glowmap import tree
-from glowmap.errors import Remedy, TargetError
+from glowmap.errors import Remedy, TargetError, is_whole_number
 from glowmap.outputs import ModelOutput
 from glowmap.shapes import Scores, crossed
 from glowmap.targets._target import in_images
@@ -231,7 +231,7 @@ class Unit:
 
     def _unit(self, answer: ModelOutput) -> int:
         count, where = self._units(answer).shape[1], self.layer or f"the embedding of {answer.model}"
-        if not isinstance(self.index, int | np.integer) or isinstance(self.index, bool):
+        if not is_whole_number(self.index):
             raise TargetError(f"a unit is told by its number, not by {self.index!r}; give one from 0 to {count - 1}")
         if not 0 <= self.index < count:
             raise TargetError(f"no unit {self.index} in {where}; give one from 0 to {count - 1}")

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glowmap.errors import Remedy, TargetError
+from glowmap.errors import Remedy, TargetError, is_whole_number
 from glowmap.inputs import Mask, parts_seen, read_masks
 from glowmap.outputs import ModelOutput, background_class
 from glowmap.shapes import PixelSets, Scores, crossed
@@ -124,7 +123,7 @@ class Pixels:
 
     def _around(self, answer: ModelOutput, inside: PixelSets) -> PixelSets | None:
         """Find the ring around each set of pixels, where one is asked for."""
-        if isinstance(self.border, bool) or not isinstance(self.border, int | np.integer) or self.border < 0:
+        if not is_whole_number(self.border, 0):
             raise TargetError(
                 f"a border is so many pixels of the output, not {self.border!r}; give a whole number from 0"
             )

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from glowmap.errors import Remedy, TargetError
+from glowmap.errors import Remedy, TargetError, is_whole_number
 from glowmap.inputs import Shown
 from glowmap.outputs import ModelOutput
 from glowmap.shapes import crossed
@@ -114,7 +114,7 @@ class Object(Region):
         objects, sizes = connected(labels == category)
         order = np.argsort(-sizes, kind="stable")
         number = self.number
-        if isinstance(number, bool) or not isinstance(number, int | np.integer) or not 0 <= number < len(sizes):
+        if not is_whole_number(number, 0, len(sizes)):
             raise TargetError(self._missing(answer, image, category, sizes[order]))
         return torch.from_numpy(objects == order[number] + 1).to(labels.device)
 

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from glowmap.errors import Remedy, TargetError
+from glowmap.errors import Remedy, TargetError, is_whole_number
 from glowmap.outputs import ModelOutput
 from glowmap.shapes import Scores
 
@@ -81,7 +80,7 @@ def _sentences(against: Any) -> tuple[Any, ...]:
 
 
 def _check_word(word: Any) -> None:
-    if word is None or (isinstance(word, int | np.integer) and not isinstance(word, bool)):
+    if word is None or is_whole_number(word):
         return
     if not isinstance(word, str):
         raise TargetError(

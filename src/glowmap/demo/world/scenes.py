@@ -12,7 +12,7 @@ from glowmap.demo.world import vehicles as vehicles
 from glowmap.demo.world.backdrop import Backdrop, draw_backdrop, lit
 from glowmap.demo.world.canvas import NOBODY, Brush, Canvas
 from glowmap.demo.world.kinds import KINDS
-from glowmap.errors import InputError
+from glowmap.errors import InputError, is_whole_number
 
 CLASSES = ("background", *KINDS)
 ROWS, COLUMNS = 128, 192  # what the demo's models take
@@ -90,7 +90,7 @@ def street(seed: int, *, only: str | None = None) -> Street:
     ``only`` names the one kind that stands before the houses and trees, alone and in full view, or is ``EMPTY``: for a
     classifier, whose pictures have one answer. Raises InputError for a kind that is not on the shelf.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+    if not is_whole_number(seed, 0):
         raise InputError(f"a street's seed is a whole number from 0 on, not {seed!r}")
     rng = np.random.default_rng(seed)
     backdrop = Backdrop.drawn_from(rng)
