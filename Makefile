@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+TWO_CORES := -n 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-models test-peers check fix bench bench-methods train docs docs-models clean
+.PHONY: help setup demo test test-shapes test-models test-peers check fix bench bench-methods train docs docs-models clean
 
 help: ## list the chores
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,12 +21,15 @@ $(READY): pyproject.toml
 demo: $(READY) ## explain drawn streets with the models that come along; writes demo-out/
 	$(BIN)/glowmap demo --out demo-out
 
-test: $(READY) ## run the tests on two cores (under ten minutes)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+test: $(READY) ## run the tests on two cores (under four minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(TWO_CORES)
+
+test-shapes: $(READY) ## check every annotation at run time, tensors' shapes too, on one cell of each test (under five minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(TWO_CORES) --representatives --jaxtyping-packages=glowmap,beartype.beartype
 
 test-models: $(READY) ## find the layer of every architecture in tests/zoo (some ten minutes)
 	$(BIN)/python -m pip install --quiet --group models
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 tests/zoo
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(TWO_CORES) tests/zoo
 
 test-peers: $(READY) ## compare with pytorch-grad-cam, TorchCAM and Captum, which it installs (under a minute)
 	$(BIN)/python -m pip install --quiet --group peers

@@ -9,6 +9,31 @@ import torch
 from PIL import Image
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--representatives", action="store_true", help="run each test function once, and each named parameter once"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Under ``--representatives`` keep one cell for each test function, and for each method, target and family.
+
+    The run with shape checks needs no more: annotations belong to call sites, so that the first cell of a test checks them
+    as well as its hundredth. A further cell is kept where one of its parameters is a text that no cell before it had:
+    the name of a method, target, family or kind of model.
+    """
+    if not config.getoption("representatives"):
+        return
+    covered, kept, dropped = set(), [], []
+    for item in items:
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        reached = {(item.path, item.originalname)} | {value for value in parameters if isinstance(value, str)}
+        (dropped if reached <= covered else kept).append(item)
+        covered |= reached
+    items[:] = kept
+    config.hook.pytest_deselected(items=dropped)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     """Two test processes on two cores: more threads than that only wait for each other."""
