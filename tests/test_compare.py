@@ -47,7 +47,7 @@ def test_methods_are_named_or_tuned_and_stand_in_rows(classifier):
     assert [one.method for one in found] == ["hires_cam"] * 2 + ["fem"] * 2
     plain = glowmap.explain(classifier, images(1), target=1, layer=LAYERS[0], method="fem")
     assert not torch.equal(found[2].raw, plain.raw)
-    rows = found._by_question()
+    rows = found._by_target()
     assert [[one.layer for one in row] for row in rows] == [LAYERS[:2], LAYERS[:2]]
     assert (
         found.panel().height
@@ -58,7 +58,7 @@ def test_methods_are_named_or_tuned_and_stand_in_rows(classifier):
 def test_errors_name_the_fact_and_the_remedy(classifier):
     with pytest.raises(MethodError, match="an empty list of methods; give at least one of cam, eigen_cam"):
         glowmap.compare(classifier, images(1), target=1, method=[], layer=LAYERS)
-    with pytest.raises(MethodError, match="fem has no knob 'sigma'; near names: sigmas"):
+    with pytest.raises(MethodError, match="fem has no parameter 'sigma'; near names: sigmas"):
         glowmap.METHODS["fem"].with_parameters(sigma=1.0)
     with pytest.raises(LayerError, match="an empty list of layers"):
         glowmap.compare(classifier, images(1), target=1, layer=[])

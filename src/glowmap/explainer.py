@@ -251,7 +251,7 @@ def _default(question: Target, answer: ModelOutput) -> list[Method]:
 
 
 def _principal(methods: list[Method], kinds: list[str]) -> list[Method]:
-    return [replace(one, principal="principal" in kinds) for one in methods]
+    return [replace(method, reduction="principal") for method in methods] if "principal" in kinds else methods
 
 
 def _explanation(

@@ -20,8 +20,8 @@ METHODS = glowmap.METHODS
         ("occlusion", {"window": "32"}, "window of occlusion is a number or None"),
         ("score_cam", {"corners": "false"}, "corners of score_cam is bool"),
         ("seg_xres_cam", {"pooling": 3}, "pooling of seg_xres_cam is str"),
-        ("grad_cam", {"masks": 3}, "grad_cam has no knob 'masks'; there are none"),
-        ("rise", {"mask": 3}, "rise has no knob 'mask'; near names: masks"),
+        ("grad_cam", {"masks": 3}, "grad_cam has no parameter 'masks'; there are none"),
+        ("rise", {"mask": 3}, "rise has no parameter 'mask'; near names: masks"),
     ],
 )
 def test_a_value_of_another_kind_is_refused(name, parameters, message):
@@ -30,10 +30,10 @@ def test_a_value_of_another_kind_is_refused(name, parameters, message):
 
 
 def test_values_that_fit_are_used():
-    chosen = METHODS["rise"].with_parameters(masks=7).with_parameters(keep=1).chosen
+    chosen = METHODS["rise"].with_parameters(masks=7).with_parameters(keep=1).settings
     assert chosen == {"masks": 7, "keep": 1}
-    assert METHODS["occlusion"].with_parameters(window=4, stride=None).chosen == {"window": 4, "stride": None}
-    assert METHODS["rise"].chosen == {}
+    assert METHODS["occlusion"].with_parameters(window=4, stride=None).settings == {"window": 4, "stride": None}
+    assert METHODS["rise"].settings == {}
 
 
 @pytest.mark.parametrize(
@@ -59,9 +59,9 @@ def test_knobs_are_read_from_text(text, default, value):
 
 def test_a_knob_goes_to_the_methods_that_have_it():
     names = ["rise", "grad_cam"]
-    assert with_parameters(METHODS["rise"], ["masks=50"], names).chosen == {"masks": 50}
-    assert with_parameters(METHODS["grad_cam"], ["masks=50"], names).chosen == {}
-    with pytest.raises(MethodError, match="grad_cam has no knob 'masks'"):
+    assert with_parameters(METHODS["rise"], ["masks=50"], names).settings == {"masks": 50}
+    assert with_parameters(METHODS["grad_cam"], ["masks=50"], names).settings == {}
+    with pytest.raises(MethodError, match="grad_cam has no parameter 'masks'"):
         with_parameters(METHODS["grad_cam"], ["masks=50"], ["grad_cam"])
     with pytest.raises(InputError, match="--set 'masks' cannot be read; write KNOB=VALUE"):
         with_parameters(METHODS["rise"], ["masks"], names)

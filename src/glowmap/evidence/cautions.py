@@ -128,10 +128,10 @@ def _averaged_away(found: MethodMap, layer: str, wording: str) -> list[str]:
 def blind_cautions(method: Method, question: Target) -> list[str]:
     """Say that a method never reads the score, where a question was put, or is for detections, where none was asked about."""
     about = SimilarDetection, Detection, AllDetections, FunctionTarget
-    if method.name == "d_rise" and not any(isinstance(one, about) for one in leaves(question)):
+    if method.for_detections and not any(isinstance(one, about) for one in leaves(question)):
         return [
-            "d_rise shows how well a detection survives, and this question is about none: the map is that of rise with finer "
-            "masks; ask about a detection"
+            f"{method.name} shows how well a detection survives, and this question is about none: the map is that of rise with "
+            "finer masks; ask about a detection"
         ]
     if {*method.needs} - {"activations"} or isinstance(question, Predicted):
         return []

@@ -135,7 +135,7 @@ class AttentionGradients:
     @property
     def _pooled(self) -> AttentionEdge | None:
         """Return the one attention over the patches through which all is read, whose own queries do not look at themselves."""
-        patched = self.attention.patched
+        patched = self.attention.patch_sequence
         read = [link for link, slope in zip(self.links, self.output_gradients, strict=True) if slope.any()]
         readers = [link for link in read if link.over == patched and link.of != patched]
         alone = len(readers) == 1 and not any(link.of == link.over == readers[0].of for link in read)
@@ -143,8 +143,8 @@ class AttentionGradients:
 
     def _blocks(self) -> "list[_Around]":
         """Find the modules that are the blocks of the patches: the outermost around one attention that return tokens."""
-        patched = self.attention.patched
-        last = self.attention.last_read(self.output_gradients, of=patched, over=patched)
+        patched = self.attention.patch_sequence
+        last = self.attention.last_used(self.output_gradients, queries=patched, keys=patched)
         own = [link.seen for link in self.links[: last + 1] if link.of == link.over == patched]
         shape = (len(self.images), own[0].weights.shape[-1])
         found: list[_Around] = []

@@ -1,6 +1,6 @@
-"""Masks: what methods multiply an image or a layer's maps by before they ask the model again.
+"""Masks: what methods multiply an image or activations by before they run the model again.
 
-One code for signals, pictures and volumes: what is a product of its axes is kept as one small matrix an axis.
+The same code serves signals, pictures and volumes. A mask that is a product of its axes is kept as a small matrix for each axis.
 """
 
 from collections.abc import Sequence
@@ -12,64 +12,67 @@ from torch import Tensor
 from glowmap.errors import MethodError
 
 
-def at_least(least: int, **knob: int) -> None:
-    """Refuse a knob that is too small to mean anything."""
-    for name, value in knob.items():
+def check_least(least: int, **parameters: int) -> None:
+    """Raise MethodError for a parameter below ``least``."""
+    for name, value in parameters.items():
         if value < least:
             raise MethodError(f"{name} is {value}; give at least {least}")
 
 
-def enlarged(maps: Tensor, size: Sequence[int], *, corners: bool = False) -> Tensor:
-    """Bring maps (batch x channel x space) to another size; with ``corners`` the outer cells' centres lie on the edge."""
+def resize(maps: Tensor, size: Sequence[int], *, corners: bool = False) -> Tensor:
+    """Interpolate maps, batch x channel x grid, (bi-, tri-) linearly to another size.
+
+    With ``corners`` the centres of the outer cells lie on the edge of the result.
+    """
     mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(size)]
     return F.interpolate(maps, tuple(size), mode=mode, align_corners=corners)
 
 
-def between(maps: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Say where values lie between two others, 0 at the one and 1 at the other; 0 where the two are one."""
+def rescale(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Map ``low`` to 0 and ``high`` to 1 linearly; all values to 0 where the two are equal."""
     span = high - low
-    return torch.where(span == 0, 0, (maps - low) / span.masked_fill(span == 0, 1))
+    return torch.where(span == 0, 0, (values - low) / span.masked_fill(span == 0, 1))
 
 
-def above_least(maps: Tensor) -> Tensor:
-    """Count a map of scores from its least value, so that the heatmap's ReLU cuts nothing off."""
+def min_max(maps: Tensor) -> Tensor:
+    """Rescale each map of batch x channel x grid to [0, 1]; a flat map becomes zero."""
+    grid = tuple(range(2, maps.ndim))
+    return rescale(maps, maps.amin(grid, keepdim=True), maps.amax(grid, keepdim=True))
+
+
+def subtract_minimum(maps: Tensor) -> Tensor:
+    """Subtract from each map of scores its least value, so that the ReLU of the heatmap cuts nothing off."""
     return maps - maps.flatten(1).amin(1).reshape(-1, *[1] * (maps.ndim - 1))
 
 
 def above_rounding(scores: Tensor, changed: Tensor) -> Tensor:
-    """Subtract scores, and give 0 where the difference is no more than their rounding, which would pass for a map."""
+    """Subtract ``changed`` from ``scores``, and give 0 where the difference is within their rounding error."""
     drops = scores - changed
     return torch.where(drops.abs() > 16 * torch.finfo(drops.dtype).eps * scores.abs(), drops, 0)
 
 
-def stretched(maps: Tensor) -> Tensor:
-    """Stretch each map of batch x channel x space to [0, 1]; one that is flat has nothing to show and becomes zero."""
-    space = tuple(range(2, maps.ndim))
-    return between(maps, maps.amin(space, keepdim=True), maps.amax(space, keepdim=True))
-
-
-def masked(images: Tensor, masks: Tensor) -> Tensor:
-    """Multiply an image by masks: a copy a mask, of the image's own type."""
+def apply_masks(images: Tensor, masks: Tensor) -> Tensor:
+    """Multiply an image by masks. Returns one copy for each mask, of the image's dtype."""
     return (images * masks).to(images.dtype)
 
 
-def products(axes: Sequence[Tensor], part: slice) -> Tensor:
-    """Multiply out a slice of all combinations of one row an axis: count x 1 x space, the last axis's rows running fastest.
+def outer_product(axes: Sequence[Tensor], part: slice) -> Tensor:
+    """Compute a slice of all outer products of one row from each axis: count x 1 x grid.
 
-    Each axis is a matrix, choices x cells.
+    Each axis is a matrix, choices x cells. The rows of the last axis vary fastest.
     """
-    places = torch.unravel_index(torch.arange(part.start, part.stop), tuple(len(axis) for axis in axes))
+    rows = torch.unravel_index(torch.arange(part.start, part.stop), tuple(len(axis) for axis in axes))
     masks = axes[0].new_ones([part.stop - part.start] + [1] * len(axes))
-    for number, (axis, place) in enumerate(zip(axes, places, strict=True), start=1):
-        shape = [len(place)] + [1] * len(axes)
+    for number, (axis, row) in enumerate(zip(axes, rows, strict=True), start=1):
+        shape = [len(row)] + [1] * len(axes)
         shape[number] = axis.shape[1]
-        masks = masks * axis[place.to(axis.device)].reshape(shape)
+        masks = masks * axis[row.to(axis.device)].reshape(shape)
     return masks[:, None]
 
 
-def along(values: Tensor, axes: Sequence[Tensor]) -> Tensor:
-    """Multiply the last axes of ``values`` by one matrix each, from x to."""
+def apply_separable(values: Tensor, axes: Sequence[Tensor]) -> Tensor:
+    """Multiply each of the last axes of ``values`` by a matrix, old size x new size."""
     first = values.ndim - len(axes)
-    for axis in axes:  # what was multiplied goes to the end, so that after a full turn all lie as before
+    for axis in axes:  # a multiplied axis goes to the end, so that after all of them the order is as before
         values = torch.tensordot(values, axis, dims=([first], [0]))
     return values

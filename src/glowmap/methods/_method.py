@@ -11,7 +11,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor
 
@@ -28,9 +28,10 @@ MakeBatch: TypeAlias = Callable[[slice], Tensor]
 
 @runtime_checkable
 class Query(Protocol):
-    """Ask the model about ``count`` changed inputs of one image, made a chunk at a time so that they never lie in memory at once.
+    """Run the model on ``count`` changed inputs of one image, and return a score or a gradient for each.
 
-    ``make`` gets a slice of ``range(count)`` and returns so many inputs: maps or images. The answer has ``count`` rows.
+    ``make`` gets a slice of ``range(count)`` and returns that many inputs: images or activations. They are made a chunk at a
+    time, so that they never lie in memory at once. What is returned has ``count`` rows.
     """
 
     def __call__(self, count: int, make: MakeBatch) -> Any: ...
@@ -38,79 +39,77 @@ class Query(Protocol):
 
 @dataclass(frozen=True)
 class Method:
-    """A member of the shelf: the function, what it needs, when to use it, where it comes from, and how its knobs are set."""
+    """A registered method: its function, the evidence it needs, its parameters, when to use it and its paper."""
 
     name: str
     function: Callable[..., RawMaps]
     needs: tuple[str, ...]
-    parameters: Mapping[str, Any]
+    parameters: Mapping[str, Any]  # their defaults
     use: str
     paper: str
     passes: str = ""  # what it costs beside the first forward pass, where its evidence does not tell
-    pools: bool = False  # it weighs whole channels by an average of their gradients, so it fits heads that pool
+    pools: bool = False  # it weighs channels by an average of their gradients, so it fits heads that pool
     slow: bool = False  # its arithmetic takes longer than the model's passes
-    chosen: Mapping[str, Any] = field(default_factory=dict)
-    principal: bool = False  # the channels' first principal component in the place of their sum
+    for_detections: bool = False  # its maps mean something for targets that are detections
+    settings: Mapping[str, Any] = field(default_factory=dict)  # the parameters that are not at their defaults
+    reduction: Literal["sum", "principal"] = "sum"  # how its terms become one map: their sum, or a principal component
 
     @property
     def summary(self) -> str:
-        """The first sentence of the function's docstring."""
-        return inspect.getdoc(self.function).split("\n\n")[0].replace("\n", " ")  # type: ignore[union-attr] # put() checks
+        """The first paragraph of the function's docstring."""
+        return inspect.getdoc(self.function).split("\n\n")[0].replace("\n", " ")  # type: ignore[union-attr] # method() checks
 
     def with_parameters(self, **parameters: Any) -> "Method":
-        """Copy with other values of the method's own knobs. MethodError for a knob that it does not have."""
-        for name in parameters:
+        """Copy with other values of parameters. Raises MethodError for a parameter that the method does not have."""
+        for name, value in parameters.items():
             if name not in self.parameters:
-                raise MethodError(f"{self.name} has no knob {name!r}; {near_names(name, self.parameters)}")
-            self._check(name, parameters[name])
-        return replace(self, chosen={**self.chosen, **parameters})
+                raise MethodError(f"{self.name} has no parameter {name!r}; {near_names(name, self.parameters)}")
+            self._check(name, value)
+        return replace(self, settings={**self.settings, **parameters})
 
     def _check(self, name: str, value: Any) -> None:
-        """Refuse a value of another kind than the knob's default; None stands for a number that is found by itself."""
+        """Refuse a value of another type than the parameter's default. A default of None stands for a number."""
         default = self.parameters[name]
-        number = is_number(value) and math.isfinite(value)
-        whole = number and isinstance(value, int)
-        fits = {bool: isinstance(value, bool), int: whole, float: number, str: isinstance(value, str)}
-        if not fits.get(type(default), value is None or number):
-            kind = (
-                "a number or None"
-                if default is None
-                else {int: "a whole number"}.get(type(default), type(default).__name__)
-            )
+        is_finite = is_number(value) and math.isfinite(value)
+        is_whole = is_finite and isinstance(value, int)
+        fits = {bool: isinstance(value, bool), int: is_whole, float: is_finite, str: isinstance(value, str)}
+        if not fits.get(type(default), value is None or is_finite):
+            names = {int: "a whole number", type(None): "a number or None"}
+            kind = names.get(type(default), type(default).__name__)
             raise MethodError(f"{name} of {self.name} is {kind} (by default {default}), not {value!r}")
 
     def __call__(self, **evidence: Any) -> RawMaps:
-        """Apply the method to its evidence, and add up its channels where it leaves that open."""
-        maps = self.function(**evidence, **self.chosen)
-        several = "activations" in evidence and maps.ndim == evidence["activations"].ndim
-        if self.principal and not several:
+        """Compute the raw maps from the evidence, and reduce terms over their channels."""
+        maps = self.function(**evidence, **self.settings)
+        are_terms = "activations" in evidence and maps.ndim == evidence["activations"].ndim
+        if self.reduction == "sum":
+            return maps.sum(1) if are_terms else maps
+        if not are_terms:
             raise MethodError(f"{self.name} adds up no channels, of which a principal component could be taken")
-        if self.principal:
-            return principal_component(maps, facing="mean")
-        return maps.sum(1) if several else maps
+        return principal_component(maps, facing="mean")
 
 
 METHODS: Registry[Method] = Registry("method", MethodError)
 
 
 def method(
-    *, paper: str, use: str, passes: str = "", pools: bool = False, slow: bool = False
+    *, paper: str, use: str, passes: str = "", pools: bool = False, slow: bool = False, for_detections: bool = False
 ) -> Callable[[Callable[..., RawMaps]], Callable[..., RawMaps]]:
     """Register a function as a method under its own name. Its positional parameters name the evidence that it needs.
 
-    ``passes`` says what a method that runs the model again costs beside the first forward pass, with its default parameters;
-    ``pools`` that it weighs whole channels by an average of their gradients; ``slow`` that its arithmetic takes longer than the
-    model's passes. Raises TypeError for a function without a docstring.
+    ``passes`` says what a method that runs the model again costs beside the first forward pass, with its default parameters. For
+    the other arguments see :class:`Method`. Raises TypeError for a function without a docstring.
     """
 
     def register(function: Callable[..., RawMaps]) -> Callable[..., RawMaps]:
         signature = inspect.signature(function).parameters
-        parameters = {name: one.default for name, one in signature.items() if one.kind is one.KEYWORD_ONLY}
+        parameters = {name: entry.default for name, entry in signature.items() if entry.kind is entry.KEYWORD_ONLY}
         needs = tuple(name for name in signature if name not in parameters)
+        name = function.__name__
         if not inspect.getdoc(function):
-            raise TypeError(f"{function.__name__} has no docstring; its first sentence is what users choose by")
+            raise TypeError(f"{name} has no docstring; its first sentence is what users choose by")
         METHODS.register(
-            function.__name__, Method(function.__name__, function, needs, parameters, use, paper, passes, pools, slow)
+            name, Method(name, function, needs, parameters, use, paper, passes, pools, slow, for_detections)
         )
         return function
 
@@ -122,15 +121,10 @@ def read_methods(method: Any) -> list[Method]:
     methods = method if isinstance(method, list | tuple) else [method]
     if not methods:
         raise MethodError(f"an empty list of methods; give at least one of {', '.join(METHODS)}")
-    return [_method(entry) for entry in methods]
-
-
-def _method(method: Any) -> Method:
-    if isinstance(method, Method):
-        return method
-    if not isinstance(method, str):
-        raise MethodError(f"a method is a name ({', '.join(METHODS)}), not {type(method).__name__}")
-    return METHODS[method]
+    for entry in methods:
+        if not isinstance(entry, Method | str):
+            raise MethodError(f"a method is a name ({', '.join(METHODS)}), not {type(entry).__name__}")
+    return [METHODS[entry] if isinstance(entry, str) else entry for entry in methods]
 
 
 def read_smoothing(smooth: Any) -> list[str]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from glowmap.errors import MethodError
 from glowmap.methods._attention import Attention, Block
-from glowmap.methods._masks import between, enlarged, stretched
+from glowmap.methods._masks import min_max, rescale, resize
 from glowmap.methods._method import Query, method
 from glowmap.shapes import Images, Maps, RawMaps
 
@@ -52,10 +52,11 @@ def rollout(attention: Attention, output_gradients: Sequence[Tensor]) -> RawMaps
     decides which rows those are, and nothing else. The blocks are those of the patches' own sequence, up to the last that the
     score depends on.
     """
-    last = attention.last_read(output_gradients, of=attention.patched, over=attention.patched)
-    rows = attention.reading(output_gradients[last])
+    patches = attention.patch_sequence
+    last = attention.last_used(output_gradients, queries=patches, keys=patches)
+    rows = attention.readout(output_gradients[last])
     for block in reversed(attention.blocks[: last + 1]):
-        if block.of == block.over == attention.patched:
+        if block.query_sequence == block.key_sequence == patches:
             mixed = block.weights.mean(1) + torch.eye(block.weights.shape[-1]).to(block.weights)
             rows = (rows[:, None] @ (mixed / mixed.sum(2, keepdim=True)))[:, 0]
     return attention.maps(rows)
@@ -74,10 +75,10 @@ def gae(attention: Attention, attention_gradients: Sequence[Tensor], output_grad
     which neither is made of the other are taken at once. An encoder that never looks at its decoder has R^ts = 0, which gives the
     paper's rule for DETR. The map is the row of the token that is read out, without the patches' own I.
     """
-    last = attention.last_read(output_gradients)
+    last = attention.last_used(output_gradients)
     blocks = attention.blocks[: last + 1]
     relevance = _relevance(blocks, attention_gradients)
-    reader, patched = blocks[-1].of, attention.patched
+    reader, patched = blocks[-1].query_sequence, attention.patch_sequence
     if (reader, patched) not in relevance:
         raise MethodError(
             f"no chain of attentions leads from the patches to what {attention.model} reads out, as it joins or merges tokens on "
@@ -86,7 +87,7 @@ def gae(attention: Attention, attention_gradients: Sequence[Tensor], output_grad
     found = relevance[reader, patched]
     if reader == patched:
         found = found - torch.eye(found.shape[-1]).to(found)
-    return attention.maps((attention.reading(output_gradients[last])[:, None] @ found)[:, 0])
+    return attention.maps((attention.readout(output_gradients[last])[:, None] @ found)[:, 0])
 
 
 @method(
@@ -117,7 +118,7 @@ def grad_eclip(attention: Attention, output_gradients: Sequence[Tensor]) -> RawM
     patches, in the place of the softmax, which leaves most patches nothing. Where several tokens are read out, each adds
     a map of its own. Where all patches are equally like the query, lambda is 1.
     """
-    last = attention.last_read(output_gradients, over=attention.patched)
+    last = attention.last_used(output_gradients, keys=attention.patch_sequence)
     block, gradients = attention.blocks[last], output_gradients[last]
     if block.queries is None or block.keys is None:
         raise MethodError(
@@ -127,7 +128,7 @@ def grad_eclip(attention: Attention, output_gradients: Sequence[Tensor]) -> RawM
     queries, keys = (F.normalize(one.transpose(1, 2).flatten(2), dim=2) for one in (block.queries, block.keys))
     alike = (queries @ keys.transpose(1, 2))[:, :, attention.patches]
     low, high = alike.amin(2, keepdim=True), alike.amax(2, keepdim=True)
-    loosened = torch.where(high > low, between(alike, low, high), 1)
+    loosened = torch.where(high > low, rescale(alike, low, high), 1)
     handed_on = (gradients @ block.values.transpose(2, 3)).sum(1)[:, :, attention.patches]
     return (handed_on * loosened).sum(1).reshape(len(alike), *attention.grid)
 
@@ -162,14 +163,14 @@ def vit_cx(
         raise MethodError(
             f"vit_cx takes a distance in (0, 1] and noise of at least 0, not {distance:g} and {noise:g}; try 0.1 for both"
         )
-    masks = _cluster_masks(stretched(activations)[0], distance)
+    masks = _cluster_masks(min_max(activations)[0], distance)
     seeds: list[int] = torch.randint(2**62, (len(masks),), generator=torch.Generator().manual_seed(seed)).tolist()
     shape = images.shape[1:]
 
     def make(part: slice) -> Tensor:
         items = range(2 * len(masks))[part]
         draws = [torch.randn(shape, generator=torch.Generator().manual_seed(seeds[i % len(masks)])) for i in items]
-        shown = enlarged(masks[[i % len(masks) for i in items], None], shape[1:])
+        shown = resize(masks[[i % len(masks) for i in items], None], shape[1:])
         hidden = torch.tensor([i < len(masks) for i in items], device=images.device).reshape(-1, *[1] * len(shape))
         return images * torch.where(hidden, shown, 1) + noise * torch.stack(draws).to(images) * (1 - shown)
 
@@ -192,39 +193,41 @@ def _cluster_masks(maps: Tensor, distance: float) -> Tensor:
             f"all channels of the layer are within a distance of {distance:g} of each other, so that vit_cx has but one mask and "
             "nothing to compare; give a smaller distance"
         )
-    return stretched(sums[None])[0]
+    return min_max(sums[None])[0]
 
 
 def _relevance(blocks: Sequence[Block], gradients: Sequence[Tensor]) -> dict[tuple[int, int], Tensor]:
-    """Follow what each sequence is relevant to each other through the blocks, by Chefer's rules."""
-    found: dict[tuple[int, int], Tensor] = {}
+    """Compute by Chefer's rules how relevant each sequence (second in the key) is to each other (first in the key)."""
+    relevance: dict[tuple[int, int], Tensor] = {}
     for block in blocks:
-        for number, count in ((block.of, block.weights.shape[-2]), (block.over, block.weights.shape[-1])):
-            found[number, number] = torch.eye(count).to(block.weights).expand(len(block.weights), -1, -1)
-    before, previous = found, None
+        queries, keys = block.weights.shape[-2:]
+        for number, count in ((block.query_sequence, queries), (block.key_sequence, keys)):
+            relevance[number, number] = torch.eye(count).to(block.weights).expand(len(block.weights), -1, -1)
+    before, previous = relevance, None
     for number, (block, gradient) in enumerate(zip(blocks, gradients, strict=False)):
-        mirrored = previous is not None and (previous.of, previous.over) == (block.over, block.of)
-        at_once = mirrored and block.of != block.over and number - 1 not in block.after
-        added = _added(before if at_once else found, block, (gradient * block.weights).relu().mean(1))
-        before, previous = found, block
-        found = {**found, **{key: found[key] + more if key in found else more for key, more in added.items()}}
-    return found
+        pair = block.query_sequence, block.key_sequence
+        mirrors = previous is not None and (previous.key_sequence, previous.query_sequence) == pair
+        at_once = mirrors and pair[0] != pair[1] and number - 1 not in block.inputs
+        added = _added(before if at_once else relevance, block, (gradient * block.weights).relu().mean(1))
+        before, previous = relevance, block
+        relevance = relevance | {key: relevance[key] + new if key in relevance else new for key, new in added.items()}
+    return relevance
 
 
-def _added(known: dict[tuple[int, int], Tensor], block: Block, weighed: Tensor) -> dict[tuple[int, int], Tensor]:
-    """Tell what one block adds to the relevance of sequences to the one that asks."""
-    s, t = block.of, block.over
+def _added(relevance: dict[tuple[int, int], Tensor], block: Block, weighed: Tensor) -> dict[tuple[int, int], Tensor]:
+    """Compute what one block adds to the relevance of sequences to the sequence of its queries."""
+    s, t = block.query_sequence, block.key_sequence
     if s == t:
-        return {(s, other): weighed @ relevance for (one, other), relevance in known.items() if one == s}
-    added = {(s, t): _evened(known[s, s]).transpose(1, 2) @ weighed @ _evened(known[t, t])}
-    if (t, s) in known:
-        added[s, s] = weighed @ known[t, s]
+        return {(s, source): weighed @ matrix for (to, source), matrix in relevance.items() if to == s}
+    added = {(s, t): _normalised(relevance[s, s]).transpose(1, 2) @ weighed @ _normalised(relevance[t, t])}
+    if (t, s) in relevance:
+        added[s, s] = weighed @ relevance[t, s]
     return added
 
 
-def _evened(relevance: Tensor) -> Tensor:
-    """Give what came from others, row by row, the same weight as a token has for itself."""
-    itself = torch.eye(relevance.shape[-1]).to(relevance)
-    others = relevance - itself
+def _normalised(relevance: Tensor) -> Tensor:
+    """Scale each row of ``relevance - I`` to the sum 1, and add I again: a token counts as much as all others together."""
+    identity = torch.eye(relevance.shape[-1]).to(relevance)
+    others = relevance - identity
     sums = others.sum(2, keepdim=True)
-    return torch.where(sums == 0, 0, others / sums.masked_fill(sums == 0, 1)) + itself
+    return torch.where(sums == 0, 0, others / sums.masked_fill(sums == 0, 1)) + identity

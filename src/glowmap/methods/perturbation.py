@@ -11,15 +11,15 @@ from torch import Tensor
 
 from glowmap.errors import MethodError
 from glowmap.methods._masks import (
-    above_least,
     above_rounding,
-    along,
-    at_least,
-    between,
-    enlarged,
-    masked,
-    products,
-    stretched,
+    apply_masks,
+    apply_separable,
+    check_least,
+    min_max,
+    outer_product,
+    rescale,
+    resize,
+    subtract_minimum,
 )
 from glowmap.methods._method import Query, method
 from glowmap.shapes import Images, Maps, RawMaps
@@ -42,7 +42,7 @@ def score_cam(activations: Maps, images: Images, rescore_images: Query, *, corne
     """
 
     def make(part: slice) -> Tensor:
-        return masked(images, _channel_masks(activations[:, part], images, corners=corners))
+        return apply_masks(images, _channel_masks(activations[:, part], images, corners=corners))
 
     return _weighed(activations, rescore_images(activations.shape[1], make).softmax(0))
 
@@ -61,14 +61,14 @@ def ss_cam(
     The noise e_n is normal, of deviation ``spread``, a value a pixel, and the same for all channels, which are so compared on
     equal terms; as in torch-cam the sum is not cut back to [0, 1]. It is drawn from ``seed``, ``samples`` times.
     """
-    at_least(1, samples=samples)
+    check_least(1, samples=samples)
     generator, channels = torch.Generator().manual_seed(seed), activations.shape[1]
     drawn = torch.randn(samples, 1, *images.shape[2:], generator=generator).to(activations.device, activations.dtype)
 
     def make(part: slice) -> Tensor:
         item = torch.arange(part.start, part.stop, device=activations.device)
         noise = spread * drawn[item // channels]
-        return masked(images, _channel_masks(activations[:, item % channels], images) + noise)
+        return apply_masks(images, _channel_masks(activations[:, item % channels], images) + noise)
 
     scores: Tensor = rescore_images(samples * channels, make)
     return _weighed(activations, scores.reshape(samples, channels).mean(0).softmax(0))
@@ -86,13 +86,13 @@ def is_cam(activations: Maps, images: Images, rescore_images: Query, *, steps: i
     ``steps`` and M_k as in ``score_cam``. torch-cam adds the factors n/N up, to 5.5 with ten of them, and so shows the model
     images brighter than any; here none exceeds 1.
     """
-    at_least(1, steps=steps)
+    check_least(1, steps=steps)
     channels, axes = activations.shape[1], images.ndim - 2
 
     def make(part: slice) -> Tensor:
         item = torch.arange(part.start, part.stop, device=activations.device)
         strength = ((1 + item // channels).to(activations.dtype) / steps).reshape(-1, 1, *[1] * axes)
-        return masked(images, strength * _channel_masks(activations[:, item % channels], images))
+        return apply_masks(images, strength * _channel_masks(activations[:, item % channels], images))
 
     scores: Tensor = rescore_images(steps * channels, make)
     return _weighed(activations, scores.reshape(steps, channels).mean(0).softmax(0))
@@ -111,7 +111,7 @@ def gscore_cam(
     ``score_cam`` of the ``channels`` with the largest ``1/Z sum_ij G_kij``, signed; the others weigh nothing. (The authors'
     code takes the softmax over all channels, with 0 for the score of those that were never asked about.)
     """
-    at_least(1, channels=channels)
+    check_least(1, channels=channels)
     best = gradients.flatten(2).mean(2)[0].argsort(descending=True, stable=True)[:channels]
     return score_cam(activations[:, best], images, rescore_images).sum(1)
 
@@ -141,16 +141,16 @@ def group_cam(
     the layer's resolution, becomes that one when it is enlarged. The blur is a Gaussian of ``blur`` pixels to each side with
     twice that deviation, as the authors use on 224 x 224, weighing at the edges only pixels that are there.
     """
-    at_least(1, groups=groups, blur=blur)
+    check_least(1, groups=groups, blur=blur)
     if not 0 <= threshold <= 1:
         raise MethodError(f"threshold is a share of the cells and {threshold} is none; give one in [0, 1]")
     masks = _group_masks(activations, gradients, images, groups, threshold)
     sharp = images.to(activations.dtype)
-    blurred = along(sharp, [_blurring(side, blur, sharp) for side in images.shape[2:]])
+    blurred = apply_separable(sharp, [_blurring(side, blur, sharp) for side in images.shape[2:]])
     shown = torch.cat([torch.zeros_like(masks[:, :1]), masks], 1)[0][:, None]  # first, none of it: the blurred image
 
     def make(part: slice) -> Tensor:
-        through = enlarged(shown[part], images.shape[2:])
+        through = resize(shown[part], images.shape[2:])
         return (sharp * through + blurred * (1 - through)).to(images.dtype)
 
     scores: Tensor = rescore_images(len(shown), make)
@@ -193,11 +193,11 @@ def recipro_cam(activations: Maps, rescore_maps: Query, *, radius: int = 1) -> R
     authors' code spreads the vector of the centre cell over the window; the paper, as here, multiplies the maps. They show class
     probabilities, stretched to [0, 1]; here it is whatever score is asked for.
     """
-    at_least(0, radius=radius)
+    check_least(0, radius=radius)
     space = activations.shape[2:]
     bells = [_bell(side, radius, activations) for side in space]
-    scores: Tensor = rescore_maps(space.numel(), lambda part: activations * products(bells, part))
-    return above_least(scores.to(activations.dtype).reshape(1, *space))
+    scores: Tensor = rescore_maps(space.numel(), lambda part: activations * outer_product(bells, part))
+    return subtract_minimum(scores.to(activations.dtype).reshape(1, *space))
 
 
 @method(
@@ -212,14 +212,14 @@ def opti_cam(activations: Maps, images: Images, input_gradients: Query, *, steps
     ``s(x * minmax(U(sum_k w_k A_k)))``. The authors' code rectifies A first and stops when the score falls; here neither is
     done. The map says what suffices for a high score, which need not be what made it.
     """
-    at_least(1, steps=steps)
+    check_least(1, steps=steps)
     logits = torch.zeros(activations.shape[1], dtype=activations.dtype, device=activations.device, requires_grad=True)
     climb = torch.optim.Adam([logits], lr=rate, maximize=True)
     for _ in range(steps):
         with torch.enable_grad():
             combined = _weighed(activations, logits.softmax(0)).sum(1, keepdim=True)
-            mask = stretched(enlarged(combined, images.shape[2:]))
-        shown = masked(images, mask.detach())
+            mask = min_max(resize(combined, images.shape[2:]))
+        shown = apply_masks(images, mask.detach())
         slopes: Tensor = input_gradients(1, shown.__getitem__)
         up = (images * slopes).sum(1, keepdim=True).to(mask.dtype)
         (logits.grad,) = torch.autograd.grad(mask, logits, up)
@@ -235,7 +235,7 @@ def _weighed(maps: Tensor, weights: Tensor) -> Tensor:
 def _channel_masks(maps: Tensor, images: Tensor, *, corners: bool = False) -> Tensor:
     """Make one mask of the image from each channel of its maps: channel x 1 x pixels."""
     size = images.shape[2:]
-    masks = stretched(enlarged(maps, size, corners=True)) if corners else enlarged(stretched(maps), size)
+    masks = min_max(resize(maps, size, corners=True)) if corners else resize(min_max(maps), size)
     return masks.transpose(0, 1)
 
 
@@ -247,8 +247,8 @@ def _group_masks(activations: Tensor, gradients: Tensor, images: Tensor, groups:
     for group in terms.tensor_split(min(groups, terms.shape[1]), 1):
         summed = group.sum(1, keepdim=True).relu()
         kept = torch.where(summed > summed.flatten().quantile(threshold), summed, 0)
-        large = enlarged(kept, images.shape[2:])
-        masks.append(between(kept, large.min(), large.max()))
+        large = resize(kept, images.shape[2:])
+        masks.append(rescale(kept, large.min(), large.max()))
     return torch.cat(masks, 1)
 
 

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from glowmap.errors import MethodError
-from glowmap.methods._masks import above_least, above_rounding, along, at_least, enlarged, masked, products
+from glowmap.methods._masks import (
+    above_rounding,
+    apply_masks,
+    apply_separable,
+    check_least,
+    outer_product,
+    resize,
+    subtract_minimum,
+)
 from glowmap.methods._method import Query, method
 from glowmap.shapes import Images, RawMaps, Scores
 
@@ -40,6 +48,7 @@ def rise(
     paper="Petsiuk et al., CVPR 2021, arXiv:2006.03204, section 3",
     use="detectors, with a target that compares detections",
     passes="5000",
+    for_detections=True,
 )
 def d_rise(
     images: Images, rescore_images: Query, *, masks: int = 5000, cells: int = 16, keep: float = 0.5, seed: int = 0
@@ -78,31 +87,31 @@ def occlusion(
         window = max(1, round(min((side for side in sides if side > 1), default=1) / 8))
     if stride is None:
         stride = max(1, window // 2)
-    at_least(1, window=window, stride=stride)
+    check_least(1, window=window, stride=stride)
     if stride > window:
         raise MethodError(f"a stride of {stride} skips pixels between windows of {window}; give at most {window}")
     windows = [_windows(side, window, stride).to(scores) for side in sides]
     counts = torch.Size(len(axis) for axis in windows)
 
     def make(part: slice) -> Tensor:
-        return torch.where(products(windows, part) > 0, value, images)
+        return torch.where(outer_product(windows, part) > 0, value, images)
 
     drops = above_rounding(scores, rescore_images(counts.numel(), make)).reshape(counts)
-    return (along(drops, windows) / along(torch.ones_like(drops), windows))[None]
+    return (apply_separable(drops, windows) / apply_separable(torch.ones_like(drops), windows))[None]
 
 
 def _scored_masks(images: Tensor, ask: Query, count: int, cells: int, keep: float, seed: int) -> Tensor:
     """Average random masks, each times the score of the image seen through it."""
-    at_least(1, masks=count, cells=cells)
+    check_least(1, masks=count, cells=cells)
     if not 0 < keep <= 1:
         raise MethodError(f"keep is the probability that a cell is shown and {keep} is none; give one in (0, 1]")
     make = _random_masks(images, count, cells, keep, seed)
-    scores: Tensor = ask(count, lambda part: masked(images, make(part)))
+    scores: Tensor = ask(count, lambda part: apply_masks(images, make(part)))
     total = torch.zeros(images.shape[2:], dtype=images.dtype, device=images.device)
     for start in range(0, count, _SUMMED_AT_ONCE):  # made again rather than kept: all of them are gigabytes
         part = slice(start, min(start + _SUMMED_AT_ONCE, count))
         total += torch.tensordot(scores[part].to(total.dtype), make(part)[:, 0], 1)
-    return above_least((total / (count * keep))[None])
+    return subtract_minimum((total / (count * keep))[None])
 
 
 def _random_masks(images: Tensor, count: int, cells: int, keep: float, seed: int) -> Callable[[slice], Tensor]:
@@ -112,7 +121,7 @@ def _random_masks(images: Tensor, count: int, cells: int, keep: float, seed: int
     grids = torch.rand(count, *[cells] * len(size), generator=generator) < keep
     shifts = [torch.randint(step, (count,), generator=generator) for step in steps]
     unit = torch.eye(cells, dtype=images.dtype)[:, None]
-    shares = [enlarged(unit, [(cells + 1) * step])[:, 0] for step in steps]  # of each cell in each pixel, along an axis
+    shares = [resize(unit, [(cells + 1) * step])[:, 0] for step in steps]  # of each cell in each pixel, along an axis
 
     def make(part: slice) -> Tensor:
         masks = grids[part].to(images)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from glowmap.errors import MethodError
-from glowmap.methods._masks import enlarged
+from glowmap.methods._masks import resize
 from glowmap.registry import Registry
 from glowmap.shapes import Heatmaps, Images, RawMaps
 
@@ -105,7 +105,7 @@ def _scaled(size: tuple[int, ...], factor: float) -> Variant:
 
 def _resized(values: Tensor, size: tuple[int, ...]) -> Tensor:
     wide = values if values.dtype == torch.float64 else values.float()
-    return enlarged(wide, size).to(values.dtype)
+    return resize(wide, size).to(values.dtype)
 
 
 def resized_like(values: Tensor, like: Tensor) -> Tensor:

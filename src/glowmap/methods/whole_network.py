@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from glowmap.errors import MethodError
-from glowmap.methods._masks import enlarged, masked, stretched
+from glowmap.methods._masks import apply_masks, min_max, resize
 from glowmap.methods._method import Query, method
 from glowmap.shapes import Images, Maps, RawMaps, Scores
 
@@ -129,7 +129,7 @@ def guided_grad_cam(activations: Maps, gradients: Maps, guided_gradients: Images
     """
     space = tuple(range(2, gradients.ndim))
     cam = (gradients.mean(space, keepdim=True) * activations).sum(1, keepdim=True).relu()
-    return (guided_gradients * enlarged(cam, guided_gradients.shape[2:]).to(guided_gradients.dtype)).sum(1)
+    return (guided_gradients * resize(cam, guided_gradients.shape[2:]).to(guided_gradients.dtype)).sum(1)
 
 
 @method(
@@ -164,7 +164,7 @@ def _spread_out(term: Maps, size: torch.Size) -> PixelMaps:
     span = strength.flatten(1).amax(1).reshape(low.shape) - low
     scaled = torch.where(span == 0, 0, (strength - low) / span)
     # enlarging is linear: the sum of the channels is enlarged in their place
-    return enlarged(scaled.sum(1, keepdim=True), size, corners=True)[:, 0]
+    return resize(scaled.sum(1, keepdim=True), size, corners=True)[:, 0]
 
 
 @method(
@@ -193,8 +193,8 @@ def poly_cam(
         weighed = _poly_weights(maps, images, scores, rescore_images, weights)
         signed = (weighed.reshape(1, -1, *[1] * (maps.ndim - 2)) * maps).sum(1, keepdim=True)
         if number:
-            mean = enlarged(enlarged(signed.relu(), fused.shape[2:]), maps.shape[2:])
-            signed = signed / mean.clamp_min(_NOTHING) * enlarged(fused, maps.shape[2:])
+            mean = resize(resize(signed.relu(), fused.shape[2:]), maps.shape[2:])
+            signed = signed / mean.clamp_min(_NOTHING) * resize(fused, maps.shape[2:])
         fused = signed.relu()
     return signed[:, 0]
 
@@ -205,7 +205,7 @@ _NOTHING = 1e-12  # a local mean below it belongs to a place without heat
 
 def _poly_weights(maps: Maps, images: Images, scores: Scores, ask: Query, weights: str) -> Tensor:
     def seen(part: slice) -> Tensor:
-        return masked(images, enlarged(stretched(maps[:, part]).transpose(0, 1), images.shape[2:]))
+        return apply_masks(images, resize(min_max(maps[:, part]).transpose(0, 1), images.shape[2:]))
 
     def hidden(part: slice) -> Tensor:
         return images - seen(part)
