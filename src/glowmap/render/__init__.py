@@ -1,6 +1,6 @@
-"""Pixels from maps: heat in colour, heat over what it is about, classes over their picture, and figures for a paper.
+"""Pixels from maps: colormaps, overlays, label maps, boxes, and figures of tiles.
 
-Pictures are PIL images and maps are numpy arrays; nothing here knows a model or a tensor, and nothing writes a file.
+Pictures are PIL images and maps are numpy arrays. Nothing here knows a model or a tensor, and nothing writes a file.
 """
 
 from glowmap.render.axis import checked_frames, hottest, spread

@@ -1,4 +1,4 @@
-"""A class for every pixel, painted over the picture."""
+"""Label maps: the class of every pixel, painted over the picture."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -16,16 +16,16 @@ from glowmap.render.style import Colour, font, printable
 
 Labels = NDArray[np.integer[Any]]
 Legend = tuple[tuple[Colour, str], ...]
-# turning by the golden angle puts each new hue into the widest gap that the earlier ones left; a lightness that walks
-# by another irrational step keeps the hues that come near each other after 21 or 55 classes apart
+# The golden angle puts each new hue into the widest gap between earlier hues. Lightness moves by another irrational step,
+# which separates the classes whose hues come near each other, 21 or 55 classes later.
 _GOLDEN_ANGLE = 180 * (3 - 5**0.5)
 _LIGHTNESS_STEP = 3**0.5 - 1
-_INK = (24, 24, 28)  # around the white letters of a name, over whatever colour
+_INK = (24, 24, 28)  # around the white letters of a name, for contrast on any colour
 
 
 @cache
 def label_colour(index: int) -> Colour:
-    """Return the colour of a class, the same for an index everywhere and far from its neighbours'."""
+    """Return the colour of a class, the same in every figure and far from those of neighbouring indices."""
     if index < 0:
         raise OutputError(
             f"a class index counts from 0, and {index} does not; give unlabelled pixels a class of their own"
@@ -43,28 +43,28 @@ def paint_labels(
     background: int | None = None,
     opacity: float = 0.55,
 ) -> Image.Image:
-    """Tint each pixel in its class's colour and line the borders between classes.
+    """Tint each pixel in its class's colour and draw the borders between classes.
 
-    ``labels`` is ``rows x columns`` of class indices from 0, at any resolution. With ``names``, a class is named
-    wherever its name fits inside it. The class ``background`` is left unpainted. OutputError for a negative class.
+    ``labels`` is ``rows x columns`` of class indices from 0, at any resolution. With ``names``, a class is named where its
+    name fits inside it. The class ``background`` is not painted. Raises OutputError for a negative class.
     """
     check_opacity(opacity)
     classes = _at_size(labels, rows=picture.height, columns=picture.width)
     present = np.unique(classes)
-    place = np.searchsorted(present, classes)
+    position = np.searchsorted(present, classes)
     palette = np.array([label_colour(int(index)) for index in present], dtype=np.uint8)
-    cover = np.where(present == background, 0, round(255 * opacity)).astype(np.uint8)[place]
-    # a border of full colour on either side stays crisp whatever the picture shows there
-    cover[_borders(place, reach=_line(picture)) & (cover > 0)] = 255
-    painted = Image.composite(Image.fromarray(palette[place]), picture.convert("RGB"), Image.fromarray(cover))
+    cover = np.where(present == background, 0, round(255 * opacity)).astype(np.uint8)[position]
+    # borders in full colour stay clear on any picture
+    cover[_borders(position, reach=_border_width(picture)) & (cover > 0)] = 255
+    painted = Image.composite(Image.fromarray(palette[position]), picture.convert("RGB"), Image.fromarray(cover))
     for number, index in enumerate(present.tolist()):
         if names is not None and index < len(names) and index != background:
-            _write_inside(painted, place == number, printable(names[index]))
+            _write_inside(painted, position == number, printable(names[index]))
     return painted
 
 
 def label_legend(labels: Labels, names: Sequence[str] | None = None, *, background: int | None = None) -> Legend:
-    """List the classes of a label map with their colours, the largest first, as a tile's legend wants them."""
+    """List the colours and names of the classes in a label map, the largest first, for the legend of a tile."""
     present, counts = np.unique(_checked(labels), return_counts=True)
     ordered = [int(index) for index in present[np.argsort(-counts, kind="stable")] if index != background]
     return tuple((label_colour(index), _name(index, names)) for index in ordered)
@@ -95,8 +95,8 @@ def _at_size(labels: Labels, *, rows: int, columns: int) -> Labels:
     return np.asarray(classes[from_rows[:, None], from_columns])
 
 
-def _line(picture: Image.Image) -> int:
-    # a figure shows a large picture reduced, where a line of one pixel would be lost
+def _border_width(picture: Image.Image) -> int:
+    # figures reduce large pictures, and a line of one pixel would vanish
     return max(1, round(max(picture.size) / 500))
 
 
@@ -114,18 +114,18 @@ def _borders(classes: NDArray[np.integer[Any]], reach: int) -> NDArray[np.bool_]
 
 def _write_inside(painted: Image.Image, region: NDArray[np.bool_], name: str) -> None:
     size = max(12, round(max(painted.size) / 30))
-    step = max(1, size // 6)  # the place of a name need not be known to the pixel
+    step = max(1, size // 6)  # the position of a name need not be exact to the pixel
     rows, columns = round(size * 1.5), round(font(size).getlength(name)) + size
     centre = _roomiest(region[::step, ::step], rows=ceil(rows / step), columns=ceil(columns / step))
     if centre is not None:
-        at = (centre[0] * step, centre[1] * step)
+        position = (centre[0] * step, centre[1] * step)
         ImageDraw.Draw(painted).text(
-            at, name, fill=(255, 255, 255), font=font(size), anchor="mm", stroke_width=size // 9, stroke_fill=_INK
+            position, name, fill=(255, 255, 255), font=font(size), anchor="mm", stroke_width=size // 9, stroke_fill=_INK
         )
 
 
 def _roomiest(region: NDArray[np.bool_], *, rows: int, columns: int) -> tuple[float, float] | None:
-    """Return where (x, y) a box lies inside a region with the widest margin, or None where it does not fit."""
+    """Return the centre (x, y) of a box inside a region with the widest margin, or None where the box does not fit."""
     sums = np.pad(region.cumsum(0, dtype=np.int64).cumsum(1), ((1, 0), (1, 0)))
     best, low, high = None, -1, min(region.shape)
     while high - low > 1:
@@ -141,6 +141,7 @@ def _roomiest(region: NDArray[np.bool_], *, rows: int, columns: int) -> tuple[fl
 
 
 def _fitting(sums: NDArray[np.int64], rows: int, columns: int) -> NDArray[np.intp]:
+    """List the top left corners of all boxes that lie inside the region, by its summed-area table."""
     if rows >= sums.shape[0] or columns >= sums.shape[1]:
         return np.empty((0, 2), dtype=np.intp)
     inside = sums[rows:, columns:] - sums[:-rows, columns:] - sums[rows:, :-columns] + sums[:-rows, :-columns]

@@ -1,4 +1,4 @@
-"""A figure: tiles in rows, a title above and notes below."""
+"""Figures: tiles in rows, with a title above and a footer below."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ _KEY = Lettering(13, ink=(52, 55, 61))
 
 @dataclass(frozen=True)
 class ColourBar:
-    """The scale under a heat map: its colormap and what its two ends stand for."""
+    """The scale below a heat map: its colormap and the texts at its two ends."""
 
     colormap: str = "glow"
     low: str = "0"
@@ -44,8 +44,8 @@ class ColourBar:
 class Tile:
     """A picture with its heading above, and its colour bar, legend and caption lines below.
 
-    ``draw`` makes the picture anew for a size in pixels and the scale of its lettering, where resizing ``image`` would
-    blur what is written in it. ``columns`` is how many of its figure's columns it takes.
+    ``draw`` redraws the picture for a size in pixels and a scale of its lettering, where resizing ``image`` would blur text in
+    it. ``columns`` is the number of columns of the figure that the tile takes.
     """
 
     image: Image.Image
@@ -58,19 +58,19 @@ class Tile:
 
 
 def shown_width(size: Size, widest: int = WIDEST) -> int:
-    """Choose the width at which a picture of this size is shown best."""
+    """Return the width in pixels at which a figure shows a picture of this size."""
     if size[0] >= NARROWEST:
         return min(size[0], widest)
     return math.ceil(NARROWEST / size[0]) * size[0] if max(size) <= TINY else NARROWEST
 
 
 def heading_lines(tile: Tile, width: int, scale: int) -> list[str]:
-    """Break a tile's heading into two lines at most."""
+    """Break a tile's heading into at most two lines."""
     return _HEADING.scaled(scale).wrap(tile.heading, width, most=2) if tile.heading else []
 
 
 def column(tile: Tile, *, width: int, lines_above: int, scale: int) -> Image.Image:
-    """Set a tile as one block, its picture below room for ``lines_above`` lines of heading."""
+    """Draw a tile as one block, with room for ``lines_above`` lines of heading."""
     heading, caption, key = (lettering.scaled(scale) for lettering in (_HEADING, _CAPTION, _KEY))
     lines = heading_lines(tile, width, scale)
     above = [lines_of_text([""] * (lines_above - len(lines)) + lines, heading, width)] if lines_above else []
@@ -96,7 +96,7 @@ def _fitted(tile: Tile, width: int, scale: int) -> Image.Image:
 
 
 MOST_IN_A_ROW = 6
-_ROOM = 1680  # pixels that a row may take before its tiles become narrower
+_ROOM = 1680  # pixels: the width of a row from which on its tiles become narrower
 _MARGIN, _BETWEEN_ROWS = 24, 22
 _TITLE = Lettering(20, bold=True)
 _FOOTER = Lettering(12, ink=(112, 116, 124))
@@ -105,10 +105,10 @@ _FOOTER = Lettering(12, ink=(112, 116, 124))
 def panel(
     rows: Sequence[Sequence[Tile]], *, title: str = "", footer: Sequence[str] = (), scale: int = 1
 ) -> Image.Image:
-    """Set rows of tiles as one figure on white.
+    """Draw rows of tiles as one figure on white.
 
-    Tiles share one width or take several columns, and a row of more than six goes on in the next line. ``scale=2`` draws
-    everything twice as large, for print. OutputError where there is no tile, or a scale below 1.
+    A tile is one column wide, or several. A row of more than six columns continues on the next line. ``scale=2`` draws
+    everything twice as large, for print. Raises OutputError where there is no tile, and for a scale below 1.
     """
     check_scale(scale)
     lines = [line for row in rows for line in _broken(row)]
@@ -122,7 +122,7 @@ def panel(
     if title:
         blocks.insert(0, paragraphs([title], _TITLE.scaled(scale), width))
     if footer:
-        blocks.append(_notes(footer, width, scale))
+        blocks.append(_footer_block(footer, width, scale))
     margin = scale * _MARGIN
     page = stack(blocks, scale * 14)
     return framed(page, width=page.width + 2 * margin, left=margin, top=margin, bottom=margin)
@@ -160,7 +160,7 @@ def _row(line: Sequence[Tile], width: int, gap: int, scale: int) -> Image.Image:
     return beside(blocks, gap)
 
 
-def _notes(footer: Sequence[str], width: int, scale: int) -> Image.Image:
+def _footer_block(footer: Sequence[str], width: int, scale: int) -> Image.Image:
     rule = sheet(width, scale)
     rule.paste(HAIRLINE, (0, 0, width, scale))
     return stack([rule, paragraphs(footer, _FOOTER.scaled(scale), width)], scale * 8)

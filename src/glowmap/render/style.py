@@ -1,4 +1,4 @@
-"""How heat is drawn, and the lettering of figures."""
+"""The style of drawings: how heat is drawn, and the lettering of figures."""
 
 import re
 import unicodedata
@@ -14,10 +14,10 @@ from PIL import Image, ImageDraw, ImageFont
 from glowmap.errors import OutputError
 from glowmap.render.colormap import DIVERGING
 
-_FINER = 4  # drawn so much larger and reduced, letters keep their distances, which whole pixels would round away
+_FINER = 4  # letters are drawn this much larger and reduced, so that distances are not rounded to whole pixels
 Colour = tuple[int, int, int]
-# letters that the font lacks and that taking off their accents does not help
-_SPELLED = str.maketrans(
+# replacements for signs that the font lacks, and that removing accents does not give
+_REPLACEMENTS = str.maketrans(
     {"×": "x", "–": "-", "—": "-", "−": "-", "‑": "-", "≤": "<=", "≥": ">=", "→": "->", "ß": "ss", "æ": "ae", "Æ": "AE"}
     | {"ø": "o", "Ø": "O", "œ": "oe", "Œ": "OE", "ł": "l", "Ł": "L", "đ": "d", "ı": "i", "µ": "u", "\u00a0": " "}
     | {"\n": " ", "\r": " ", "\t": " "}
@@ -26,7 +26,7 @@ _SPELLED = str.maketrans(
 
 @dataclass(frozen=True)
 class Lettering:
-    """One kind of text: its size in pixels, its colour, and whether it is struck twice to look bold."""
+    """A kind of text: its size in pixels, its colour, and whether it is drawn twice, slightly shifted, to look bold."""
 
     size: int
     ink: Colour = (30, 32, 36)
@@ -37,31 +37,31 @@ class Lettering:
 
     @property
     def leading(self) -> int:
-        """Pixels from one line to the next."""
+        """The distance from one line to the next, in pixels."""
         return round(self.size * 1.36)
 
     def width(self, text: str) -> int:
         return ceil(font(self.size * _FINER).getlength(printable(text)) / _FINER + self._strike)
 
     def draw(self, image: Image.Image, left: int, top: int, text: str) -> None:
-        """Draw one line whose box starts at the place given and is one leading high."""
+        """Draw one line of text in a box that starts at (left, top) and is one leading high."""
         size = (self.width(text) + 1, self.leading)
         stencil = Image.new("L", (size[0] * _FINER, size[1] * _FINER), 0)
         pen = ImageDraw.Draw(stencil)
         for shift in (0, self._strike * _FINER) if self.bold else (0,):
-            at = (shift, self.size * 1.02 * _FINER)
-            pen.text(at, printable(text), fill=255, font=font(self.size * _FINER), anchor="ls")
+            baseline = (shift, self.size * 1.02 * _FINER)
+            pen.text(baseline, printable(text), fill=255, font=font(self.size * _FINER), anchor="ls")
         image.paste(self.ink, (left, top), stencil.resize(size, Image.Resampling.BOX))
 
     def shorten(self, text: str, width: int) -> str:
-        """Cut the end of a text that is wider than ``width`` pixels and put an ellipsis there."""
+        """Replace the end of a text that is wider than ``width`` pixels by an ellipsis."""
         if self.width(text) <= width:
             return text
         fitting = bisect_right(range(len(text)), width, key=lambda length: self.width(text[:length] + "…")) - 1
         return text[: max(fitting, 0)].rstrip() + "…"
 
     def wrap(self, text: str, width: int, most: int | None = None) -> list[str]:
-        """Break a text into lines of at most ``width`` pixels; what does not fit into ``most`` lines is shortened."""
+        """Break a text into lines of at most ``width`` pixels, and at most ``most`` lines, the last one shortened."""
         lines = [""]
         for word in text.split():
             for number, piece in enumerate(self._pieces(word, width)):
@@ -75,7 +75,7 @@ class Lettering:
         return lines
 
     def _pieces(self, word: str, width: int) -> list[str]:
-        # a layer's dotted name or a file's path breaks after its signs, and anything else wherever it must
+        # a dotted name or a path breaks after its punctuation, any other long word between any letters
         if self.width(word) <= width:
             return [word]
         pieces = re.findall(r"[^./_\-:,]*[./_\-:,]+|[^./_\-:,]+", word)
@@ -92,21 +92,21 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size=size)
 
 
-@lru_cache(maxsize=4096)  # names come without end where a server runs for months
+@lru_cache(maxsize=4096)  # bounded, as a server may see any number of names
 def printable(text: str) -> str:
-    """Spell a text with the letters that the font has; a sign it cannot spell stays, and shows as an empty box."""
-    return "".join(_spelled(letter) for letter in unicodedata.normalize("NFC", text).translate(_SPELLED))
+    """Replace letters that the font lacks. Letters without a replacement stay, and show as empty boxes."""
+    return "".join(_replacement(letter) for letter in unicodedata.normalize("NFC", text).translate(_REPLACEMENTS))
 
 
 @cache
-def _spelled(letter: str) -> str:
-    if letter.isascii() or _drawn(letter) != _drawn("\uffff"):
+def _replacement(letter: str) -> str:
+    if letter.isascii() or _bitmap(letter) != _bitmap("\uffff"):
         return letter
     plain = "".join(part for part in unicodedata.normalize("NFKD", letter) if not unicodedata.combining(part))
     return plain if plain.isascii() else letter
 
 
-def _drawn(letter: str) -> tuple[tuple[int, int], bytes]:
+def _bitmap(letter: str) -> tuple[tuple[int, int], bytes]:
     mask = font(24).getmask(letter)
     return mask.size, bytes(mask)
 
@@ -114,9 +114,9 @@ def _drawn(letter: str) -> tuple[tuple[int, int], bytes]:
 HEADING = Lettering(13, ink=(52, 55, 61))
 HOTTEST = Lettering(13, bold=True)
 NUMBERS = Lettering(12, ink=(112, 116, 124))
-OPACITY = 0.65  # of the hottest place: what lies there must still be seen
-COLUMN = 280  # pixels, of a figure with tiles that take several columns
-COLUMNS_OF_WIDE = 4  # that frames, slices and curves take, so that a ranking stands beside them
+OPACITY = 0.65  # of the hottest place, where the picture must stay visible
+COLUMN = 280  # pixels: a column of a figure whose tiles take several columns
+COLUMNS_OF_WIDE = 4  # columns of frames, slices and curves, which leaves room for a ranking beside them
 BETWEEN_COLUMNS = 20
 LEADER: Colour = (172, 176, 184)
 INK: Colour = (62, 66, 74)
