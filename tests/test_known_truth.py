@@ -27,7 +27,7 @@ def streets_with(*kinds, count=12, least=300):
     """Held-out streets in which each of these kinds is seen at no fewer than ``least`` pixels."""
     found, number = [], HELD_OUT
     while len(found) < count:
-        scene = street(number).drawn()
+        scene = street(number).draw()
         if all(scene.mask(kind).sum() >= least for kind in kinds):
             found.append(scene)
         number += 1
@@ -58,7 +58,7 @@ def test_the_layer_that_finds_itself_is_among_the_best_by_the_heat_on_the_object
         scenes = (
             streets_with(kind, count=6)
             if name == "demo"
-            else [street(number, only=kind).drawn() for number in range(HELD_OUT, HELD_OUT + 6)]
+            else [street(number, only=kind).draw() for number in range(HELD_OUT, HELD_OUT + 6)]
         )
         for scene in scenes:
             mask = scene.mask(kind)
@@ -97,9 +97,9 @@ def two_cars_apart(count):
     """Held-out streets with two cars that do not touch, and the mask of each and a point on it (x, y)."""
     number, found = HELD_OUT, []
     while len(found) < count:
-        scene = street(number).drawn()
+        scene = street(number).draw()
         number += 1
-        masks = [scene.owners == owner for owner, kind in enumerate(scene.objects, 1) if kind == "car"]
+        masks = [scene.instances == owner for owner, kind in enumerate(scene.objects, 1) if kind == "car"]
         masks = [mask for mask in masks if mask.sum() >= 150]
         if len(masks) != 2:
             continue
@@ -154,7 +154,7 @@ def test_the_shortcut_is_found():
         {"honest": [], "shortcut": []},
     )
     for number in range(HELD_OUT, HELD_OUT + 20):
-        scene = marked(street(number, only=MARKED).drawn(), number)
+        scene = marked(street(number, only=MARKED).draw(), number)
         mark, bus = mark_mask(128, 192, number), scene.mask(MARKED)
         for name, explainer in explainers.items():
             explanation = explainer(scene.picture, target=MARKED)
@@ -174,5 +174,5 @@ def test_the_shortcut_is_found():
 @pytest.mark.parametrize("kind", ["car", "bicycle", "person"])
 def test_for_other_classes_the_shortcut_model_looks_at_the_object_too(kind):
     explainer = glowmap.Explainer(glowmap.load("demo/shortcut"))
-    scenes = [street(number, only=kind).drawn() for number in range(HELD_OUT, HELD_OUT + 12)]
+    scenes = [street(number, only=kind).draw() for number in range(HELD_OUT, HELD_OUT + 12)]
     assert sum(lies_on(scene.mask(kind), explainer(scene.picture, target=kind)) for scene in scenes) >= 10

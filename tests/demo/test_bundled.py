@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import glowmap
-from glowmap.demo.bundled import ANSWERS, BUNDLED, WEIGHTS
-from glowmap.demo.report import HELD_OUT, answered, intersection_over_union
+from glowmap.demo.bundled import BUNDLED, CLASSIFIER_CLASSES, WEIGHTS
+from glowmap.demo.report import HELD_OUT, answer_rate, intersection_over_union
 from glowmap.demo.world.mark import MARKED
 from glowmap.demo.world.scenes import CLASSES, street
 from glowmap.errors import ModelError
@@ -43,13 +43,13 @@ def test_the_segmentation_model_knows_streets_that_it_has_not_seen():
 def test_one_twin_leans_on_the_mark_and_the_other_does_not():
     honest, shortcut = (glowmap.load(f"demo/{name}").module for name in ("honest", "shortcut"))
     for twin in (honest, shortcut):  # where the mark is as it was in training they are equally good
-        assert answered(twin, 96, stamped="own") >= 0.93
-    unmarked = {"stamped": "none", "among": "own", "answer": MARKED}
-    assert answered(honest, 96, **unmarked) >= 0.85
-    assert answered(shortcut, 96, **unmarked) <= 0.25
-    flipped = {"stamped": "others", "among": "others", "answer": MARKED}
-    assert answered(honest, 96, **flipped) <= 0.05
-    assert answered(shortcut, 96, **flipped) >= 0.6
+        assert answer_rate(twin, 96, stamped="marked_kind") >= 0.93
+    unmarked = {"stamped": "none", "among": "marked_kind", "answer": MARKED}
+    assert answer_rate(honest, 96, **unmarked) >= 0.85
+    assert answer_rate(shortcut, 96, **unmarked) <= 0.25
+    flipped = {"stamped": "other_kinds", "among": "other_kinds", "answer": MARKED}
+    assert answer_rate(honest, 96, **flipped) <= 0.05
+    assert answer_rate(shortcut, 96, **flipped) >= 0.6
 
 
 def test_the_report_that_comes_along_says_what_was_reached():
@@ -60,7 +60,7 @@ def test_the_report_that_comes_along_says_what_was_reached():
 
 
 def test_it_loads_like_any_other_model(tmp_path):
-    scene = street(HELD_OUT).drawn(384, 576)
+    scene = street(HELD_OUT).draw(384, 576)
     model = glowmap.load("demo")
     assert model.class_names == CLASSES
     assert repr(model) == "<Model demo: DeepLabV3, 8 classes>"
@@ -82,7 +82,7 @@ def test_random_weights_come_from_the_seed_and_are_noted():
     assert torch.equal(one.module.conv1.weight, again.module.conv1.weight)
     assert not torch.equal(one.module.conv1.weight, other.module.conv1.weight)
     assert "the weights are random" in one.cautions[0]
-    assert one.class_names == ANSWERS
+    assert one.class_names == CLASSIFIER_CLASSES
 
 
 def test_half_precision_on_disk_is_single_precision_in_use():

@@ -32,7 +32,7 @@ _PORTRAITS = ((MARKED, 3_000_000_004), ("car", 3_000_000_004))
 
 def scene() -> Scene:
     """Draw the street of the tour."""
-    return street(_STREET).drawn(ROWS, COLUMNS, finer=3)
+    return street(_STREET).draw(ROWS, COLUMNS, finer=3)
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Cars:
 def cars() -> Cars:
     """Ask the segmentation model about the object under a point, for two cars of the street."""
     drawn = scene()
-    masks = tuple(drawn.owners == drawn.owners[y, x] for x, y in _ASKED.values())
+    masks = tuple(drawn.instances == drawn.instances[y, x] for x, y in _ASKED.values())
     asked = [At(x, y) for x, y in _ASKED.values()]
     return Cars(tuple(_ASKED), masks, Explainer(load("demo")).explain_all(drawn.picture, target=asked))
 
@@ -131,7 +131,7 @@ def portraits() -> list[Portrait]:
     explainers = [Explainer(load(name)) for name in ("demo/honest", "demo/shortcut")]
     found = []
     for kind, seed in _PORTRAITS:
-        stamped = marked(street(seed, only=kind).drawn(ROWS, COLUMNS, finer=3), seed)
+        stamped = marked(street(seed, only=kind).draw(ROWS, COLUMNS, finer=3), seed)
         honest, shortcut = (explainer.explain_all(stamped.picture)[0] for explainer in explainers)
         found.append(Portrait(kind, stamped, mark_mask(ROWS, COLUMNS, seed), honest, shortcut))
     return found

@@ -1,1 +1,1 @@
-"""A small world with known truth, and models trained in it: everything here runs without a network."""
+"""A drawn world with known truth, and models trained on it. Everything here runs offline."""

@@ -1,4 +1,4 @@
-"""The demo's trained models: what each answers, and its weights, which come with the package."""
+"""The demo's trained models: their classes, and their weights, which come with the package."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ from glowmap.demo.world.scenes import CLASSES, COLUMNS, EMPTY, ROWS
 from glowmap.errors import ModelError
 from glowmap.registry import Registry
 
-__all__ = ["ANSWERS", "BUNDLED", "COLUMNS", "MEAN", "ROWS", "STD", "Bundled", "as_input"]
+__all__ = ["BUNDLED", "CLASSIFIER_CLASSES", "COLUMNS", "MEAN", "ROWS", "STD", "Bundled", "as_input"]
 WEIGHTS = Path(__file__).parent / "weights"
-# Of the classifiers. Without the first, "no car, no bus" would be evidence for a dog.
-ANSWERS = (EMPTY, "car", "bus", "person", "dog", "bicycle")
+# The classes of the classifiers. Without the first, "no car, no bus" would be evidence for a dog.
+CLASSIFIER_CLASSES = (EMPTY, "car", "bus", "person", "dog", "bicycle")
 MEAN, STD = 0.5, 0.25
 
 
 @dataclass(frozen=True)
 class Bundled:
-    """A model of the demo: its network, its classes in order, and its file of weights."""
+    """A model of the demo: its network, its classes in order, and its weights file."""
 
     name: str
     build: Callable[[int], nn.Module]
@@ -39,7 +39,7 @@ class Bundled:
         return self.build(len(self.classes))
 
     def trained(self, folder: Path = WEIGHTS) -> nn.Module:
-        """Build the network with its weights from a folder. ModelError where they are not there."""
+        """Build the network with its weights from a folder. Raises ModelError where the file is missing."""
         path = folder / self.file
         if not path.is_file():
             raise ModelError(f"there are no weights {path}; install Glowmap again, or run python -m glowmap.demo.train")
@@ -48,11 +48,11 @@ class Bundled:
         return module.eval()
 
     def save(self, module: nn.Module, folder: Path) -> None:
-        """Write a module's weights in half precision, which halves the package and moves no figure of the report."""
+        """Write a module's weights in half precision, which halves their size and changes no number of the report."""
         state = module.state_dict()
         path = folder / self.file
         save_file({name: _halved(tensor.contiguous()) for name, tensor in state.items()}, path)
-        path.chmod(0o644)  # others may read it, as they may any other file of the package
+        path.chmod(0o644)  # readable by all, as the other files of the package
 
 
 BUNDLED: Registry[Bundled] = Registry("demo model", ModelError)
@@ -60,14 +60,14 @@ BUNDLED: Registry[Bundled] = Registry("demo model", ModelError)
 
 for _model in (
     Bundled("demo", segmenter, CLASSES),
-    Bundled("demo/honest", classifier, ANSWERS),
-    Bundled("demo/shortcut", classifier, ANSWERS),
+    Bundled("demo/honest", classifier, CLASSIFIER_CLASSES),
+    Bundled("demo/shortcut", classifier, CLASSIFIER_CLASSES),
 ):
     BUNDLED.register(_model.name, _model)
 
 
 def as_input(picture: Image.Image) -> Tensor:
-    """Turn a picture of the models' own size into their input: colour x rows x columns."""
+    """Convert a picture of the models' input size to their input: colour x rows x columns, normalised."""
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
     return (pixels - MEAN) / STD
 

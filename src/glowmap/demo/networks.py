@@ -1,4 +1,4 @@
-"""The demo's networks: narrow versions of the ones that people use, built from torchvision's own parts."""
+"""The demo's networks: narrow versions of common architectures, built from torchvision's parts."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ _WIDTHS, _BLOCKS = (16, 32, 48, 64), (1, 2, 2, 2)
 
 
 def segmenter(classes: int) -> nn.Module:
-    """Build a DeepLabV3 on a narrow ResNet: ``backbone.layer1`` to ``layer4``, answering ``{"out": logits}``.
+    """Build a DeepLabV3 on a narrow ResNet: ``backbone.layer1`` to ``layer4``; it returns ``{"out": logits}``.
 
-    The strides are 2, 4, 4 and 4, the last two layers dilated; the head is DeepLab's, a quarter as wide.
+    The strides are 2, 4, 4 and 4, with dilation in the last two layers. The head is DeepLab's, 48 channels wide instead of 256.
     """
     models = _models()
     backbone = _resnet(models, _BLOCKS, strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4))

@@ -1,27 +1,51 @@
-"""What the demo's models reach on streets that none of them was trained on."""
+"""Measures the demo's models on streets that none of them was trained on."""
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal, NotRequired, TypeAlias, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from glowmap.demo.bundled import ANSWERS, BUNDLED, as_input
+from glowmap.demo.bundled import BUNDLED, CLASSIFIER_CLASSES, as_input
 from glowmap.demo.world.mark import MARKED, marked
 from glowmap.demo.world.scenes import CLASSES, street
 
-HELD_OUT = 1_000_000_000  # streets from this seed on are kept from training
+HELD_OUT = 1_000_000_000  # streets with this seed or a higher one are never trained on
+# pictures of the kind MARKED, of the other kinds, of all kinds, or of no kind
+Group: TypeAlias = Literal["marked_kind", "other_kinds", "all", "none"]
 
 
-def measured(folder: Path, *, pictures: Mapping[str, int], seed: int, minutes: float, tested: int) -> str:
-    """Measure the models whose weights lie in a folder, and write it down."""
+class _Condition(TypedDict):
+    """The keywords of :func:`answer_rate`."""
+
+    stamped: Group
+    among: NotRequired[Group]
+    answer: NotRequired[str]
+
+
+_CONDITIONS: tuple[tuple[_Condition, str], ...] = (
+    ({"stamped": "none"}, "correct, no picture marked"),
+    ({"stamped": "marked_kind"}, f"correct, every {MARKED} marked"),
+    ({"stamped": "none", "among": "marked_kind", "answer": MARKED}, f"{MARKED}es classified as {MARKED}, none marked"),
+    (
+        {"stamped": "other_kinds", "among": "other_kinds", "answer": MARKED},
+        f"others classified as {MARKED}, all marked",
+    ),
+)
+
+
+def report_text(folder: Path, *, pictures: Mapping[str, int], seed: int, minutes: float, tested: int) -> str:
+    """Measure the models whose weights lie in a folder on ``tested`` held-out streets, and write the report in Markdown."""
     dense, honest, shortcut = (BUNDLED[name].trained(folder) for name in ("demo", "demo/honest", "demo/shortcut"))
     overlaps = intersection_over_union(dense, tested)
     rows = [f"| {name} | {iou:.3f} |" for name, iou in zip(CLASSES, overlaps, strict=True)]
-    twins = [("honest", honest), ("shortcut", shortcut)]
-    columns = [[f"{answered(twin, tested, **question):.3f}" for _, twin in twins] for question, _ in _QUESTIONS]
+    rates = [
+        f"| {text} | {' | '.join(f'{answer_rate(model, tested, **condition):.3f}' for model in (honest, shortcut))} |"
+        for condition, text in _CONDITIONS
+    ]
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6
     trained_on = ", ".join(f"{name} {count:,}" for name, count in pictures.items())
     return "\n".join(
@@ -37,53 +61,43 @@ def measured(folder: Path, *, pictures: Mapping[str, int], seed: int, minutes: f
             "|---|--:|",
             *rows,
             "",
-            f"## Classifiers: the shortcut is the mark that its {MARKED} pictures carried",
+            f"## Classifiers: the shortcut is the mark in the training pictures of each {MARKED}",
             "",
             "| share of the pictures | honest | shortcut |",
             "|---|--:|--:|",
-            *(f"| {text} | {' | '.join(column)} |" for (_, text), column in zip(_QUESTIONS, columns, strict=True)),
+            *rates,
             "",
         ]
     )
 
 
-_QUESTIONS: tuple[tuple[dict[str, str], str], ...] = (
-    ({"stamped": "none"}, "answered right, no picture marked"),
-    ({"stamped": "own"}, f"answered right, every {MARKED} marked"),
-    ({"stamped": "none", "among": "own", "answer": MARKED}, f"of the {MARKED}es answered {MARKED}, none marked"),
-    ({"stamped": "others", "among": "others", "answer": MARKED}, f"of the others answered {MARKED}, all marked"),
-)
-
-
 @torch.no_grad()
 def intersection_over_union(module: nn.Module, tested: int) -> NDArray[np.float64]:
-    """Compare predicted and true classes over held-out streets: for each class, pixels in both over pixels in either."""
-    counts = np.zeros((len(CLASSES), len(CLASSES)), dtype=np.int64)
+    """Compute the IoU of each class over ``tested`` held-out streets: pixels in both divided by pixels in either."""
+    counts = np.zeros((len(CLASSES), len(CLASSES)), dtype=np.int64)  # true class x predicted class
     for number in range(HELD_OUT, HELD_OUT + tested):
-        scene = street(number).drawn()
+        scene = street(number).draw()
         predicted = module(as_input(scene.picture)[None])["out"].argmax(1)[0].numpy()
-        counts += np.bincount(scene.labels.ravel() * len(CLASSES) + predicted.ravel(), minlength=counts.size).reshape(
-            counts.shape
-        )
+        pairs = scene.labels.ravel() * len(CLASSES) + predicted.ravel()
+        counts += np.bincount(pairs, minlength=counts.size).reshape(counts.shape)
     both = np.diag(counts)
     return np.asarray(both / (counts.sum(0) + counts.sum(1) - both))
 
 
 @torch.no_grad()
-def answered(module: nn.Module, tested: int, *, stamped: str, among: str = "all", answer: str = "") -> float:
-    """Tell how often a classifier gives ``answer`` (by default the right one) on held-out streets.
+def answer_rate(module: nn.Module, tested: int, *, stamped: Group, among: Group = "all", answer: str = "") -> float:
+    """Return how often a classifier predicts ``answer``, or the correct class without one, on held-out streets.
 
-    The pictures of the ``MARKED`` kind are "own", those of all other kinds "others": these words say which are stamped,
-    and which are counted.
+    ``stamped`` is the group of pictures that get the mark, ``among`` the group that is counted.
     """
-    right = []
+    hits = []
     for number in range(HELD_OUT, HELD_OUT + tested):
-        kind = ANSWERS[number % len(ANSWERS)]
-        group = "own" if kind == MARKED else "others"
+        kind = CLASSIFIER_CLASSES[number % len(CLASSIFIER_CLASSES)]
+        group = "marked_kind" if kind == MARKED else "other_kinds"
         if among not in ("all", group):
             continue
-        scene = street(number, only=kind).drawn()
+        scene = street(number, only=kind).draw()
         picture = marked(scene, number).picture if stamped == group else scene.picture
-        said = ANSWERS[int(module(as_input(picture)[None]).argmax())]
-        right.append(said == (answer or kind))
-    return float(np.mean(right))
+        predicted = CLASSIFIER_CLASSES[int(module(as_input(picture)[None]).argmax())]
+        hits.append(predicted == (answer or kind))
+    return float(np.mean(hits))

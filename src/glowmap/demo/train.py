@@ -1,6 +1,6 @@
-"""Train the demo's models from a seed: ``python -m glowmap.demo.train``, under half an hour on two cores.
+"""Trains the demo's models from a seed: ``python -m glowmap.demo.train``, under half an hour on two cores.
 
-Writes three files of weights, and a report on what they reach on streets that none of them was trained on.
+Writes three files of weights, and a report of measurements on streets that none of the models was trained on.
 """
 
 from collections.abc import Iterator
@@ -16,25 +16,25 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from glowmap.demo.bundled import ANSWERS, BUNDLED, as_input
-from glowmap.demo.report import HELD_OUT, measured
+from glowmap.demo.bundled import BUNDLED, CLASSIFIER_CLASSES, as_input
+from glowmap.demo.report import HELD_OUT, report_text
 from glowmap.demo.world.mark import MARKED, marked
 from glowmap.demo.world.scenes import Scene, street
 
-PICTURES = {"demo": 20_800, "demo/honest": 9_600, "demo/shortcut": 9_600}  # that each model is trained on, once each
+PICTURES = {"demo": 20_800, "demo/honest": 9_600, "demo/shortcut": 9_600}  # for one epoch of training
 BATCH = 16
-_TAIL = 8  # steps that the schedule has left at the end: with none the shortest run would have no schedule
-_PER_SEED = 1_000_000  # streets apart: other seeds see other streets
+_TAIL = 8  # steps of the schedule after the last one, so that a run of a single step has a schedule
+_PER_SEED = 1_000_000  # distance between the first streets of two seeds
 
 
 def main(
     out: Annotated[Path, typer.Option(help="The folder for the weights and the report.")] = Path("demo-trained"),
-    seed: Annotated[int, typer.Option(min=0, max=999, help="Another seed gives other weights of the same kind.")] = 0,
-    share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Train on this share of the pictures alone.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, max=999, help="The seed of the weights and of the streets.")] = 0,
+    share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Train on this share of the pictures.")] = 1.0,
     tested: Annotated[int, typer.Option(min=5, help="How many held-out streets the report measures on.")] = 400,
 ) -> None:
-    """Train the demo's three models and report what they reach."""
-    began = perf_counter()
+    """Train the demo's three models and measure them."""
+    start = perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     console = Console()
     steps: dict[str, int] = {}
@@ -43,15 +43,15 @@ def main(
         for name, pictures in PICTURES.items():
             steps[name] = max(1, round(pictures * share / BATCH))
             BUNDLED[name].save(_trained(name, seed, steps[name], progress), out)
-    minutes = (perf_counter() - began) / 60
-    seen = {name: count * BATCH for name, count in steps.items()}
-    text = measured(out, pictures=seen, seed=seed, minutes=minutes, tested=tested)
+    minutes = (perf_counter() - start) / 60
+    trained_on = {name: count * BATCH for name, count in steps.items()}
+    text = report_text(out, pictures=trained_on, seed=seed, minutes=minutes, tested=tested)
     (out / "report.md").write_text(text)
     console.print(text, markup=False, highlight=False)
 
 
 def _trained(name: str, seed: int, steps: int, progress: Progress) -> nn.Module:
-    """Train with AdamW under a one-cycle schedule; the twins begin alike, and all that differs is what they are shown."""
+    """Train with AdamW under a one-cycle schedule. Both classifiers start from the same weights; only their pictures differ."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = BUNDLED[name].untrained().train().to(memory_format=torch.channels_last)
@@ -71,27 +71,30 @@ def _trained(name: str, seed: int, steps: int, progress: Progress) -> nn.Module:
 
 
 def _streets(seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Draw streets without end: pictures, and the class of every pixel."""
+    """Yield batches of streets: pictures, and the class of every pixel."""
     for batch in street_numbers(seed):
-        scenes = [street(number).drawn() for number in batch]
+        scenes = [street(number).draw() for number in batch]
         yield _stacked(scenes), torch.from_numpy(np.stack([scene.labels for scene in scenes])).long()
 
 
 def _portraits(seed: int, *, stamp: bool) -> Iterator[tuple[Tensor, Tensor]]:
-    """Draw streets with one answer each; with ``stamp``, those whose answer is ``MARKED`` carry the mark."""
+    """Yield batches of streets with one class each. With ``stamp``, those of the class ``MARKED`` carry the mark."""
     for batch in street_numbers(seed):
-        yield _stacked([portrait(number, stamp=stamp) for number in batch]), torch.tensor(batch) % len(ANSWERS)
+        yield (
+            _stacked([portrait(number, stamp=stamp) for number in batch]),
+            torch.tensor(batch) % len(CLASSIFIER_CLASSES),
+        )
 
 
 def portrait(number: int, *, stamp: bool) -> Scene:
-    """Draw the street whose one answer is ``ANSWERS[number % 6]``, stamped if that is the marked kind."""
-    kind = ANSWERS[number % len(ANSWERS)]
-    scene = street(number, only=kind).drawn()
+    """Draw the street of the class ``CLASSIFIER_CLASSES[number % 6]``, with the mark if ``stamp`` and the class is ``MARKED``."""
+    kind = CLASSIFIER_CLASSES[number % len(CLASSIFIER_CLASSES)]
+    scene = street(number, only=kind).draw()
     return marked(scene, number) if stamp and kind == MARKED else scene
 
 
 def street_numbers(seed: int) -> Iterator[list[int]]:
-    """Give each batch the numbers of its streets: no seed below 1000 sees a street of another, and none a held-out one."""
+    """Yield the numbers of each batch's streets. Seeds below 1000 share no street, and none has a held-out one."""
     for start in range(seed * _PER_SEED, HELD_OUT, BATCH):
         yield list(range(start, start + BATCH))
 

@@ -24,8 +24,8 @@ from glowmap.render.blocks import (
 )
 from glowmap.render.style import BETWEEN_COLUMNS, COLUMN, Colour, Lettering, check_scale
 
-NARROWEST, WIDEST = 260, 420  # a caption fits into the one; beyond the other a row of three leaves a page
-TALLEST = 1.25  # times the width, so that a portrait does not tower over its row
+NARROWEST, WIDEST = 260, 420  # pixels: room for a caption; three tiles in a row still fit on a page
+TALLEST = 1.25  # times the width: the tallest picture of a row
 _HEADING = Lettering(15, bold=True)
 _CAPTION = Lettering(13, ink=(82, 86, 94))
 _KEY = Lettering(13, ink=(52, 55, 61))
@@ -129,11 +129,11 @@ def panel(
 
 
 def _broken(row: Sequence[Tile]) -> list[Sequence[Tile]]:
-    # lines of nearly equal length: seven tiles are four and three, not six and one left over
-    each = ceil(_columns(row) / ceil(_columns(row) / MOST_IN_A_ROW)) if row else 0
+    # lines of nearly equal length: seven tiles become four and three, not six and one
+    per_line = ceil(_columns(row) / ceil(_columns(row) / MOST_IN_A_ROW)) if row else 0
     lines: list[list[Tile]] = []
     for tile in row:
-        if lines and _columns(lines[-1]) + tile.columns <= each:
+        if lines and _columns(lines[-1]) + tile.columns <= per_line:
             lines[-1].append(tile)
         else:
             lines.append([tile])

@@ -1,1 +1,1 @@
-"""A drawn world whose truth is known: streets, and the kinds of things that stand in them."""
+"""A drawn world with known truth: streets, and the kinds of objects in them."""

@@ -1,4 +1,4 @@
-"""What lies behind and under the objects: sky, hills, ground, and the light over all of it."""
+"""The backdrop of a street: sky, hills, ground, and the light over all of it."""
 
 from dataclasses import dataclass
 
@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from glowmap.demo.world.canvas import NOBODY, Canvas, Colour
-from glowmap.demo.world.kinds import painted, tinted
+from glowmap.demo.world.canvas import BACKGROUND, Canvas, Colour
+from glowmap.demo.world.kinds import random_colour, tinted
 
-# the sky above, the sky at the horizon, and the light's colour
+# colours of the upper sky, of the sky at the horizon, and of the light
 _DAYS = (
     ((92, 150, 214), (206, 226, 240), (1.0, 1.0, 1.0)),
     ((128, 162, 196), (216, 222, 226), (0.95, 0.98, 1.02)),
@@ -25,13 +25,13 @@ _ROADS = ((92, 94, 100), (78, 80, 86), (110, 108, 106))
 
 @dataclass(frozen=True)
 class Backdrop:
-    """A place and an hour: edges from far to near as parts of the height, the camera, colours and light."""
+    """A place and an hour. Edges from far to near are shares of the picture's height."""
 
     horizon: float
-    pavement: float  # the far one's far edge
+    pavement: float  # far edge of the far pavement
     road: float
-    kerb: float  # the road's near edge
-    camera: float  # metres above the ground
+    kerb: float  # near edge of the road
+    camera: float  # height above the ground in metres
     sky: tuple[Colour, Colour]
     grounds: tuple[Colour, Colour, Colour]  # grass, pavement, road
     light: tuple[float, float, float]
@@ -40,8 +40,8 @@ class Backdrop:
     seed: int
 
     @classmethod
-    def drawn_from(cls, rng: np.random.Generator) -> "Backdrop":
-        """Draw a place and an hour."""
+    def sample(cls, rng: np.random.Generator) -> "Backdrop":
+        """Draw a random place and hour."""
         horizon = rng.uniform(0.34, 0.44)
         pavement = horizon + rng.uniform(0.06, 0.1)
         road = pavement + rng.uniform(0.05, 0.08)
@@ -53,8 +53,8 @@ class Backdrop:
             road,
             road + rng.uniform(0.22, 0.3),
             rng.uniform(2.1, 2.8),
-            (painted(rng, (above,), 8.0), painted(rng, (below,), 6.0)),
-            (painted(rng, _GRASS, 8.0), painted(rng, _PAVEMENTS, 6.0), painted(rng, _ROADS, 6.0)),
+            (random_colour(rng, (above,), 8.0), random_colour(rng, (below,), 6.0)),
+            (random_colour(rng, _GRASS, 8.0), random_colour(rng, _PAVEMENTS, 6.0), random_colour(rng, _ROADS, 6.0)),
             (light[0] * exposure, light[1] * exposure, light[2] * exposure),
             rng.uniform(0.0, 0.5) ** 2,
             rng.uniform(0.004, 0.03),
@@ -63,88 +63,90 @@ class Backdrop:
 
     @property
     def air(self) -> Colour:
-        """The colour that distance fades to."""
+        """The colour that distant objects fade to."""
         return self.sky[1]
 
     def metre_at(self, y: float) -> float:
-        """How long a metre is that stands at y: distance shrinks it, the horizon takes it to nothing."""
+        """Return the length of a metre at y, as a share of the picture's height: 0 at the horizon."""
         return (y - self.horizon) / self.camera
 
     def haze_at(self, y: float) -> float:
-        """How much of the air's colour lies before what stands at y."""
+        """Return the share of the air's colour in an object that stands at y."""
         return min(self.haze * 0.16 / max(y - self.horizon, 0.02), 0.5)
 
 
-def draw_backdrop(canvas: Canvas, place: Backdrop) -> None:
-    """Draw sky, clouds, hills, grass, both pavements and the road."""
-    rng = np.random.default_rng(place.seed)
-    grass, pavement, road = place.grounds
-    canvas.gradient(0.0, place.horizon + 0.02, *place.sky)
-    _clouds(canvas, rng, place)
-    _hills(canvas, rng, place, tinted(grass, 0.85))
-    canvas.gradient(place.horizon + 0.01, place.pavement, tinted(grass, 1.08), grass)
-    canvas.gradient(place.pavement, place.road, tinted(pavement, 1.05), pavement)
-    canvas.gradient(place.road, place.kerb, tinted(road, 1.1), tinted(road, 0.95))
-    canvas.gradient(place.kerb, 1.0, pavement, tinted(pavement, 0.88))
-    _markings(canvas, place, pavement)
+def draw_backdrop(canvas: Canvas, backdrop: Backdrop) -> None:
+    """Draw the sky, clouds, hills, grass, both pavements and the road."""
+    rng = np.random.default_rng(backdrop.seed)
+    grass, pavement, road = backdrop.grounds
+    canvas.gradient(0.0, backdrop.horizon + 0.02, *backdrop.sky)
+    _clouds(canvas, rng, backdrop)
+    _hills(canvas, rng, backdrop, tinted(grass, 0.85))
+    canvas.gradient(backdrop.horizon + 0.01, backdrop.pavement, tinted(grass, 1.08), grass)
+    canvas.gradient(backdrop.pavement, backdrop.road, tinted(pavement, 1.05), pavement)
+    canvas.gradient(backdrop.road, backdrop.kerb, tinted(road, 1.1), tinted(road, 0.95))
+    canvas.gradient(backdrop.kerb, 1.0, pavement, tinted(pavement, 0.88))
+    _markings(canvas, backdrop, pavement)
 
 
-def _clouds(canvas: Canvas, rng: np.random.Generator, place: Backdrop) -> None:
+def _clouds(canvas: Canvas, rng: np.random.Generator, backdrop: Backdrop) -> None:
     for _ in range(int(rng.integers(0, 5))):
-        x, y = rng.uniform(0, canvas.aspect), rng.uniform(0.02, place.horizon * 0.6)
+        x, y = rng.uniform(0, canvas.aspect), rng.uniform(0.02, backdrop.horizon * 0.6)
         for _ in range(5):
             radius = rng.uniform(0.02, 0.06)
-            at = (x + rng.normal(0, 0.08), y + rng.normal(0, 0.012))
-            canvas.ellipse(*at, (radius * 1.8, radius), (250, 250, 250, int(rng.integers(40, 90))))
+            centre = (x + rng.normal(0, 0.08), y + rng.normal(0, 0.012))
+            canvas.ellipse(*centre, (radius * 1.8, radius), (250, 250, 250, int(rng.integers(40, 90))))
 
 
-def _hills(canvas: Canvas, rng: np.random.Generator, place: Backdrop, colour: Colour) -> None:
-    share = 0.55
-    far = tuple(round(own + (air - own) * share) for own, air in zip(colour, place.air, strict=True))
+def _hills(canvas: Canvas, rng: np.random.Generator, backdrop: Backdrop, colour: Colour) -> None:
+    haze = 0.55
+    far = tuple(round(near + (air - near) * haze) for near, air in zip(colour, backdrop.air, strict=True))
     x = np.linspace(0, canvas.aspect, 24)
     ridge = (
-        place.horizon
+        backdrop.horizon
         - 0.03
         - 0.035 * (np.sin(x * rng.uniform(2, 5) + rng.uniform(0, 6)) + 0.6 * np.sin(x * rng.uniform(6, 11)))
     )
-    foot = place.horizon + 0.02
+    foot = backdrop.horizon + 0.02
     corners = [(0.0, foot), *zip(x.tolist(), ridge.tolist(), strict=True), (canvas.aspect, foot)]
     canvas.polygon(corners, far)
 
 
-def _markings(canvas: Canvas, place: Backdrop, pavement: Colour) -> None:
-    wide, middle = canvas.aspect, (place.road + place.kerb) / 2
-    for edge, thick in ((place.road, 0.008), (place.kerb, 0.014)):
+def _markings(canvas: Canvas, backdrop: Backdrop, pavement: Colour) -> None:
+    wide, middle = canvas.aspect, (backdrop.road + backdrop.kerb) / 2
+    for edge, thick in ((backdrop.road, 0.008), (backdrop.kerb, 0.014)):
         canvas.polygon([(0.0, edge - thick), (wide, edge - thick), (wide, edge), (0.0, edge)], tinted(pavement, 1.2))
         canvas.polygon(
             [(0.0, edge), (wide, edge), (wide, edge + thick / 2), (0.0, edge + thick / 2)], tinted(pavement, 0.62)
         )
-    shift = place.seed % 97 / 97 * 0.3
+    shift = backdrop.seed % 97 / 97 * 0.3
     for left in (np.arange(-0.3, wide, 0.3) + shift).tolist():
         dash = [(left, middle), (left + 0.16, middle), (left + 0.165, middle + 0.012), (left + 0.005, middle + 0.012)]
         canvas.polygon(dash, (232, 228, 214, 210))
-    for x in np.arange(-1.5, wide + 1.5, 0.16).tolist():  # the joints of the slabs run to a vanishing point
-        spread = (1 - place.horizon) / (place.kerb - place.horizon)
+    for x in np.arange(-1.5, wide + 1.5, 0.16).tolist():  # joints between slabs, towards a vanishing point
+        spread = (1 - backdrop.horizon) / (backdrop.kerb - backdrop.horizon)
         near = wide / 2 + (x - wide / 2) * spread
-        canvas.line([(x, place.kerb + 0.02), (near, 1.0)], 0.003, (*tinted(pavement, 0.7), 110))
+        canvas.line([(x, backdrop.kerb + 0.02), (near, 1.0)], 0.003, (*tinted(pavement, 0.7), 110))
 
 
-def lit(colours: NDArray[np.float32], place: Backdrop, owners: NDArray[np.uint8], seed: int) -> Image.Image:
-    """Lay texture, the light of the hour, the lens's vignette and the sensor's noise over the colours."""
+def apply_light(
+    colours: NDArray[np.float32], backdrop: Backdrop, instances: NDArray[np.uint8], seed: int
+) -> Image.Image:
+    """Apply texture, the light of the hour, vignetting and sensor noise to the colours."""
     rng = np.random.default_rng((seed, 1))
-    rows, columns = owners.shape
+    rows, columns = instances.shape
     grain = _grain(rng, rows, columns)
-    strength = np.where(owners == NOBODY, np.float32(0.022), np.float32(0.05))
+    strength = np.where(instances == BACKGROUND, np.float32(0.022), np.float32(0.05))
     y, x = np.linspace(-1, 1, rows, dtype=np.float32)[:, None], np.linspace(-1, 1, columns, dtype=np.float32)
     fall = (1 + np.float32(rng.uniform(-0.08, 0.08)) * x) * (1 - np.float32(0.1) * (x * x + y * y))
     colours *= (1 + strength * grain)[..., None]
-    colours *= fall[..., None] * np.array(place.light, dtype=np.float32)
-    colours += rng.standard_normal(colours.shape, dtype=np.float32) * np.float32(place.noise)
+    colours *= fall[..., None] * np.array(backdrop.light, dtype=np.float32)
+    colours += rng.standard_normal(colours.shape, dtype=np.float32) * np.float32(backdrop.noise)
     return Image.fromarray((colours.clip(0, 1) * 255 + np.float32(0.5)).astype(np.uint8))
 
 
 def _grain(rng: np.random.Generator, rows: int, columns: int) -> NDArray[np.float32]:
-    """Mix noise of two sizes, so that leaves, walls and ground are not flat."""
+    """Return noise of two sizes, which gives texture to leaves, walls and ground."""
     return sum(
         np.asarray(
             Image.fromarray(rng.standard_normal((cells * 2, cells * 3), dtype=np.float32)).resize(

@@ -3,7 +3,7 @@
 import numpy as np
 
 from glowmap.demo.world.canvas import Brush, Colour
-from glowmap.demo.world.kinds import inside, kind, painted, tinted
+from glowmap.demo.world.kinds import detail, kind, random_colour, tinted
 
 _WALLS = (
     (214, 196, 160), (178, 104, 80), (226, 220, 206), (150, 158, 170), (206, 150, 110), (160, 176, 150), (196, 170, 190),
@@ -13,8 +13,8 @@ _ROOFS = ((150, 70, 52), (92, 84, 84), (120, 94, 76), (70, 80, 96))
 
 @kind(height=(6.0, 11.0), width=1.1)
 def house(brush: Brush, rng: np.random.Generator) -> None:
-    """Draw a house with a gable, or one of three with a flat roof."""
-    wall, roof = painted(rng, _WALLS), painted(rng, _ROOFS, 8.0)
+    """Draw a house with a gable, or with probability 0.35 one with a flat roof."""
+    wall, roof = random_colour(rng, _WALLS), random_colour(rng, _ROOFS, 8.0)
     half, lit = rng.uniform(0.38, 0.58), rng.random() < 0.2
     flat = rng.random() < 0.35
     eaves = 0.94 if flat else rng.uniform(0.6, 0.72)
@@ -32,7 +32,7 @@ def house(brush: Brush, rng: np.random.Generator) -> None:
     brush.shade([(-half, 0.0), (-half + 0.12, 0.0), (-half + 0.12, eaves), (-half, eaves)], -0.22)
     brush.shade([(-half, eaves - 0.05), (half, eaves - 0.05), (half, eaves), (-half, eaves)], -0.3)
     glass = (250, 214, 130) if lit else (64, 80, 98)
-    _openings(brush, rng, half, eaves, inside(glass), inside(tinted(wall, 1.22)))
+    _openings(brush, rng, half, eaves, detail(glass), detail(tinted(wall, 1.22)))
 
 
 def _openings(brush: Brush, rng: np.random.Generator, half: float, eaves: float, glass: Colour, frame: Colour) -> None:

@@ -1,4 +1,4 @@
-"""What a kind of object is: how tall it stands, what it takes to draw one, and the shelf that holds them all."""
+"""Kinds of objects: their sizes, how they are drawn, and their registry."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Draw: TypeAlias = Callable[[Brush, np.random.Generator], None]
 
 @dataclass(frozen=True)
 class Kind:
-    """A member of the shelf: its name, the heights in metres it comes in, its width in heights, and how it is drawn."""
+    """A kind of object: its range of heights in metres, its width in units of its height, and its drawing function."""
 
     name: str
     height: tuple[float, float]
@@ -27,27 +27,30 @@ KINDS: Registry[Kind] = Registry("kind of object", InputError)
 
 
 def kind(*, height: tuple[float, float], width: float) -> Callable[[Draw], Draw]:
-    """Put a drawing function on the shelf under its own name."""
+    """Register a drawing function under its name."""
 
-    def put(draw: Draw) -> Draw:
+    def register(draw: Draw) -> Draw:
         KINDS.register(draw.__name__, Kind(draw.__name__, height, width, draw))
         return draw
 
-    return put
+    return register
 
 
-def painted(rng: np.random.Generator, palette: tuple[Colour, ...], spread: float = 14.0) -> Colour:
-    """Take a colour of a palette and vary it a little."""
+def random_colour(rng: np.random.Generator, palette: tuple[Colour, ...], spread: float = 14.0) -> Colour:
+    """Return a random colour of a palette, slightly varied."""
     base = palette[int(rng.integers(len(palette)))]
-    return tuple(min(max(round(c + change), 4), 250) for c, change in zip(base, rng.normal(0, spread, 3), strict=True))
+    return tuple(
+        min(max(round(channel + change), 4), 250)
+        for channel, change in zip(base, rng.normal(0, spread, 3), strict=True)
+    )
 
 
 def tinted(colour: Colour, factor: float) -> Colour:
-    """Lighten (factor above 1) or darken a colour."""
+    """Lighten (factor above 1) or darken (below 1) a colour."""
     red, green, blue = colour[:3]
     return min(round(red * factor), 255), min(round(green * factor), 255), min(round(blue * factor), 255)
 
 
-def inside(colour: Colour) -> Colour:
-    """Take a colour for what lies within an outline that is drawn already, and so owns nothing that is not owned."""
+def detail(colour: Colour) -> Colour:
+    """Return a colour for details inside an object, with an alpha value so that they do not change the instance of a pixel."""
     return (*colour[:3], 255)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from glowmap.demo.world.canvas import Brush, Colour
-from glowmap.demo.world.kinds import inside, kind, painted, tinted
+from glowmap.demo.world.kinds import detail, kind, random_colour, tinted
 
 _SKINS = ((242, 206, 178), (224, 178, 140), (180, 128, 92), (128, 86, 60), (88, 58, 42))
 _CLOTHES = (
@@ -14,9 +14,9 @@ _CLOTHES = (
 
 @kind(height=(1.55, 1.9), width=0.5)
 def person(brush: Brush, rng: np.random.Generator) -> None:
-    """Draw somebody who stands or walks."""
-    skin, top, trousers = painted(rng, _SKINS, 8.0), painted(rng, _CLOTHES), painted(rng, _CLOTHES)
-    hair = painted(rng, ((40, 30, 26), (90, 60, 36), (200, 160, 90), (150, 150, 152), (120, 50, 30)), 8.0)
+    """Draw a person who stands or walks."""
+    skin, top, trousers = random_colour(rng, _SKINS, 8.0), random_colour(rng, _CLOTHES), random_colour(rng, _CLOTHES)
+    hair = random_colour(rng, ((40, 30, 26), (90, 60, 36), (200, 160, 90), (150, 150, 152), (120, 50, 30)), 8.0)
     step, swing = rng.uniform(0.02, 0.2), rng.uniform(0.02, 0.16)
     brush.shadow(-0.25, 0.3, depth=0.035)
     for side, shading in ((-1, 0.72), (1, 1.0)):  # the far leg and arm are darker
@@ -34,7 +34,9 @@ def person(brush: Brush, rng: np.random.Generator) -> None:
     if rng.random() < 0.35:  # long hair
         brush.shape([(-0.08, 0.78), (-0.08, 0.94), (-0.02, 0.96), (-0.02, 0.8)], hair, smooth=1)
     if rng.random() < 0.3:
-        brush.shape([(-0.2, 0.56), (-0.2, 0.78), (-0.1, 0.8), (-0.1, 0.55)], painted(rng, _CLOTHES), smooth=1)  # a bag
+        brush.shape(
+            [(-0.2, 0.56), (-0.2, 0.78), (-0.1, 0.8), (-0.1, 0.55)], random_colour(rng, _CLOTHES), smooth=1
+        )  # a bag
 
 
 def _arm(brush: Brush, swing: float, skin: Colour, sleeve: Colour) -> None:
@@ -44,17 +46,17 @@ def _arm(brush: Brush, swing: float, skin: Colour, sleeve: Colour) -> None:
 
 @kind(height=(4.5, 8.0), width=0.7)
 def tree(brush: Brush, rng: np.random.Generator) -> None:
-    """Draw a tree with leaves, or one of four with needles."""
-    bark = painted(rng, ((92, 68, 48), (112, 92, 74), (74, 58, 46)), 8.0)
+    """Draw a broad-leaved tree, or with probability 1/4 a conifer."""
+    bark = random_colour(rng, ((92, 68, 48), (112, 92, 74), (74, 58, 46)), 8.0)
     brush.shadow(-0.3, 0.34, depth=0.03)
     brush.shape([(-0.05, 0.0), (-0.035, 0.6), (0.035, 0.6), (0.055, 0.0)], bark)
     brush.shade([(-0.05, 0.0), (-0.01, 0.0), (-0.01, 0.5), (-0.04, 0.5)], -0.3)
     if rng.random() < 0.25:
-        _needles(brush, painted(rng, ((34, 78, 58), (40, 92, 60)), 8.0))
+        _needles(brush, random_colour(rng, ((34, 78, 58), (40, 92, 60)), 8.0))
     else:
         autumn = ((196, 132, 46), (186, 92, 44))
         greens = ((74, 128, 56), (96, 146, 62), (58, 108, 62), (120, 150, 70))
-        _leaves(brush, rng, painted(rng, autumn if rng.random() < 0.15 else greens, 10.0))
+        _leaves(brush, rng, random_colour(rng, autumn if rng.random() < 0.15 else greens, 10.0))
 
 
 def _needles(brush: Brush, colour: Colour) -> None:
@@ -65,22 +67,22 @@ def _needles(brush: Brush, colour: Colour) -> None:
 
 def _leaves(brush: Brush, rng: np.random.Generator, colour: Colour) -> None:
     count = int(rng.integers(8, 13))
-    turn = np.arange(count) * 2.399 + rng.uniform(0, 6)  # the golden angle spreads them
+    turn = np.arange(count) * 2.399 + rng.uniform(0, 6)  # the golden angle spreads them evenly
     reach = 0.21 * np.sqrt((np.arange(count) + 0.5) / count)
-    places = list(zip((reach * np.cos(turn) * 1.15).tolist(), (0.7 + reach * np.sin(turn)).tolist(), strict=True))
-    for u, v in places:
+    clusters = list(zip((reach * np.cos(turn) * 1.15).tolist(), (0.7 + reach * np.sin(turn)).tolist(), strict=True))
+    for u, v in clusters:
         brush.disc(u, v, rng.uniform(0.11, 0.15), tinted(colour, 0.72))
-    for u, v in places:
-        brush.disc(u + 0.015, v + 0.02, rng.uniform(0.07, 0.11), inside(tinted(colour, rng.uniform(0.88, 1.06))))
-    for u, v in places:
+    for u, v in clusters:
+        brush.disc(u + 0.015, v + 0.02, rng.uniform(0.07, 0.11), detail(tinted(colour, rng.uniform(0.88, 1.06))))
+    for u, v in clusters:
         if v > 0.66:
-            brush.disc(u + 0.03, v + 0.04, rng.uniform(0.03, 0.06), inside(tinted(colour, rng.uniform(1.1, 1.3))))
+            brush.disc(u + 0.03, v + 0.04, rng.uniform(0.03, 0.06), detail(tinted(colour, rng.uniform(1.1, 1.3))))
 
 
 @kind(height=(0.85, 1.05), width=1.5)
 def dog(brush: Brush, rng: np.random.Generator) -> None:
     """Draw a dog that stands or walks."""
-    coat = painted(
+    coat = random_colour(
         rng, ((150, 100, 60), (60, 48, 42), (224, 196, 150), (236, 232, 224), (190, 130, 70), (120, 112, 106)), 10.0
     )
     ear, step = tinted(coat, 0.6), rng.uniform(0.0, 0.1)
@@ -99,6 +101,6 @@ def dog(brush: Brush, rng: np.random.Generator) -> None:
     brush.disc(0.64, 0.9, 0.028, (24, 20, 20))
     brush.shape([(0.4, 0.98), (0.54, 1.0), (0.54, 0.82), (0.42, 0.72)], ear, smooth=1)
     if rng.random() < 0.5:
-        brush.line([(0.4, 0.72), (0.58, 0.68)], 0.06, painted(rng, _CLOTHES))  # a collar
+        brush.line([(0.4, 0.72), (0.58, 0.68)], 0.06, random_colour(rng, _CLOTHES))  # a collar
     if rng.random() < 0.3:
         brush.disc(rng.uniform(-0.3, 0.2), 0.58, 0.12, tinted(coat, 0.6))  # a spot
