@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import glowmap
 from glowmap.errors import GlowmapError, InputError, MissingExtra, ModelError
-from glowmap.models.preprocessing import Preset, cut
+from glowmap.models.preprocessing import Transform, crop_box
 from tiny_models.convolutional import Classifier, images
 
 torchvision = pytest.importorskip("torchvision")
@@ -145,7 +145,7 @@ def test_what_a_preset_pads_lies_outside_the_picture():
     def read(size, *steps):
         steps = transforms.Compose([*steps, transforms.ToTensor()])
         given = Image.new("RGB", size, (10, 20, 30))
-        values, picture = Preset(steps, partial(cut, steps.transforms))(given)
+        values, picture = Transform(steps, partial(crop_box, steps.transforms))(given)
         assert picture.image is given
         shown = transforms.functional.to_tensor(picture.as_seen())
         assert values.shape != shown.shape or torch.equal(values, shown)  # black where it is black

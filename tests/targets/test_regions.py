@@ -12,7 +12,7 @@ from torch import nn
 import glowmap
 from glowmap.errors import TargetError
 from glowmap.inputs import Picture
-from glowmap.models.preprocessing import Preset, ResizedAndNormalised, cut
+from glowmap.models.preprocessing import ResizedAndNormalised, Transform, crop_box
 from glowmap.targets import At, Contrast, Each, Finer, Not, Object, OutputValue, Pixels, Point, Predicted, Probability
 from tiny_models.convolutional import Classifier, ColourSegmenter, OneOutput, images
 
@@ -420,7 +420,7 @@ def as_open_clip(rows, columns, *, padded):
 
 def prepared(transform):
     """The model that knows colours, behind a library's own transform."""
-    preset = Preset(transform, partial(cut, transform.transforms))
+    preset = Transform(transform, partial(crop_box, transform.transforms))
     return glowmap.Model(ColourSegmenter(), "prepared", preset, class_names=tuple(NAMES))
 
 

@@ -1,5 +1,6 @@
 """Inputs: pictures, volumes, signals and tensors become one batch; what cannot be explained is refused here."""
 
+from glowmap.inputs.batch import PICTURE_KEYWORDS as PICTURE_KEYWORDS
 from glowmap.inputs.batch import Batch as Batch
 from glowmap.inputs.batch import as_batch as as_batch
 from glowmap.inputs.loading import MAX_PIXELS as MAX_PIXELS

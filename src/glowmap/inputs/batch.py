@@ -11,7 +11,7 @@ from glowmap.errors import InputError
 from glowmap.inputs.pictures import Shown, pictures_of
 from glowmap.shapes import Images, crossed
 
-_PICTURES = ("pixel_values", "image", "images")  # keywords under which models take them
+PICTURE_KEYWORDS = ("pixel_values", "image", "images")  # the keywords under which libraries take pictures
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _image_in(given: list[Any], keywords: Mapping[str, Any], expected: str) -> T
         raise InputError(
             f"no image among the tensors given ({shapes}); give batch x colour x rows x columns in floating point"
         )
-    named = [value for key, value in keywords.items() if key in _PICTURES and any(value is one for one in maps)]
+    named = [value for key, value in keywords.items() if key in PICTURE_KEYWORDS and any(value is one for one in maps)]
     image: Tensor = max([*named, *maps], key=lambda tensor: tensor.ndim)  # the first of those with most axes
     if image.ndim == 5 and image.shape[2] in (1, 3) and image.shape[1] > 3:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Families of models, and :func:`load`: from a name, a file or a module to a model that takes pictures."""
+"""Families of models, and :func:`load`, which returns a model that takes pictures."""
 
 from glowmap.models import demo as demo
 from glowmap.models import open_clip as open_clip

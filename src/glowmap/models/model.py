@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from glowmap.capture import WithIntermediates
+from glowmap.cautions import Caution
 from glowmap.errors import InputError, Remedy
-from glowmap.inputs import Batch, PatchPositions, PictureLike, as_batch, read_pictures
-from glowmap.models.preprocessing import Clips, Preprocess
+from glowmap.inputs import PICTURE_KEYWORDS, Batch, PatchPositions, PictureLike, as_batch, read_pictures
+from glowmap.models.preprocessing import ClipTransform, Preprocess
 from glowmap.outputs import ModelOutput, OutputReaders, embedding_cautions, read_embedding
 from glowmap.targets import Target, Text
-
-_PICTURES = ("pixel_values", "image", "images")  # the keywords under which libraries take pictures
 
 AroundForward: TypeAlias = Callable[[nn.Module], AbstractContextManager[None]]
 
@@ -59,7 +58,8 @@ class Model:
     ``extra_inputs`` names the keywords that the module needs beside images, such as the tokens of a text, and
     ``text_interface`` makes these from texts. ``around_forward`` is a context in which the module must be run; it may record
     outputs of the module's parts. ``token_grids`` returns the grids of tokens that the module forms without a convolution, and
-    ``patch_positions`` the positions of image patches within a text sequence, both for a batch.
+    ``patch_positions`` the positions of image patches within a text sequence, both for a batch. ``normalises_inside`` is True
+    where the module subtracts mean and std itself. ``input_cautions`` returns what to know about a batch.
     """
 
     module: nn.Module
@@ -73,6 +73,8 @@ class Model:
     around_forward: AroundForward = lambda _: nullcontext()
     token_grids: Callable[[Batch], Sequence[tuple[int, ...]]] = lambda _: ()
     patch_positions: Callable[[Batch], PatchPositions | None] = lambda _: None
+    normalises_inside: bool = False
+    input_cautions: Callable[[Batch], Sequence[Caution]] = lambda _: ()
 
     def __repr__(self) -> str:
         classes = "unknown classes" if self.class_names is None else f"{len(self.class_names)} classes"
@@ -102,14 +104,14 @@ class Model:
                     "processor that makes them from texts, glowmap.load(..., processor=...), and target=targets.Text('...')"
                 ),
             )
-        if isinstance(self.preprocess, Clips) and isinstance(images, Tensor) and images.dtype == torch.uint8:
+        if isinstance(self.preprocess, ClipTransform) and isinstance(images, Tensor) and images.dtype == torch.uint8:
             return as_batch(self._on_device(self.preprocess.clip(images)), self._expected())
         if has_tensors or self.preprocess is None:
             return as_batch(images, self._expected())
         return self._preprocessed(images)
 
     def _with_keywords(self, keywords: Mapping[str, Any]) -> Batch:
-        name = next((name for name in _PICTURES if name in keywords), None)
+        name = next((name for name in PICTURE_KEYWORDS if name in keywords), None)
         if name is None or self.preprocess is None or isinstance(keywords[name], Tensor):
             return as_batch(keywords, self._expected())
         batch = self._preprocessed(keywords[name])

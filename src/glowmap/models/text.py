@@ -1,4 +1,4 @@
-"""Models that judge pictures by texts: how texts are put beside the pictures, and embedded once for many questions."""
+"""Models that compare or match pictures with texts: how texts become inputs, each embedded once for all passes of a call."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,53 +16,54 @@ from glowmap.models.model import AroundForward, Model, TextPass
 from glowmap.targets import Category, Contrast, Target, Text
 
 PROMPT = "a photo of a {}"  # Radford et al., ICML 2021, arXiv:2103.00020, section 3.1.4
-_ANY = "a photo"  # stands where a module takes no picture without a text, and nothing asks about the text
-# Texts as keywords of the module, a row of tokens a text; TargetError for a text that the model cannot take whole.
+_PLACEHOLDER = "a photo"  # for a module that needs a text, where no target reads its score
+# From texts to keywords of the module, one row of tokens a text. Raises TargetError for a text that would be cut.
 Tokens: TypeAlias = Callable[[Sequence[str]], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class Contrastive:
-    """How texts are put to a model of two towers: all in one pass, each as a class whose logit is its likeness to the picture.
+    """Texts for a model with an image and a text encoder: all in one pass, each a class whose logit is its similarity.
 
-    The model's class names become prompts ("a photo of a dog"), in a pass of their own for what is asked of classes alone; they
-    stand before other texts too, and a text that is one of them is that class. ``pictures`` and ``texts`` are the
-    keywords under which the module takes either, ``once`` keeps what it makes of the texts from one pass to the next,
-    ``exclusive`` says whether the likenesses were trained as a softmax over the texts (CLIP) or each by itself (SigLIP), and
-    ``alone`` whether the module takes pictures without texts.
+    The model's class names become prompts ("a photo of a dog"). Targets without texts get a pass with these alone. A pass with
+    further texts has the prompts first, and a text equal to a prompt is that class.
+
+    ``images_keyword`` and ``texts_keyword`` are the keywords of the module. ``cached_texts`` is a context in which each text is
+    encoded once. ``are_exclusive`` is True where the similarities were trained with a softmax over texts (CLIP), False where
+    with a sigmoid each (SigLIP). ``needs_text`` is False where the module takes images alone.
     """
 
     tokens: Tokens
-    once: AroundForward
-    exclusive: bool
-    pictures: str = "pixel_values"
-    texts: str = "input_ids"
-    alone: bool = False
+    cached_texts: AroundForward
+    are_exclusive: bool
+    images_keyword: str = "pixel_values"
+    texts_keyword: str = "input_ids"
+    needs_text: bool = True
 
-    generates: ClassVar[bool] = False  # it judges
+    generates: ClassVar[bool] = False
 
     def passes(self, model: Model, batch: Batch, texts: Sequence[Text]) -> Sequence[TextPass]:
-        """Put class names and texts beside the pictures, as :meth:`TextInterface.passes` says."""
-        if _given(model, batch, self.texts, texts):
+        """Return one pass for class names, where there are some, and one for all texts."""
+        if _has_texts(model, batch, self.texts_keyword, texts):
             return []
         prompts = [PROMPT.format(name) for name in model.class_names or ()]
-        asked = {text: _sentences(model, text) for text in texts}
-        others = list(dict.fromkeys(one for own in asked.values() for one in own if one not in prompts))
-        # a class is likely among classes: what else is asked in the same call is no matter of theirs
-        self._refuse_alike(model, list(dict.fromkeys([*prompts, *others])))
-        groups: list[list[str]] = [[], others] if prompts and others else [others]
-        return [self._pass(model, batch, prompts, group, asked) for group in groups]
+        sentences = {text: _sentences(model, text) for text in texts}
+        further = list(dict.fromkeys(sentence for row in sentences.values() for sentence in row if sentence not in prompts))
+        self._refuse_equal_tokens(model, list(dict.fromkeys([*prompts, *further])))
+        # the probability of a class must not depend on the texts of the same call
+        groups: list[list[str]] = [[], further] if prompts and further else [further]
+        return [self._pass(model, batch, prompts, group, sentences) for group in groups]
 
-    def _refuse_alike(self, model: Model, sentences: Sequence[str]) -> None:
-        """Refuse texts that are one to the model, as "a dog" and "A dog" are to many: a map of their difference is rounding."""
+    def _refuse_equal_tokens(self, model: Model, sentences: Sequence[str]) -> None:
+        """Refuse different texts with the same tokens ("a dog", "A dog"): a map of their difference would be rounding noise."""
         if len(sentences) < 2:
             return
-        rows = [tuple(row.flatten().tolist()) for row in self.tokens(sentences)[self.texts]]
-        known = dict(zip(rows, sentences, strict=True))
+        rows = [tuple(row.flatten().tolist()) for row in self.tokens(sentences)[self.texts_keyword]]
+        sentence_of = dict(zip(rows, sentences, strict=True))
         for row, sentence in zip(rows, sentences, strict=True):
-            if known[row] != sentence:
+            if sentence_of[row] != sentence:
                 raise TargetError(
-                    f"{sentence!r} and {known[row]!r} are the same tokens to {model.name}; ask about one of them"
+                    f"{sentence!r} and {sentence_of[row]!r} are the same tokens to {model.name}; give one of them"
                 )
 
     def _pass(
@@ -70,75 +71,94 @@ class Contrastive:
         model: Model,
         batch: Batch,
         prompts: Sequence[str],
-        others: Sequence[str],
-        asked: Mapping[Text, Sequence[str]],
+        further: Sequence[str],
+        sentences: Mapping[Text, Sequence[str]],
     ) -> TextPass:
-        """Put the prompts of classes and other sentences in one pass, for those of the texts that are made of them."""
-        sentences = [*prompts, *others] or [_ANY] * (not self.alone)
-        with_texts = _beside(batch, self.pictures, self.tokens(sentences)) if sentences else batch
-        classes = {sentence: Category(sentences.index(sentence)) for sentence in (*prompts, *others)}
-        targets = {text: (_likeness(text, classes),) for text, own in asked.items() if set(own) <= set(classes)}
-        names = (*(model.class_names or ()), *map(repr, others))
+        """Put prompts and further sentences in one pass, with targets for the texts that consist of these."""
+        rows = [*prompts, *further] or [_PLACEHOLDER] * self.needs_text
+        with_texts = _with_texts(batch, self.images_keyword, self.tokens(rows)) if rows else batch
+        classes = {sentence: Category(rows.index(sentence)) for sentence in (*prompts, *further)}
+        targets = {text: (_similarity(text, classes),) for text, row in sentences.items() if set(row) <= set(classes)}
         scoring = replace(
             model,
-            class_names=names,
-            readers=replace(model.readers, are_exclusive=self.exclusive),
-            around_forward=nested(model.around_forward, self.once),
+            class_names=(*(model.class_names or ()), *map(repr, further)),
+            readers=replace(model.readers, are_exclusive=self.are_exclusive),
+            around_forward=nested(model.around_forward, self.cached_texts),
         )
         return TextPass(with_texts, targets, scoring)
 
 
 @dataclass(frozen=True)
 class Matching:
-    """How texts are put to a model that reads a text with the picture: a pass each, whose score is the logit of a match.
+    """Texts for a model that reads picture and text together: one pass for each text, whose score is the logit of a match.
 
-    ``match`` is the place of that logit among so many ``outputs``; the other, if there is one, speaks for no match.
+    That logit is number ``match`` of ``outputs``; where there are two, the other means no match.
     """
 
     tokens: Tokens
     match: int
     outputs: int
-    pictures: str = "pixel_values"
-    texts: str = "input_ids"
+    images_keyword: str = "pixel_values"
+    texts_keyword: str = "input_ids"
 
-    generates: ClassVar[bool] = False  # it judges
+    generates: ClassVar[bool] = False
 
     def passes(self, model: Model, batch: Batch, texts: Sequence[Text]) -> Sequence[TextPass]:
-        """Put one text beside all pictures in each pass, as :meth:`TextInterface.passes` says."""
-        if _given(model, batch, self.texts, texts):
+        """Return one pass for each text, which is repeated for all images."""
+        if _has_texts(model, batch, self.texts_keyword, texts):
             return []
         if model.class_names is not None:
             raise TargetError(
                 f"{model.name} reads each text together with the picture and has no classes",
                 remedy=Remedy(
-                    "leave classes=... out and ask about each by itself: target=[targets.Text(...), targets.Text(...)]",
-                    "ask about each by itself: a --text for each",
+                    "leave classes=... out and give each text as a target: target=[targets.Text(...), targets.Text(...)]",
+                    "give each text as a target: a --text for each",
                 ),
             )
         if not texts:
-            return [TextPass(self._beside(batch, _ANY), {}, replace(model, class_names=()))]
-        return [self._one(model, batch, text) for text in texts]
+            return [TextPass(self._with_text(batch, _PLACEHOLDER), {}, replace(model, class_names=()))]
+        return [self._pass(model, batch, text) for text in texts]
 
-    def _one(self, model: Model, batch: Batch, text: Text) -> TextPass:
-        sentence, *others = _sentences(model, text)
-        if others:
+    def _pass(self, model: Model, batch: Batch, text: Text) -> TextPass:
+        sentence, *against = _sentences(model, text)
+        if against:
             raise TargetError(
-                f"{model.name} reads each text in a pass of its own, so {text.text!r} cannot be set against "
-                f"{' and '.join(map(repr, others))}",
+                f"{model.name} reads each text in a separate pass, so {text.text!r} cannot be contrasted with "
+                f"{' and '.join(map(repr, against))}",
                 remedy=Remedy(
-                    "ask about each by itself: target=[targets.Text(...), targets.Text(...)]",
-                    "ask about each by itself: a --text for each",
+                    "give each text as a target: target=[targets.Text(...), targets.Text(...)]",
+                    "give each text as a target: a --text for each",
                 ),
             )
-        names = tuple(repr(sentence) if at == self.match else f"not {sentence!r}" for at in range(self.outputs))
+        names = tuple(repr(sentence) if index == self.match else f"not {sentence!r}" for index in range(self.outputs))
         # one output ranks texts; the softmax of two is the probability of a match
         scoring = replace(model, class_names=names, readers=replace(model.readers, are_exclusive=True))
-        return TextPass(self._beside(batch, sentence), {text: (Category(self.match),)}, scoring)
+        return TextPass(self._with_text(batch, sentence), {text: (Category(self.match),)}, scoring)
 
-    def _beside(self, batch: Batch, text: str) -> Batch:
-        """Give each picture a row of the same tokens."""
-        rows = {name: one.repeat(len(batch.images), 1) for name, one in self.tokens([text]).items()}
-        return _beside(batch, self.pictures, rows)
+    def _with_text(self, batch: Batch, text: str) -> Batch:
+        """Add the same row of tokens for each image."""
+        rows = {name: row.repeat(len(batch.images), 1) for name, row in self.tokens([text]).items()}
+        return _with_texts(batch, self.images_keyword, rows)
+
+
+@dataclass(frozen=True)
+class UnsupportedTexts:
+    """A model that takes texts in a form that Glowmap cannot make: every text is refused with the ``reason``."""
+
+    reason: str
+
+    generates: ClassVar[bool] = False
+
+    def passes(self, _model: Model, batch: Batch, texts: Sequence[Text]) -> Sequence[TextPass]:
+        """Refuse texts, and a batch that brings no tokens itself."""
+        if texts or not (len(batch.arguments) > 1 or "input_ids" in batch.keywords):
+            raise TargetError(
+                f"{self.reason}, so no text can be added to the picture",
+                remedy=Remedy(
+                    "give all that the model takes as a dict of keywords, and target=a token's number, or a callable"
+                ),
+            )
+        return []
 
 
 def needs_prompt(text: str, prompt: str) -> Remedy:
@@ -161,63 +181,61 @@ def nested(outer: AroundForward, inner: AroundForward) -> AroundForward:
 
 
 @contextmanager
-def remembering(owner: Any, name: str) -> Iterator[None]:
-    """Let a function of an object compute once for each input, without a graph, and hand that back when it is called again.
+def memoised(owner: Any, name: str) -> Iterator[None]:
+    """Compute a method of an object once for each input, without a graph, while the context lasts and in this thread only.
 
-    In this thread alone, and only while the context lasts. For what turns texts into embeddings: they are the same in every
-    further pass. An input that is one row of an earlier one, however often, counts as the same: texts that happen to be as many
-    as the pictures are cut with them when one picture is asked about, and are classes all the same.
+    For methods that encode texts: the embeddings are the same in every pass. An input that repeats one row of an earlier input
+    counts as the same. When a batch is cut down to one image, texts that happen to be as many as the images are cut with it, to
+    one text, although they are classes.
     """
-    known: list[tuple[Any, list[Tensor], Any]] = []
+    calls: list[tuple[Any, list[Tensor], Any]] = []  # (arguments without tensors, their tensors, output)
 
-    def remembered(original: Any, *arguments: Any, **keywords: Any) -> Any:
-        given, apart = list(tree.leaves([arguments, keywords])), tree.map([arguments, keywords], _left_out)
-        for others, tensors, output in known:
-            if others == apart and len(tensors) == len(given) and _same_or_one_row(tensors, given):
-                return tree.map(output, _itself)
-        tensors = [one.clone() for one in given]  # the model may write into what it is given
+    def cached(original: Any, *arguments: Any, **keywords: Any) -> Any:
+        tensors, rest = list(tree.leaves([arguments, keywords])), tree.map([arguments, keywords], lambda _: None)
+        for earlier_rest, earlier, output in calls:
+            if earlier_rest == rest and len(earlier) == len(tensors) and _are_equal_or_one_row(earlier, tensors):
+                return tree.map(output, _same)
+        copies = [tensor.clone() for tensor in tensors]  # the model may write into its input
         with torch.no_grad():
             output = original(*arguments, **keywords)
-        known.append((apart, tensors, tree.map(output, _itself)))
+        calls.append((rest, copies, tree.map(output, _same)))
         return output
 
-    with method_patched(owner, name, remembered):
+    with method_patched(owner, name, cached):
         yield
 
 
-def _same_or_one_row(known: Sequence[Tensor], given: Sequence[Tensor]) -> bool:
-    if all(map(torch.equal, known, given)):
+def _are_equal_or_one_row(earlier: Sequence[Tensor], tensors: Sequence[Tensor]) -> bool:
+    """Return whether tensors equal earlier ones, or all of their rows equal one row of these."""
+    if all(map(torch.equal, earlier, tensors)):
         return True
-    if any(one.ndim == 0 or one.shape[1:] != own.shape[1:] for one, own in zip(given, known, strict=True)):
+    pairs = list(zip(tensors, earlier, strict=True))
+    if any(tensor.ndim == 0 or tensor.shape[1:] != before.shape[1:] for tensor, before in pairs):
         return False
-    rows = min((len(own) for own in known), default=0)
-    return any(all(bool((one == own[row]).all()) for one, own in zip(given, known, strict=True)) for row in range(rows))
+    rows = min((len(before) for before in earlier), default=0)
+    return any(all(bool((tensor == before[row]).all()) for tensor, before in pairs) for row in range(rows))
 
 
-def _left_out(_: Tensor) -> Any:
-    return None
+def _same(tensor: Tensor) -> Tensor:
+    return tensor  # tree.map copies the structure around it, into which a model may write
 
 
-def _itself(tensor: Tensor) -> Tensor:
-    return tensor  # mapped copies the structure around it, into which a model may write
-
-
-def _given(model: Model, batch: Batch, keyword: str, texts: Sequence[Text]) -> bool:
-    """Tell whether the texts came with the pictures; then no others can be put, as their answers would not be told apart."""
+def _has_texts(model: Model, batch: Batch, keyword: str, texts: Sequence[Text]) -> bool:
+    """Return whether the batch brings texts. Raises TargetError where more are to be added: their scores would be mixed up."""
     if keyword not in batch.keywords and len(batch.arguments) < 2:
         return False
     if texts:
         raise TargetError(
-            f"{model.name} was given texts of its own beside the pictures, which are its classes",
+            f"{model.name} was given texts together with the pictures, which are its classes",
             remedy=Remedy(
-                f"ask about them by index, target=0, or give the pictures alone and ask target=targets.Text({texts[0].text!r})"
+                f"choose one by index, target=0, or give the pictures alone and target=targets.Text({texts[0].text!r})"
             ),
         )
     return True
 
 
 def _sentences(model: Model, text: Text) -> tuple[str, ...]:
-    """List the sentences of a text question, its own first. TargetError for what a model that writes nothing cannot be asked."""
+    """Return the sentence of a text and those that it is contrasted with. Raises TargetError for options of writing models."""
     for noun, is_given in (
         (f"the prompt {text.prompt!r}", text.prompt is not None),
         (f"the word {text.word!r}", text.word is not None),
@@ -225,31 +243,29 @@ def _sentences(model: Model, text: Text) -> tuple[str, ...]:
     ):
         if is_given:
             raise TargetError(
-                f"{noun} is for models that write, and {model.name} judges a sentence as a whole",
+                f"{noun} is for models that write, and {model.name} scores a sentence as a whole",
                 remedy=Remedy(
                     "give the sentence alone: targets.Text(sentence)", "give the sentence alone: --text SENTENCE"
                 ),
             )
     if text.text is None:
         raise TargetError(
-            f"{model.name} writes nothing of its own",
+            f"{model.name} writes no text",
             remedy=Remedy(
-                "say which sentence: targets.Text('a photo of a dog')", "say which sentence: --text 'a photo of a dog'"
+                "give a sentence: targets.Text('a photo of a dog')", "give a sentence: --text 'a photo of a dog'"
             ),
         )
     return (text.text, *text.against)
 
 
-def _likeness(text: Text, classes: Mapping[str, Category]) -> Target:
+def _similarity(text: Text, classes: Mapping[str, Category]) -> Target:
     assert text.text is not None
-    this = classes[text.text]
-    if not text.against:
-        return this
-    return Contrast(this, [classes[other] for other in text.against])
+    category = classes[text.text]
+    return Contrast(category, [classes[sentence] for sentence in text.against]) if text.against else category
 
 
-def _beside(batch: Batch, pictures: str, texts: Mapping[str, Tensor]) -> Batch:
-    """Give the module its pictures and texts by keyword: which of them stands first differs from model to model."""
-    own = {pictures: batch.images} if batch.arguments else {}
-    put = {name: tensor.to(batch.images.device) for name, tensor in texts.items()}
-    return Batch((), {**batch.keywords, **own, **put}, batch.images, batch.pictures)
+def _with_texts(batch: Batch, images_keyword: str, texts: Mapping[str, Tensor]) -> Batch:
+    """Give the module images and texts by keyword, because the order of its arguments differs from model to model."""
+    images = {images_keyword: batch.images} if batch.arguments else {}
+    tokens = {name: tensor.to(batch.images.device) for name, tensor in texts.items()}
+    return Batch((), {**batch.keywords, **images, **tokens}, batch.images, batch.pictures)

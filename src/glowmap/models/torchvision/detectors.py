@@ -1,12 +1,11 @@
-"""What torchvision's detectors might have found: their boxes and class logits before suppression, in the graph of the pass.
+"""The candidates of torchvision's detectors: boxes and class logits before suppression, in the autograd graph.
 
-Read are Faster, Mask and Keypoint R-CNN, RetinaNet, FCOS, SSD and SSDlite, with any backbone, and what is derived of them. Their
-parts are watched while they run, and boxes are decoded by the detector's own coder.
+For Faster, Mask and Keypoint R-CNN, RetinaNet, FCOS, SSD and SSDlite with any backbone, and classes derived from them. The
+outputs of the detector's parts are recorded during the forward pass, and its own coder decodes the boxes.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Generic, TypeAlias, TypeVar, overload
 
@@ -16,199 +15,209 @@ from torch import Tensor, nn
 from glowmap.capture import keep_intermediates
 from glowmap.capture.intermediates import KeepOutput
 from glowmap.errors import Remedy, TargetError
+from glowmap.models.model import AroundForward
 from glowmap.outputs import Candidates, DetectedBox, ModelOutput
 from glowmap.shapes import crossed
 
-_PIXELS, _SCORE = 0.5, 1e-3  # how far a box and a score may lie off those of the candidate that they came from
-_OF = "torchvision "  # before the names under which parts are kept, which no layer has
-Size: TypeAlias = tuple[int, int]
-Judge: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]  # (class logits, objectness) -> the scores that it shows
+# How far the box (pixels) and the score of a detection may differ from those of its candidate.
+_BOX_TOLERANCE, _SCORE_TOLERANCE = 0.5, 1e-3
+_PREFIX = "torchvision "  # of the names of recorded parts; no layer has such a name
+Size: TypeAlias = tuple[int, int]  # rows, columns
+Scores: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]  # (class logits, objectness logits) -> the detector's scores
 T = TypeVar("T")
-_JUDGES: dict[str, Judge] = {  # of one-stage detectors
+
+
+def _fcos_scores(logits: Tensor, objectness: Tensor | None) -> Tensor:
+    assert objectness is not None
+    return (logits.sigmoid() * objectness.sigmoid()[:, None]).sqrt()
+
+
+_ONE_STAGE: dict[str, Scores] = {
     "RetinaNet": lambda logits, _: logits.sigmoid(),
-    "FCOS": lambda logits, objectness: (logits.sigmoid() * _given(objectness).sigmoid()[:, None]).sqrt(),
+    "FCOS": _fcos_scores,
     "SSD": lambda logits, _: logits.softmax(1),
 }
 
 
-def lays_out_anew(module: nn.Module) -> bool:
-    """Tell whether a part of a model normalises, resizes and pads its input as torchvision's detectors do."""
-    return any(_is_a(part, "GeneralizedRCNNTransform") for part in module.modules())
+def has_detector_transform(module: nn.Module) -> bool:
+    """Return whether a part of a module normalises, resizes and pads images as torchvision's detectors do."""
+    return any(_is_torchvision(part, "GeneralizedRCNNTransform") for part in module.modules())
 
 
 def detector_in(module: nn.Module) -> nn.Module | None:
-    """Find the one detector in a model whose candidates can be read, which may be the model itself."""
-    readable = [part for part in module.modules() if _is_read(part)]
-    return readable[0] if len(readable) == 1 else None
+    """Return the one known detector among a module and its parts; None for none or several."""
+    detectors = [part for part in module.modules() if _is_known(part)]
+    return detectors[0] if len(detectors) == 1 else None
 
 
-def watched(detector: nn.Module) -> Callable[[nn.Module], AbstractContextManager[None]]:
-    """Make what keeps the outputs of a detector's parts while the model is run that it is in."""
+def recorded(detector: nn.Module) -> AroundForward:
+    """Return a context that records the outputs of a detector's parts."""
     parts: dict[str, tuple[Any, KeepOutput]] = {
         "output": (detector, _output),
         "transform": (detector.transform, _sizes),
     }
-    if _is_two_staged(detector):
+    if _is_two_stage(detector):
         rpn: Any = detector.rpn
         parts |= {"proposals": (rpn, _output), "rpn_head": (rpn.head, _output)}
         parts |= {"anchors": (rpn.anchor_generator, _output), "boxes": (_heads(detector).box_predictor, _output)}
     else:
         parts |= {"anchors": (detector.anchor_generator, _output), "head": (detector.head, _output)}
         parts |= {"grids": (detector.anchor_generator, _grids)}
-    return lambda model: keep_intermediates(model, {f"{_OF}{name}": part for name, part in parts.items()})
+    return lambda model: keep_intermediates(model, {f"{_PREFIX}{name}": part for name, part in parts.items()})
 
 
-def candidates_of(detector: nn.Module) -> Callable[[ModelOutput], Candidates]:
-    """Make what reads a detector's candidates from the outputs of its parts."""
-    read = _of_two_stages if _is_two_staged(detector) else _of_one_stage
-    return lambda answer: read(detector, answer)
+def candidates_reader(detector: nn.Module) -> Callable[[ModelOutput], Candidates]:
+    """Return the function that reads a detector's candidates from the recorded outputs of its parts."""
+    read = _two_stage_candidates if _is_two_stage(detector) else _one_stage_candidates
+    return lambda output: read(detector, output)
 
 
-def _of_one_stage(detector: nn.Module, answer: ModelOutput) -> Candidates:
-    kept, sizes = _kept(answer, "head"), _kept(answer, "transform")
+def _one_stage_candidates(detector: nn.Module, output: ModelOutput) -> Candidates:
+    head = _recorded(output, "head")
     coder: Any = detector.box_coder
     decode = getattr(coder, "decode_single", None) or coder.decode
-    logits = list(kept["cls_logits"])
-    objectness = list(kept["bbox_ctrness"][..., 0]) if "bbox_ctrness" in kept else None
-    anchors = _for_each(_kept(answer, "anchors"), answer)
-    boxes = [decode(regression, own) for regression, own in zip(kept["bbox_regression"], anchors, strict=True)]
-    here: Any = detector.anchor_generator
-    counts = [
-        math.prod(grid) * each
-        for grid, each in zip(_kept(answer, "grids"), here.num_anchors_per_location(), strict=True)
-    ]
-    levels = [torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))] * answer.batch
-    judge = _given(_judge(detector))
-    read = _candidates(answer, sizes, boxes, logits, objectness, judge, is_anchored=True)
-    softmax = _is_a(detector, "SSD")
-    return replace(read, levels=levels, uses_sigmoid=not softmax, background=0 if softmax else None)
+    objectness = list(head["bbox_ctrness"][..., 0]) if "bbox_ctrness" in head else None
+    anchors = _per_image(_recorded(output, "anchors"), output)
+    boxes = [decode(deltas, boxes) for deltas, boxes in zip(head["bbox_regression"], anchors, strict=True)]
+    generator: Any = detector.anchor_generator
+    grids = zip(_recorded(output, "grids"), generator.num_anchors_per_location(), strict=True)
+    counts = [math.prod(grid) * anchors_per_cell for grid, anchors_per_cell in grids]
+    levels = [torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))] * output.batch
+    scores = next(scores for name, scores in _ONE_STAGE.items() if _is_torchvision(detector, name))
+    has_softmax = _is_torchvision(detector, "SSD")
+    return replace(
+        _candidates(output, boxes, list(head["cls_logits"]), objectness, scores),
+        is_anchored=True,
+        levels=levels,
+        uses_sigmoid=not has_softmax,
+        background=0 if has_softmax else None,
+    )
 
 
-def _of_two_stages(detector: nn.Module, answer: ModelOutput) -> Candidates:
-    logits, regression = _kept(answer, "boxes")
-    sizes, (proposals, _) = _kept(answer, "transform"), _kept(answer, "proposals")
-    _refuse_others(proposals, answer)
-    counts = [len(one) for one in proposals]
-    boxes = _heads(detector).box_coder.decode(regression, proposals).reshape(len(logits), -1, 4)
+def _two_stage_candidates(detector: nn.Module, output: ModelOutput) -> Candidates:
+    logits, deltas = _recorded(output, "boxes")
+    proposals, _ = _recorded(output, "proposals")
+    _refuse_other_batch(proposals, output)
+    counts = [len(boxes) for boxes in proposals]
+    boxes = _heads(detector).box_coder.decode(deltas, proposals).reshape(len(logits), -1, 4)
     if boxes.shape[1] == 1:  # one box for all classes
         boxes = boxes[:, 0]
-    objectness = _Lazy(answer.batch, lambda image: _proposed(detector, answer, image))
-
-    def judge(logits: Tensor, _: Tensor | None) -> Tensor:
-        return logits.softmax(1)
-
-    read = _candidates(answer, sizes, boxes.split(counts), logits.split(counts), objectness, judge, is_anchored=False)
-    to_levels = getattr(_heads(detector).box_roi_pool, "map_levels", None)  # which pooling chooses by a proposal's size
-    levels = None if to_levels is None else to_levels(proposals).split(counts)
-    return replace(read, levels=levels, background=0)
+    objectness = _Lazy(output.batch, lambda image: _proposal_objectness(detector, output, image))
+    map_levels = getattr(_heads(detector).box_roi_pool, "map_levels", None)  # by the size of a proposal
+    return replace(
+        _candidates(output, boxes.split(counts), logits.split(counts), None, lambda logits, _: logits.softmax(1)),
+        objectness=objectness,
+        levels=None if map_levels is None else map_levels(proposals).split(counts),
+        background=0,
+    )
 
 
 def _candidates(
-    answer: ModelOutput,
-    sizes: Mapping[str, Any],
+    output: ModelOutput,
     boxes: Sequence[Tensor],
     logits: Sequence[Tensor],
     objectness: Sequence[Tensor] | None,
-    judge: Judge,
-    *,
-    is_anchored: bool,
+    to_scores: Scores,
 ) -> Candidates:
-    """Bring boxes to the pixels of the input, and find the candidates of what the detector kept."""
-    given, seen, canvas = _for_each(sizes["given"], answer), _for_each(sizes["seen"], answer), sizes["canvas"]
-    if any(one != answer.input_size for one in given):
+    """Scale boxes to pixels of the input, and match detections to candidates."""
+    sizes = _recorded(output, "transform")
+    original, resized = _per_image(sizes["original"], output), _per_image(sizes["resized"], output)
+    if any(size != output.input_size for size in original):
         raise TargetError(
-            f"the detector inside {answer.model} gets images of {crossed(given[0])}, and not of {crossed(answer.input_size)} as "
-            "they were given, so its boxes cannot be placed on them; explain the detector itself"
+            f"the detector inside {output.model} gets images of {crossed(original[0])}, not of {crossed(output.input_size)} as "
+            "in the input, so its boxes cannot be placed on the input; explain the detector itself"
         )
-    placed = [
-        own * own.new_tensor([columns / wide, rows / high] * 2)
-        for own, (rows, columns), (high, wide) in zip(boxes, given, seen, strict=True)
+    scaled = [
+        image_boxes * image_boxes.new_tensor([columns / wide, rows / high] * 2)
+        for image_boxes, (rows, columns), (high, wide) in zip(boxes, original, resized, strict=True)
     ]
-    output = _kept(answer, "output")
+    detections = _recorded(output, "output")
 
-    def kept(image: int) -> list[DetectedBox]:
+    def matched(image: int) -> list[DetectedBox]:
         with torch.no_grad():
-            scores = judge(logits[image], objectness[image] if is_anchored and objectness is not None else None)
-            return _matched(output[image], placed[image].detach(), scores, given[image])
+            scores = to_scores(logits[image], None if objectness is None else objectness[image])
+            return _matched(detections[image], scaled[image].detach(), scores, original[image])
 
-    (rows, columns), (high, wide) = given[0], seen[0]
-    covered = round(canvas[0] * rows / high), round(canvas[1] * columns / wide)
-    found = _Lazy(len(output), kept)
-    return Candidates(placed, logits, found, objectness, canvas=covered, is_anchored=is_anchored)
-
-
-def _matched(output: Mapping[str, Tensor], boxes: Tensor, scores: Tensor, size: Size) -> list[DetectedBox]:
-    """Find the candidate of each detection: of its class's boxes with its score the nearest, cut off as the detector cuts."""
-    edges = boxes.new_tensor([size[1], size[0]] * 2)
-    cut = boxes.clamp_min(0).minimum(edges)
-    found = []
-    for box, category, score in zip(output["boxes"], output["labels"].tolist(), output["scores"].tolist(), strict=True):
-        near = torch.nonzero((scores[:, category] - score).abs() <= _SCORE)[:, 0]
-        own = cut[near, category] if cut.ndim == 3 else cut[near]
-        off = (own - box).abs().amax(1)
-        # boxes that are cut to the same one differ by their score
-        far = off + (scores[near, category] - score).abs()
-        at = int(far.argmin()) if len(near) else None
-        candidate = int(near[at]) if at is not None and float(off[at]) <= _PIXELS else None
-        found.append(DetectedBox(category, score, tuple(box.tolist()), candidate))
-    return found
+    (rows, columns), (high, wide) = original[0], resized[0]
+    canvas = round(sizes["padded"][0] * rows / high), round(sizes["padded"][1] * columns / wide)
+    return Candidates(scaled, logits, _Lazy(len(detections), matched), objectness, canvas=canvas)
 
 
-def _proposed(detector: nn.Module, answer: ModelOutput, image: int) -> Tensor:
-    """Find each proposal's logit of being an object: that of the anchor from which the first stage made it."""
+def _matched(detections: Mapping[str, Tensor], boxes: Tensor, scores: Tensor, size: Size) -> list[DetectedBox]:
+    """Find the candidate of each detection: the nearest box of its class with its score, clipped to the image."""
+    clipped = boxes.clamp_min(0).minimum(boxes.new_tensor([size[1], size[0]] * 2))
+    columns = (detections["boxes"], detections["labels"].tolist(), detections["scores"].tolist())
+    matched = []
+    for corners, category, score in zip(*columns, strict=True):
+        same_score = torch.nonzero((scores[:, category] - score).abs() <= _SCORE_TOLERANCE)[:, 0]
+        near = clipped[same_score, category] if clipped.ndim == 3 else clipped[same_score]
+        distance = (near - corners).abs().amax(1)
+        # boxes that are clipped to the same one differ by their score
+        total = distance + (scores[same_score, category] - score).abs()
+        best = int(total.argmin()) if len(same_score) else None
+        is_matched = best is not None and float(distance[best]) <= _BOX_TOLERANCE
+        candidate = int(same_score[best]) if is_matched else None
+        matched.append(DetectedBox(category, score, tuple(corners.tolist()), candidate))
+    return matched
+
+
+def _proposal_objectness(detector: nn.Module, output: ModelOutput, image: int) -> Tensor:
+    """Return the objectness logit of each proposal: that of the anchor from which the first stage made it."""
     rpn: Any = detector.rpn
-    maps, deltas = _kept(answer, "rpn_head")
-    size, anchors = _kept(answer, "transform")["seen"][image], _kept(answer, "anchors")[image]
-    proposals, _ = _kept(answer, "proposals")
-    logits = [one[image].permute(1, 2, 0).flatten() for one in maps]
-    moved = [one[image].reshape(-1, 4, *one.shape[2:]).permute(2, 3, 0, 1).reshape(-1, 4) for one in deltas]
+    maps, deltas = _recorded(output, "rpn_head")
+    size, anchors = _recorded(output, "transform")["resized"][image], _recorded(output, "anchors")[image]
+    proposals, _ = _recorded(output, "proposals")
+    logits = [level[image].permute(1, 2, 0).flatten() for level in maps]
+    moved = [level[image].reshape(-1, 4, *level.shape[2:]).permute(2, 3, 0, 1).reshape(-1, 4) for level in deltas]
     boxes = rpn.box_coder.decode_single(torch.cat(moved).detach(), anchors)
-    # it is the first stage's own suppression that says how sure it was of each
+    # the first stage's own suppression is run again, for the score of each proposal
     (again,), (scores,) = rpn.filter_proposals(
-        boxes[None], torch.cat(logits)[None], [size], [len(one) for one in logits]
+        boxes[None], torch.cat(logits)[None], [size], [len(level) for level in logits]
     )
     if again.shape != proposals[image].shape or not torch.allclose(again, proposals[image], atol=1e-2):
         raise TargetError(
-            f"the proposals of {answer.model} are not what its first stage proposes when it is asked again, so their objectness "
-            'is unknown; ask for another part of the detection: of="class", "left", ...'
+            f"the first stage of {output.model} makes other proposals when it is run again, so their objectness is unknown; "
+            'choose another part of the detection: of="class", "left", ...'
         )
-    edges = boxes.new_tensor([size[1], size[0]] * 2)
-    cut, sure = boxes.clamp_min(0).minimum(edges), torch.cat(logits)
-    origin = [_origin(cut, sure.detach().sigmoid(), box, score) for box, score in zip(again, scores, strict=True)]
-    return sure[torch.tensor(origin, dtype=torch.long, device=sure.device)]
+    clipped = boxes.clamp_min(0).minimum(boxes.new_tensor([size[1], size[0]] * 2))
+    objectness = torch.cat(logits)
+    probabilities = objectness.detach().sigmoid()
+    anchors_used = [_origin(clipped, probabilities, box, score) for box, score in zip(again, scores, strict=True)]
+    return objectness[torch.tensor(anchors_used, dtype=torch.long, device=objectness.device)]
 
 
 def _origin(boxes: Tensor, scores: Tensor, box: Tensor, score: Tensor) -> int:
-    alike = torch.nonzero((scores - score).abs() <= 1e-6)[:, 0]
-    return int(alike[(boxes[alike] - box).abs().amax(1).argmin()])
+    """Return the index of the nearest box with this score."""
+    same_score = torch.nonzero((scores - score).abs() <= 1e-6)[:, 0]
+    return int(same_score[(boxes[same_score] - box).abs().amax(1).argmin()])
 
 
-def _kept(answer: ModelOutput, name: str) -> Any:
-    """Give what a part put out, which ran once."""
-    several = answer.intermediates.get(f"{_OF}{name}", ())
-    if len(several) != 1:
+def _recorded(output: ModelOutput, name: str) -> Any:
+    """Return the recorded output of a part, which must have run once."""
+    runs = output.intermediates.get(f"{_PREFIX}{name}", ())
+    if len(runs) != 1:
         raise TargetError(
-            f"the {name.replace('_', ' ')} of {answer.model} ran {len(several)} times and not once, so its detections cannot be "
+            f"the {name.replace('_', ' ')} of {output.model} ran {len(runs)} times, not once, so its detections cannot be "
             "read",
             remedy=Remedy("pass target=a callable from the output to one score per image"),
         )
-    return several[0]
+    return runs[0]
 
 
-def _for_each(several: Sequence[Any], answer: ModelOutput) -> Sequence[Any]:
-    """Give what is there for each image; what is there once, for images of one size, is the same for all of them."""
-    if len(several) == 1:
-        return list(several) * answer.batch
-    _refuse_others(several, answer)
-    return several
+def _per_image(values: Sequence[Any], output: ModelOutput) -> Sequence[Any]:
+    """Return one value for each image; a single value holds for all images, which then have one size."""
+    if len(values) == 1:
+        return list(values) * output.batch
+    _refuse_other_batch(values, output)
+    return values
 
 
-def _refuse_others(several: Sequence[Any], answer: ModelOutput) -> None:
-    """Refuse what is of other images: the parts that were not run again may still speak of those before."""
-    if len(several) != answer.batch:
+def _refuse_other_batch(values: Sequence[Any], output: ModelOutput) -> None:
+    """Refuse values of another batch, recorded before parts of the detector were left out of a later pass."""
+    if len(values) != output.batch:
         raise TargetError(
-            f"the parts of {answer.model} speak of {len(several)} and of {answer.batch} images, so its detections cannot be "
-            "read",
+            f"the parts of {output.model} ran on {len(values)} images and the model on {output.batch}, so its detections cannot "
+            "be read",
             remedy=Remedy("pass target=a callable from the output to one score per image"),
         )
 
@@ -218,31 +227,46 @@ def _output(_arguments: tuple[Any, ...], _keywords: dict[str, Any], output: Any)
 
 
 def _grids(arguments: tuple[Any, ...], keywords: dict[str, Any], _output: Any) -> list[Size]:
-    """Keep the rows and columns of the maps that anchors are laid on, level by level."""
+    """Record the rows and columns of the maps on which anchors are laid, one level after another."""
     maps = keywords.get("feature_maps") or arguments[1]
-    return [tuple(one.shape[-2:]) for one in maps]
+    return [tuple(level.shape[-2:]) for level in maps]
 
 
 def _sizes(arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> dict[str, Any]:
-    """Keep the sizes of the images as they came, as they were resized, and of the canvas that they were laid on."""
-    images, laid = (*arguments, *keywords.values())[0], output[0]
+    """Record the sizes of the images before and after resizing, and of the padded batch."""
+    images, transformed = (*arguments, *keywords.values())[0], output[0]
     return {
-        "given": [tuple(one.shape[-2:]) for one in images],
-        "seen": [tuple(map(int, one)) for one in laid.image_sizes],
-        "canvas": tuple(laid.tensors.shape[-2:]),
+        "original": [tuple(image.shape[-2:]) for image in images],
+        "resized": [tuple(map(int, size)) for size in transformed.image_sizes],
+        "padded": tuple(transformed.tensors.shape[-2:]),
     }
 
 
-def _is_read(module: nn.Module) -> bool:
-    own = _is_a(getattr(module, "transform", None), "GeneralizedRCNNTransform")
-    return own and (_is_two_staged(module) or _judge(module) is not None)
+def _is_known(module: nn.Module) -> bool:
+    if not _is_torchvision(getattr(module, "transform", None), "GeneralizedRCNNTransform"):
+        return False
+    return _is_two_stage(module) or _is_one_stage(module)
 
 
-def _is_two_staged(detector: nn.Module) -> bool:
+def _is_two_stage(detector: nn.Module) -> bool:
     rpn, heads = getattr(detector, "rpn", None), getattr(detector, "roi_heads", None)
     return all(hasattr(rpn, part) for part in ("head", "anchor_generator", "box_coder", "filter_proposals")) and all(
         hasattr(heads, part) for part in ("box_predictor", "box_coder")
     )
+
+
+def _is_one_stage(detector: nn.Module) -> bool:
+    has_parts = all(hasattr(detector, part) for part in ("head", "anchor_generator", "box_coder"))
+    return has_parts and any(_is_torchvision(detector, name) for name in _ONE_STAGE)
+
+
+def _heads(detector: nn.Module) -> Any:
+    return detector.roi_heads
+
+
+def _is_torchvision(part: object, name: str) -> bool:
+    """Return whether an object's class, or one of its base classes, is torchvision's class of this name."""
+    return any(cls.__name__ == name and cls.__module__.startswith("torchvision.") for cls in type(part).__mro__)
 
 
 class _Lazy(Sequence[T], Generic[T]):
@@ -266,23 +290,3 @@ class _Lazy(Sequence[T], Generic[T]):
         if at not in self._members:
             self._members[at] = self._compute(at)
         return self._members[at]
-
-
-def _heads(detector: nn.Module) -> Any:
-    return detector.roi_heads
-
-
-def _judge(detector: nn.Module) -> Judge | None:
-    if not all(hasattr(detector, part) for part in ("head", "anchor_generator", "box_coder")):
-        return None
-    return next((judge for name, judge in _JUDGES.items() if _is_a(detector, name)), None)
-
-
-def _is_a(part: object, name: str) -> bool:
-    """Tell whether a class of torchvision's of this name is among those that an object is made of."""
-    return any(cls.__name__ == name and cls.__module__.startswith("torchvision.") for cls in type(part).__mro__)
-
-
-def _given(value: Any) -> Any:
-    assert value is not None
-    return value

@@ -77,25 +77,6 @@ class PromptState:
         return {**self.given, **grown}
 
 
-@dataclass(frozen=True)
-class Refusing:
-    """A speaker for models that write, but cannot be asked here: it says why."""
-
-    reason: str
-    generates: bool = False
-
-    def passes(self, _model: Model, batch: Batch, texts: Sequence[Text]) -> list[TextPass]:
-        """Refuse texts; words that the batch brings itself may do."""
-        if texts or not (len(batch.arguments) > 1 or "input_ids" in batch.keywords):
-            raise TargetError(
-                f"{self.reason}, so no text can be put beside the picture",
-                remedy=Remedy(
-                    "give all that it takes as a dict of keywords, and target=a token's number, or a callable"
-                ),
-            )
-        return []
-
-
 def ids(tokenizer: Any, text: str, *, special: bool = False) -> list[int]:
     """Spell a text in tokens; TargetError where the tokenizer fails."""
     try:

@@ -8,14 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from glowmap.errors import ModelError, Remedy, summarise
-from glowmap.models._family import FAMILIES, RANDOM, Family, drawn_from, is_of, library, names_in_order
+from glowmap.models._family import FAMILIES, PARTLY_RANDOM, RANDOM, Family, import_library, is_from, ordered_names, seeded
 from glowmap.models.model import Model
-from glowmap.models.preprocessing import Measured, Preset
+from glowmap.models.preprocessing import MeasuredCrop, Transform
 from glowmap.models.transformers.chat import one_picture
 from glowmap.models.transformers.detectors import candidates_of, prefers_dense
 from glowmap.models.transformers.outputs import ClassScoreReader
@@ -45,30 +43,25 @@ _TEXTS = ("input_ids", "decoder_input_ids")
 _LABELLED = re.compile(r"For(Image|Video)Classification|Segmentation|ObjectDetection|ForQuestionAnswering|ForMasked")
 
 
-def names() -> Sequence[str]:
-    """List what can be built by name: nothing that could be listed, as the hub holds a million."""
-    return []
-
-
 def build(name: str, weights: str | Path, seed: int) -> Model:
     """Build the model that a hub's name or a folder's ``config.json`` says, with its processor where there is one.
 
     ``default`` weights are those beside the config, in safetensors alone; ``random`` ones are drawn from the seed. No code that
     comes with a model is run. Raises ModelError for what is not there, cannot be reached, or is no model of transformers.
     """
-    transformers = library("transformers", "transformers", "a model by the name of one on the Hugging Face hub")
+    transformers = import_library("transformers", "transformers", "a model by the name of one on the Hugging Face hub")
     place, local = _place(name.removeprefix(_PREFIX), needs_weights=str(weights) == "default")
     config = _kept(lambda: transformers.AutoConfig.from_pretrained(place, local_files_only=local), name)
     kind = _kind(transformers, config, name)
     cautions: tuple[str, ...] = ()
-    with drawn_from(seed):
+    with seeded(seed):
         if str(weights) == "default":
             module, cautions = _trained(kind, place, local, name)
         elif str(weights) == "random":
             module, cautions = _kept(lambda: kind(config), name), (RANDOM,)
         else:
             module = _filled(kind, config, Path(weights), name)
-    known = replace(_described(module.eval(), name), preprocess=_preset(transformers, place, local), cautions=cautions)
+    known = replace(_described(module.eval(), name), preprocess=_transform(transformers, place, local), cautions=cautions)
     processor = _processor(transformers, place, local) if known.extra_inputs else None
     return known if processor is None else replace(known, text_interface=text_interface(module, processor))
 
@@ -77,7 +70,7 @@ def recognise(module: nn.Module) -> Model | None:
     """Know a model by its base class, its classes by its config, and how its output is read; it does not hold its processor."""
     return (
         _described(module, type(module).__name__)
-        if is_of(module, "transformers") and hasattr(module, "config")
+        if is_from(module, "transformers") and hasattr(module, "config")
         else None
     )
 
@@ -112,7 +105,7 @@ def _described(module: Any, name: str) -> Model:
             "module whose forward(clips) returns model(clips.transpose(1, 2)), and give that clips of this order"
         )
     labels = int(getattr(config, "num_labels", 0) or 0)
-    names = names_in_order(getattr(config, "id2label", None), labels)
+    names = ordered_names(getattr(config, "id2label", None), labels)
     if getattr(config, "use_focal_loss", None) is False:  # as RT-DETR's processor has it: the last label is no object
         labels, names = labels - 1, names and names[:-1]
     labelled = _LABELLED.search(type(module).__name__)
@@ -203,8 +196,10 @@ def _trained(kind: Any, place: str, local: bool, name: str) -> tuple[Any, tuple[
     if not drawn:
         return module, ()
     return module, (
+        PARTLY_RANDOM(
         f"{len(drawn)} tensors of {name} are not in its weights ({', '.join(drawn[:2])}{', ...' if drawn[2:] else ''}) and were "
-        "drawn at random: what comes through them means nothing",
+        "drawn at random: what they compute means nothing"
+        ),
     )
 
 
@@ -224,7 +219,7 @@ def _filled(kind: Any, config: Any, path: Path, name: str) -> Any:
         return renamed
 
 
-def _preset(transformers: Any, place: str, local: bool) -> Preset | None:
+def _transform(transformers: Any, place: str, local: bool) -> Transform | None:
     """Load the processor that stands beside a config, where one does."""
     folder = Path(place)
     if folder.is_dir():
@@ -258,20 +253,12 @@ def _processor(transformers: Any, place: str, local: bool) -> Any:
     return None
 
 
-def preset_of(processor: Any) -> Preset:
+def preset_of(processor: Any) -> Transform:
     """Make an image processor a preprocessing step, with its mean and std, and the part of the picture that it keeps."""
     normalises = getattr(processor, "do_normalize", False) and processor.image_mean is not None
     mean, std = (processor.image_mean, processor.image_std) if normalises else (0.0, 1.0)
     transform = partial(one_picture, processor)
-    largest = 1.0 if getattr(processor, "do_rescale", True) else 255.0
-
-    def colours(picture: Image.Image) -> Tensor:
-        given = transform(picture)
-        if given.ndim != 3:
-            return given
-        return (given * torch.as_tensor(std).reshape(-1, 1, 1) + torch.as_tensor(mean).reshape(-1, 1, 1)) / largest
-
-    return Preset(transform, Measured(colours), mean, std)
+    return Transform(transform, MeasuredCrop(transform), mean, std)
 
 
-FAMILIES.register("hf", Family("transformers", names, build, recognise))
+FAMILIES.register("hf", Family("transformers", recognise, build, with_processor=with_processor))

@@ -17,7 +17,7 @@ from glowmap.capture import keep_intermediates
 from glowmap.errors import Remedy, TargetError, summarise
 from glowmap.inputs import Batch
 from glowmap.models.model import AroundForward, Model, TextInterface, TextPass
-from glowmap.models.text import needs_prompt, nested
+from glowmap.models.text import UnsupportedTexts, needs_prompt, nested
 from glowmap.models.transformers import chat as chats
 from glowmap.models.transformers.chat import ids
 from glowmap.models.transformers.words import Sentence, continued, refuse_special, refuse_unknown, spelled
@@ -206,7 +206,7 @@ def writer(module: Any, processor: Any) -> TextInterface | None:
     if kind is None and chats.reads_pictures(module):
         reason = chats.refusal(module)
         if reason:
-            return chats.Refusing(f"{type(module).__name__} {reason}")
+            return UnsupportedTexts(f"{type(module).__name__} {reason}")
         kind = Kind(_chat, around_forward=chats.as_rows_and_columns)
     return None if kind is None else Generative(tokenizer, processor, kind)
 

@@ -9,10 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from glowmap.errors import TargetError, summarise
-from glowmap.models._family import is_of
+from glowmap.models._family import is_from
 from glowmap.models.model import TextInterface
-from glowmap.models.text import Contrastive, Matching, remembering
-from glowmap.models.transformers.chat import Refusing
+from glowmap.models.text import Contrastive, Matching, UnsupportedTexts, memoised
 from glowmap.models.transformers.generation import writer
 from glowmap.models.transformers.words import refuse_unknown
 
@@ -44,11 +43,11 @@ def text_interface(module: Any, processor: Any) -> TextInterface | None:
         return None
     kinds = [kind.__name__ for kind in type(module).__mro__]
     if "Siglip2Model" in kinds:
-        return Refusing(f"{type(module).__name__} takes a picture as a row of patches, with the places of each")
+        return UnsupportedTexts(f"{type(module).__name__} takes a picture as a row of patches, with the places of each")
     comparing = next((_COMPARING[kind] for kind in kinds if kind in _COMPARING), None)
     if comparing is not None:
         tokens = HubTokens.of(module, processor, comparing)
-        return Contrastive(tokens, _texts_once, exclusive=comparing == "longest")
+        return Contrastive(tokens, _texts_once, are_exclusive=comparing == "longest")
     matching = next((_MATCHING[kind] for kind in kinds if kind in _MATCHING), None)
     if matching is not None:
         return Matching(HubTokens.of(module, processor, "longest"), *matching)
@@ -56,13 +55,13 @@ def text_interface(module: Any, processor: Any) -> TextInterface | None:
 
 
 def _texts_once(module: Any) -> AbstractContextManager[None]:
-    return remembering(module.text_model, "forward")
+    return memoised(module.text_model, "forward")
 
 
 def tokenizer_of(processor: Any) -> Any:
     """Give the tokenizer of a processor, or the tokenizer itself; None where there is none."""
     found = getattr(processor, "tokenizer", processor)
-    return found if is_of(found, "transformers") and hasattr(found, "convert_ids_to_tokens") else None
+    return found if is_from(found, "transformers") and hasattr(found, "convert_ids_to_tokens") else None
 
 
 @dataclass(frozen=True)
