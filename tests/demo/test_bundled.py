@@ -69,7 +69,9 @@ def test_it_loads_like_any_other_model(tmp_path):
     assert explanation.grid == (32, 48)
     assert explanation.heatmap.shape == (1, 128, 192)
     assert explanation.overlay().size == (576, 384)
-    assert explanation.cautions == ("the demo's models know drawn streets; of a photograph their answers mean nothing",)
+    (caution,) = explanation.cautions
+    assert caution == "the demo's models were trained on drawn streets; their output for a photograph means nothing"
+    assert (caution.code, caution.level) == ("demo-model", "info")
     checkpoint = tmp_path / "own.pt"
     torch.save(model.module.state_dict(), checkpoint)
     again = glowmap.load("demo", weights=checkpoint, size=(96, 144))

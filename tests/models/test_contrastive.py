@@ -679,7 +679,7 @@ def test_texts_given_as_tokens_are_the_classes_and_take_no_further_text(name):
     found = glowmap.explain(model, given, target=0)
     assert found.target_names == ("class 0",)
     with pytest.raises(
-        TargetError, match=r"was given texts of its own beside the pictures, .* by index .*'a photo of a dog'"
+        TargetError, match=r"was given texts together with the pictures, .* by index .*'a photo of a dog'"
     ):
         glowmap.explain(model, given, target=Text(DOG))
 
@@ -687,10 +687,10 @@ def test_texts_given_as_tokens_are_the_classes_and_take_no_further_text(name):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ({}, "writes nothing of its own; say which sentence"),
+        ({}, "writes no text; give a sentence"),
         (
             {"text": DOG, "prompt": "what is this?"},
-            r"prompt 'what is this\?' is for models that write, and CLIPModel judges",
+            r"prompt 'what is this\?' is for models that write, and CLIPModel scores",
         ),
         ({"text": DOG, "word": "dog"}, "the word 'dog' is for models that write"),
         ({"text": DOG, "word": 0}, "the word 0 is for models that write"),

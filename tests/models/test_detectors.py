@@ -657,11 +657,11 @@ def test_a_yolo_of_one_s_own_that_answers_otherwise_is_refused(monkeypatch):
         return model.with_readers(candidates=yolo_boxes(**said)).read_output(output, batch).candidates
 
     with pytest.raises(
-        TargetError, match=r"answered with a tensor of 1 x 96 x 7, where yolo_boxes was to read 1 x \(4 \+ 3\) x"
+        TargetError, match=r"returned a tensor of 1 x 96 x 7, where yolo_boxes expects 1 x \(4 \+ 3\) x"
     ):
         read(model, output)
     with pytest.raises(
-        TargetError, match=r"was to read 1 x boxes x \(5 \+ 3\); say objectness=... and channels_first=..."
+        TargetError, match=r"yolo_boxes expects 1 x boxes x \(5 \+ 3\); set objectness=... and channels_first=..."
     ):
         read(model, output, objectness=True)
     with pytest.raises(TargetError, match="answered with a dict"):
@@ -669,7 +669,7 @@ def test_a_yolo_of_one_s_own_that_answers_otherwise_is_refused(monkeypatch):
     with pytest.raises(TargetError, match="an overlap of 4.5 is no share"):
         yolo_boxes(overlap=4.5)
     monkeypatch.setitem(sys.modules, "torchvision.ops", None)
-    with pytest.raises(MissingExtra, match="what a detector found among its boxes needs torchvision"):
+    with pytest.raises(MissingExtra, match="non-maximum suppression of a detector's boxes needs torchvision"):
         read(model, output, channels_first=False)
 
 

@@ -117,10 +117,10 @@ def test_timm_takes_trained_weights_from_the_cache(tmp_path, monkeypatch):
         ("smp/Unet", "no model 'smp/Unet'"),
         ("open_clip/ViT-B-33", "no model 'ViT-B-33' in open_clip; near names: open_clip/ViT-B"),
         ("open_clip/RN50:laion", "no trained weights 'laion' of open_clip's RN50; "),
-        ("open_clip/RN50", "which trained weights of open_clip's RN50 are meant is not said; there are openai, "),
+        ("open_clip/RN50", "open_clip has several trained weights of RN50 and none was chosen; there are openai, "),
         ("hf/./nowhere", "there is no folder ./nowhere; write hf/PATH for a folder"),
         ("hf/a/b/c", "there is no folder a/b/c"),
-        ("google/vit-base", "no family of models 'google'; before a slash stand .* as in hf/google/vit-base"),
+        ("google/vit-base", "no family of models 'google'; the families are .* as in hf/google/vit-base"),
         ("ultralytics/yolo11n", "no model 'ultralytics/yolo11n' is built by name; write a FILE.py:factory"),
     ],
 )
@@ -215,9 +215,9 @@ def test_tiles_are_no_picture(tmp_path):
     def tiled(one):
         return torch.ones(4, 3, 8, 8)
 
-    with pytest.raises(InputError, match="cuts a picture into other than one rectangle"):
+    with pytest.raises(InputError, match="turns a picture into something other than one rectangle"):
         MeasuredCrop(tiled)(picture())
-    with pytest.raises(InputError, match="cuts a picture into other than one rectangle"):
+    with pytest.raises(InputError, match="turns a picture into something other than one rectangle"):
         MeasuredCrop(lambda one: torch.from_numpy(np.array(one)[:, ::-1] / 255).permute(2, 0, 1))(picture())
 
 
@@ -470,7 +470,7 @@ def test_a_trained_encoder_brings_its_colours_and_a_note_of_the_rest(tmp_path, m
     assert torch.equal(model.module.encoder.conv1.weight, encoder.conv1.weight)
     assert (model.preprocess.mean, model.preprocess.std) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
     assert model.cautions == (
-        "only the encoder is trained: decoder and head are drawn at random, and so is what they say of a picture",
+        "only the encoder is trained: the weights of decoder and head are random, and so are the class scores",
     )
     bare = as_model(smp.FPN("resnet18", encoder_weights=None))
     assert (bare.preprocess.mean, bare.preprocess.multiple, bare.cautions) == ([0.1, 0.2, 0.3], 32, ())
@@ -565,7 +565,7 @@ def test_detectors_and_video_models_by_name(street):
     assert video.class_names[0] == "abseiling"
     with pytest.raises(InputError, match="a video model takes clips, not a picture"):
         video.read(street)
-    with pytest.raises(InputError, match="a size is of pictures"):
+    with pytest.raises(InputError, match="size=... is for pictures"):
         glowmap.load("r3d_18", weights="random", size=112)
     frames = torch.randint(0, 256, (1, 4, 3, 140, 180), dtype=torch.uint8)
     own = torchvision.models.video.R3D_18_Weights.DEFAULT.transforms()

@@ -31,6 +31,71 @@ def test_without_a_size_the_pictures_own_is_kept(street):
     assert glowmap.load(Classifier(), size=32).read(street).images.shape == (1, 3, 32, 32)
 
 
+def test_preprocessing_by_a_callable(street):
+    """The part of the picture that the tensor shows is measured, whatever is done to its colours."""
+    box = (12, 4, 48, 40)
+
+    def preprocess(picture):
+        pixels = np.asarray(picture.crop(box).resize((24, 24), Image.Resampling.BILINEAR)).astype(np.float32)
+        return torch.from_numpy((pixels - [1.0, 2.0, 3.0]) / [-50.0, 60.0, -70.0]).permute(2, 0, 1).float()
+
+    model = glowmap.load(Classifier().eval(), preprocess=preprocess)
+    assert model.cautions == ()
+    batch = model.read([street, street])
+    assert torch.equal(batch.images, preprocess(Image.open(street).convert("RGB")).expand(2, -1, -1, -1))
+    np.testing.assert_allclose(batch.pictures[0].seen, box, atol=1)
+    found = glowmap.explain(model, street, target=glowmap.targets.Category(1), layer="features")
+    assert found.overlay().size[0] == pytest.approx(found.overlay().size[1], abs=1)
+
+
+def test_a_callable_replaces_size_mean_and_std():
+    for options in ({"size": 32}, {"mean": 0.5}, {"std": 0.5}):
+        with pytest.raises(InputError, match=r"preprocess replaces size, mean and std; give either preprocess"):
+            glowmap.load(Classifier(), preprocess=lambda picture: picture, **options)
+
+
+@pytest.mark.parametrize(
+    ("preprocess", "message"),
+    [
+        ("resize", "a callable from a picture to a tensor, not str; give such a callable"),
+        (lambda picture: np.asarray(picture), "preprocess returned ndarray; return a floating point tensor"),
+        (
+            lambda picture: torch.zeros(1, 3, 8, 8),
+            r"returned a torch.float32 tensor of \(1, 3, 8, 8\); .* without a batch",
+        ),
+        (lambda picture: torch.zeros(3, 8, 8).byte(), "returned a torch.uint8 tensor"),
+        (
+            lambda picture: picture.nonsense,
+            "preprocess raised AttributeError: .*nonsense'; check it with a PIL picture",
+        ),
+        (lambda picture: torch.zeros(3, 8, 8), "something other than one rectangle of it"),
+    ],
+)
+def test_a_callable_must_return_one_picture_as_a_tensor(street, preprocess, message):
+    with pytest.raises(InputError, match=message):
+        glowmap.load(Classifier(), preprocess=preprocess).read(street)
+
+
+def test_no_other_librarys_family_is_entered():
+    """Recognising a module calls functions of those families alone whose libraries define a part of it."""
+    entered = set()
+
+    def record(frame, event, _argument):
+        if event == "call":
+            entered.add(frame.f_code.co_filename.rpartition("glowmap/models/")[2])
+
+    glowmap.load("resnet18", weights="random")  # what is imported at first use
+    sys.setprofile(record)
+    try:
+        glowmap.load("resnet18", weights="random")
+        glowmap.load(Classifier(), mean=0.5)
+    finally:
+        sys.setprofile(None)
+    files = ("demo.py", "open_clip.py", "smp.py", "timm.py", "ultralytics.py", "transformers/family.py")
+    assert "torchvision/family.py" in entered
+    assert entered.isdisjoint(files)
+
+
 def test_pictures_meet_the_modules_precision(street):
     assert glowmap.load(Classifier().double(), size=32).read(street).images.dtype == torch.float64
 
@@ -55,9 +120,9 @@ def test_tensors_go_to_a_loaded_model_as_they_are():
         ({"device": "meta"}, ModelError, "a meta device computes nothing"),
         ({"device": "foo"}, ModelError, "cannot be moved to the device 'foo'"),
         ({"classes": "nowhere.txt"}, InputError, "class names in nowhere.txt cannot be read"),
-        ({"mean": 127.5}, InputError, "mean=127.5 is not of colours in"),
+        ({"mean": 127.5}, InputError, "mean=127.5 is not in the range of colours in"),
         ({"weights": None}, ModelError, "weights are 'default', 'random' or a checkpoint's path, not None"),
-        ({"weights": "random"}, ModelError, "decides its own weights"),
+        ({"weights": "random"}, ModelError, "has weights already"),
         ({"weights": "nowhere.pt"}, ModelError, "there is no weights file nowhere.pt"),
     ],
 )
@@ -249,7 +314,7 @@ def test_no_network_says_which_file_to_put_where(monkeypatch):
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
     url = torchvision.models.ResNet18_Weights.DEFAULT.url
     with pytest.raises(
-        ModelError, match=rf"cannot be downloaded .*; put {url} into .*checkpoints, or ask for weights='random'"
+        ModelError, match=rf"cannot be downloaded .*; put {url} into .*checkpoints, or choose weights='random'"
     ):
         glowmap.load("resnet18")
 
@@ -340,7 +405,7 @@ def test_detectors_that_pad_their_input_come_with_a_note():
             return super().forward(self.transform(list(images))[0].tensors)
 
     found = glowmap.explain(Detector().eval(), images().abs(), target=1, layer="features")
-    assert "the map covers the padded canvas" in found.cautions[0]
+    assert "the map covers the padded input" in found.cautions[0]
 
 
 def test_pictures_without_mean_and_std_are_noted(street):

@@ -655,7 +655,7 @@ def test_derived_and_wrapped_detectors_are_read():
     wrapped = glowmap.explain(Wrapped(module).eval(), batch, target=Detection(2))
     assert wrapped.layer == f"detector.{wanted.layer}"
     torch.testing.assert_close(wrapped.raw, wanted.raw, rtol=1e-3, atol=1e-5)
-    with pytest.raises(TargetError, match=r"gets images of 40 x 40, and not of 50 x 90 .*explain the detector itself"):
+    with pytest.raises(TargetError, match=r"gets images of 40 x 40, not of 50 x 90 .*explain the detector itself"):
         glowmap.explain(Wrapped(module, (40, 40)).eval(), batch, target=Detection(2))
 
 

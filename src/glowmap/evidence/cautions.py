@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from glowmap import tree
 from glowmap.capture import Activation
 from glowmap.errors import TargetError
@@ -48,7 +46,6 @@ def run_cautions(run: ForwardPass, was_training: bool) -> list[str]:
     recorded = run.recorded()
     cautions = [training] if was_training else []
     cautions += _which_input(run.batch)
-    cautions += _padding(run)
     cautions += [caution for name, seen in recorded.items() for caution in _which_maps(name, seen)]
     layouts = {name: run.layout(name) for name in recorded}
     cautions += [
@@ -138,16 +135,6 @@ def blind_cautions(method: Method, question: Target) -> list[str]:
     return [
         f"{method.name} looks at what the layer put out and never at the score, so its map is the same whatever is asked; for "
         "this question take a method that reads the score, as grad_cam"
-    ]
-
-
-def _padding(run: ForwardPass) -> list[str]:
-    mask = run.batch.keywords.get("pixel_mask")
-    if run.answer.readers.candidates is None or not isinstance(mask, Tensor) or bool(mask.bool().all()):
-        return []
-    return [
-        "the pictures are padded (pixel_mask has zeros), and boxes are read as shares of the padded input: where the model means "
-        "shares of the picture alone, they lie too far to the right and down; the map is not touched by it"
     ]
 
 

@@ -117,7 +117,8 @@ class Session:
 
     def shared(self, run: ForwardPass, was_training: bool) -> dict[str, Any]:
         """Gather what all explanations of one run have in common."""
-        run.cautions[:0] = [*self.model.cautions, *run_cautions(run, was_training)]
+        model_cautions = [*self.model.cautions, *self.model.input_cautions(run.batch)]
+        run.cautions[:0] = [*model_cautions, *run_cautions(run, was_training)]
         return {
             "model": self.model.name,
             "input_size": run.answer.input_size,

@@ -17,7 +17,9 @@ from glowmap.registry import Registry
 
 _RANDOM_WEIGHTS = caution_kind("random-weights", "caution", "Load trained weights.")
 RANDOM = _RANDOM_WEIGHTS("the weights are random: the map shows how the network is wired, not what it has learned")
-PARTLY_RANDOM = caution_kind("partly-random-weights", "caution", "Give a checkpoint that holds all weights of the model.")
+PARTLY_RANDOM = caution_kind(
+    "partly-random-weights", "caution", "Give a checkpoint that holds all weights of the model."
+)
 UNNORMALISED = caution_kind(
     "not-normalised", "caution", "Give mean=... and std=... as the model was trained with, or preprocess=..."
 )

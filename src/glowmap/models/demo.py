@@ -25,7 +25,9 @@ def build(name: str, weights: str | Path, seed: int) -> Model:
     Raises ModelError for an unknown name, MissingExtra where torchvision is not installed.
     """
     bundled = BUNDLED[name]
-    caution = _DEMO_MODEL("the demo's models were trained on drawn streets; their output for a photograph means nothing")
+    caution = _DEMO_MODEL(
+        "the demo's models were trained on drawn streets; their output for a photograph means nothing"
+    )
     if str(weights) == "default":
         module = bundled.trained()
     else:

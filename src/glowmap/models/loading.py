@@ -107,7 +107,9 @@ def as_model(model: Any) -> Model:
 
 def _recognised(module: nn.Module) -> Model:
     """Ask the families whose libraries define a part of a module for the model that it is."""
-    libraries = {cls.__module__.partition(".")[0] for kind in {type(part) for part in module.modules()} for cls in kind.__mro__}
+    libraries = {
+        cls.__module__.partition(".")[0] for kind in {type(part) for part in module.modules()} for cls in kind.__mro__
+    }
     for _, family in FAMILIES.items():
         if family.library in libraries and family.recognise is not None:
             model = family.recognise(module)
@@ -126,7 +128,9 @@ def _unwrapped(model: Any) -> tuple[Any, tuple[Caution, ...]]:
             cautions.append(_UNWRAPPED(f"the model inside {kind} is run, on one device"))
         elif kind == "OptimizedModule" and isinstance(getattr(model, "_orig_mod", None), nn.Module):
             model = model._orig_mod
-            cautions.append(_UNWRAPPED(f"the model inside torch.compile's {kind} is run uncompiled, to make its layers visible"))
+            cautions.append(
+                _UNWRAPPED(f"the model inside torch.compile's {kind} is run uncompiled, to make its layers visible")
+            )
         else:
             unwrapping = (
                 family.unwrap
@@ -169,7 +173,9 @@ def _from_module(module: Any, weights: str | Path, name: str = "") -> Model:
 
 
 def _with_processor(model: Model, processor: Any) -> Model:
-    takers = {family.library: family.with_processor for _, family in FAMILIES.items() if family.with_processor is not None}
+    takers = {
+        family.library: family.with_processor for _, family in FAMILIES.items() if family.with_processor is not None
+    }
     for library, with_processor in takers.items():
         if is_from(model.module, library):
             return with_processor(model, processor)
@@ -187,7 +193,7 @@ def _on_device(model: Model, device: str | torch.device) -> Model:
         model.module.to(device)
     except (RuntimeError, AssertionError) as error:  # AssertionError from a torch that was built without CUDA
         raise ModelError(
-            f"{model.name} cannot be moved to the device {str(device)!r} ({summarise(error)}); give cpu, or a device of this machine"
+            f"{model.name} cannot be moved to the device {str(device)!r} ({summarise(error)}); give cpu, or another device"
         ) from error
     return model
 

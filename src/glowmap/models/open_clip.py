@@ -230,7 +230,9 @@ def _made(open_clip: Any, short: str, tag: str | None) -> Any:
 
 
 def _remedy(short: str) -> str:
-    return f"save that file on this machine and give weights='its path' with open_clip/{short}, or choose weights='random'"
+    return (
+        f"save that file on this machine and give weights='its path' with open_clip/{short}, or choose weights='random'"
+    )
 
 
 FAMILIES.register("open_clip", Family("open_clip", recognise, build, names, with_processor=with_processor))

@@ -83,7 +83,11 @@ def user_transform(function: Any) -> Transform:
         except Exception as error:  # the user's code
             raise InputError(f"preprocess raised {summarise(error)}; check it with a PIL picture in RGB") from error
         if not isinstance(values, Tensor) or values.ndim != 3 or not values.is_floating_point():
-            kind = f"a {values.dtype} tensor of {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+            kind = (
+                f"a {values.dtype} tensor of {tuple(values.shape)}"
+                if isinstance(values, Tensor)
+                else type(values).__name__
+            )
             raise InputError(
                 f"preprocess returned {kind}; return a floating point tensor of colour x rows x columns, without a batch axis"
             )

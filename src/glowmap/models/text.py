@@ -48,7 +48,9 @@ class Contrastive:
             return []
         prompts = [PROMPT.format(name) for name in model.class_names or ()]
         sentences = {text: _sentences(model, text) for text in texts}
-        further = list(dict.fromkeys(sentence for row in sentences.values() for sentence in row if sentence not in prompts))
+        further = list(
+            dict.fromkeys(sentence for row in sentences.values() for sentence in row if sentence not in prompts)
+        )
         self._refuse_equal_tokens(model, list(dict.fromkeys([*prompts, *further])))
         # the probability of a class must not depend on the texts of the same call
         groups: list[list[str]] = [[], further] if prompts and further else [further]
@@ -191,7 +193,7 @@ def memoised(owner: Any, name: str) -> Iterator[None]:
     calls: list[tuple[Any, list[Tensor], Any]] = []  # (arguments without tensors, their tensors, output)
 
     def cached(original: Any, *arguments: Any, **keywords: Any) -> Any:
-        tensors, rest = list(tree.leaves([arguments, keywords])), tree.map([arguments, keywords], lambda _: None)
+        tensors, rest = list(tree.leaves([arguments, keywords])), tree.map([arguments, keywords], _left_out)
         for earlier_rest, earlier, output in calls:
             if earlier_rest == rest and len(earlier) == len(tensors) and _are_equal_or_one_row(earlier, tensors):
                 return tree.map(output, _same)
@@ -214,6 +216,10 @@ def _are_equal_or_one_row(earlier: Sequence[Tensor], tensors: Sequence[Tensor]) 
         return False
     rows = min((len(before) for before in earlier), default=0)
     return any(all(bool((tensor == before[row]).all()) for tensor, before in pairs) for row in range(rows))
+
+
+def _left_out(_: Tensor) -> Any:
+    return None
 
 
 def _same(tensor: Tensor) -> Tensor:

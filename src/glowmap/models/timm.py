@@ -98,9 +98,7 @@ def _no_classes(output: Any) -> Tensor:
 
 
 def _trained(timm: Any, short: str, config: Any) -> nn.Module:
-    remedy = (
-        f"save that file on this machine and give weights='its path' with timm/{short}, or choose weights='random'"
-    )
+    remedy = f"save that file on this machine and give weights='its path' with timm/{short}, or choose weights='random'"
     overlay = {}
     if config is None or not config.has_weights:
         raise ModelError(

@@ -201,9 +201,7 @@ def _upright(rotated: Tensor, angle: Tensor) -> Tensor:
     return centre_to_corners(upright.transpose(1, 2))
 
 
-def _suppressed_by_library(
-    decoded: Tensor, classes: int, boxes: Tensor, *, rotated: bool
-) -> list[list[DetectedBox]]:
+def _suppressed_by_library(decoded: Tensor, classes: int, boxes: Tensor, *, rotated: bool) -> list[list[DetectedBox]]:
     from ultralytics.utils import DEFAULT_CFG, nms  # imported already by whoever has the model
 
     rows_per_image, candidates = nms.non_max_suppression(

@@ -5,10 +5,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from glowmap.cautions import Caution, caution_kind
 from glowmap.errors import Remedy, TargetError
 from glowmap.outputs.model_output import ModelOutput
 from glowmap.shapes import crossed
 
+_DOUBTFUL = caution_kind("embedding-doubtful", "caution", "Remove the last layer, or choose a layer as the target.")
 # Names of an embedding in the outputs of libraries, the most processed first; names of class token parameters.
 _NAMES = (
     "image_embeds",
@@ -65,7 +67,7 @@ def read_embedding(module: nn.Module, output: ModelOutput) -> Tensor:
     raise TargetError(f"the output of {output.model} ({crossed(tensor.shape)}) is not an embedding", remedy=_REMEDY)
 
 
-def embedding_cautions(module: nn.Module, output: ModelOutput) -> tuple[str, ...]:
+def embedding_cautions(module: nn.Module, output: ModelOutput) -> tuple[Caution, ...]:
     """Warn where the embedding may be class scores: the module's last layer is linear, with one unit for each feature."""
     scores = _class_scores(output)
     if scores is None or not (scores is output.embedding or scores is output.raw):
@@ -76,8 +78,10 @@ def embedding_cautions(module: nn.Module, output: ModelOutput) -> tuple[str, ...
     if not isinstance(last, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) or len(last.weight) != scores.shape[1]:
         return ()
     return (
-        f"the {len(last.weight)} outputs of {output.model} are taken as its embedding; if they are class scores, remove the last "
-        "layer first (model.fc = torch.nn.Identity()), or choose a layer: targets.Unit(index, layer)",
+        _DOUBTFUL(
+            f"the {len(last.weight)} outputs of {output.model} are taken as its embedding; if they are class scores, remove "
+            "the last layer first (model.fc = torch.nn.Identity()), or choose a layer: targets.Unit(index, layer)"
+        ),
     )
 
 

@@ -23,7 +23,9 @@ from glowmap.shapes import crossed
 _BOX_TOLERANCE, _SCORE_TOLERANCE = 0.5, 1e-3
 _PREFIX = "torchvision "  # of the names of recorded parts; no layer has such a name
 Size: TypeAlias = tuple[int, int]  # rows, columns
-Scores: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]  # (class logits, objectness logits) -> the detector's scores
+Scores: TypeAlias = Callable[
+    [Tensor, Tensor | None], Tensor
+]  # (class logits, objectness logits) -> the detector's scores
 T = TypeVar("T")
 
 

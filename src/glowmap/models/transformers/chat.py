@@ -19,9 +19,6 @@ from torch import Tensor, nn
 
 from glowmap.capture import hooked, method_patched
 from glowmap.errors import InputError, Remedy, TargetError, summarise
-from glowmap.inputs import Batch
-from glowmap.models.model import Model, TextPass
-from glowmap.targets import Text
 
 _IN_PATCHES = (
     "Qwen2VLForConditionalGeneration",

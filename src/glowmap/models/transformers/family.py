@@ -8,10 +8,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from glowmap.cautions import Caution, caution_kind
 from glowmap.errors import ModelError, Remedy, summarise
-from glowmap.models._family import FAMILIES, PARTLY_RANDOM, RANDOM, Family, import_library, is_from, ordered_names, seeded
+from glowmap.inputs import Batch
+from glowmap.models._family import (
+    FAMILIES,
+    PARTLY_RANDOM,
+    RANDOM,
+    Family,
+    import_library,
+    is_from,
+    ordered_names,
+    seeded,
+)
 from glowmap.models.model import Model
 from glowmap.models.preprocessing import MeasuredCrop, Transform
 from glowmap.models.transformers.chat import one_picture
@@ -24,6 +35,7 @@ from glowmap.outputs import OutputReaders
 from glowmap.registry import near_names
 
 _PREFIX = "hf/"
+_PADDED_BOXES = caution_kind("boxes-on-padded-input", "caution", "Give pictures of one size, without padding.")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _TOKENIZERS = (
@@ -61,7 +73,9 @@ def build(name: str, weights: str | Path, seed: int) -> Model:
             module, cautions = _kept(lambda: kind(config), name), (RANDOM,)
         else:
             module = _filled(kind, config, Path(weights), name)
-    known = replace(_described(module.eval(), name), preprocess=_transform(transformers, place, local), cautions=cautions)
+    known = replace(
+        _described(module.eval(), name), preprocess=_transform(transformers, place, local), cautions=cautions
+    )
     processor = _processor(transformers, place, local) if known.extra_inputs else None
     return known if processor is None else replace(known, text_interface=text_interface(module, processor))
 
@@ -112,14 +126,28 @@ def _described(module: Any, name: str) -> Model:
     takes = list(inspect.signature(module.forward).parameters)
     extra_inputs = tuple(name for name in _TEXTS if name in takes)
     reader = ClassScoreReader(0 if extra_inputs else labels, _vocabulary(config))
+    read_candidates = candidates_of(module, reader)
     return Model(
         module,
         name,
         class_names=names if labelled else None,
-        readers=OutputReaders(reader, candidates_of(module, reader), prefers_dense=prefers_dense(module)),
+        readers=OutputReaders(reader, read_candidates, prefers_dense=prefers_dense(module)),
         extra_inputs=extra_inputs,
         around_forward=lending_of(module),
         patch_positions=among_of(module),
+        input_cautions=_padding_cautions if read_candidates is not None else lambda _: (),
+    )
+
+
+def _padding_cautions(batch: Batch) -> tuple[Caution, ...]:
+    mask = batch.keywords.get("pixel_mask")
+    if not isinstance(mask, Tensor) or bool(mask.bool().all()):
+        return ()
+    return (
+        _PADDED_BOXES(
+            "the pictures are padded (pixel_mask has zeros), and boxes are read as shares of the padded input: where the model "
+            "means shares of the picture alone, they lie too far to the right and down; the map is not affected"
+        ),
     )
 
 
@@ -197,8 +225,8 @@ def _trained(kind: Any, place: str, local: bool, name: str) -> tuple[Any, tuple[
         return module, ()
     return module, (
         PARTLY_RANDOM(
-        f"{len(drawn)} tensors of {name} are not in its weights ({', '.join(drawn[:2])}{', ...' if drawn[2:] else ''}) and were "
-        "drawn at random: what they compute means nothing"
+            f"{len(drawn)} tensors of {name} are not in its weights ({', '.join(drawn[:2])}{', ...' if drawn[2:] else ''}) and "
+            "were drawn at random: what they compute means nothing"
         ),
     )
 
