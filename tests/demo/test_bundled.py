@@ -96,7 +96,7 @@ def test_half_precision_on_disk_is_single_precision_in_use():
 def test_errors_name_the_fact_and_the_remedy(tmp_path, monkeypatch):
     with pytest.raises(ModelError, match="no demo model 'demo/honst'; near names: demo/honest"):
         glowmap.load("demo/honst")
-    with pytest.raises(ModelError, match=r"there are no weights .*demo.safetensors; install Glowmap again"):
+    with pytest.raises(ModelError, match=r"the weights file .*demo.safetensors is missing; install Glowmap again"):
         BUNDLED["demo"].trained(tmp_path)
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "other.pt")
     with pytest.raises(ModelError, match="do not fit this DeepLabV3"):

@@ -401,7 +401,7 @@ class TestSignals:
         found = explained(self.heat()[None], SIGNAL)
         with pytest.raises(OutputError, match="no colormap 'glov'"):
             found.overlay(colormap="glov")
-        with pytest.raises(OutputError, match="opacity runs from 0"):
+        with pytest.raises(OutputError, match="opacity is .*; give a number from 0"):
             found.overlay(opacity=1.5)
 
 

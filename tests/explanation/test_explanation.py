@@ -13,6 +13,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 import glowmap
+from glowmap.cautions import CautionKind
 from glowmap.errors import InputError, OutputError
 from glowmap.explanation.explanation import Explanation
 from glowmap.explanation.maps import min_max
@@ -195,7 +196,7 @@ def test_images_can_be_taken_out(explained):
     assert torch.equal(second.prediction.labels[0], both.prediction.labels[1])
     assert torch.equal(both[-1].raw, second.raw)
     assert [one.scores.item() for one in both] == both.scores.tolist()
-    with pytest.raises(IndexError, match="there are 2 images, no 2"):
+    with pytest.raises(IndexError, match="there is no image 2: the batch has 2 images, counted from 0"):
         both[2]
 
 
@@ -244,6 +245,14 @@ def test_saving_the_panel(explained, tmp_path, ending):
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
+def test_cautions_keep_their_code_and_level_in_a_file(tmp_path):
+    blank = CautionKind("blank-map", "caution", "Explain another layer.")
+    explanation = of(torch.rand(1, 2, 2), cautions=(blank("the map is blank"), "a plain sentence"))
+    found = Explanation.load(explanation.save(tmp_path / "map.npz"))
+    assert found.cautions == explanation.cautions
+    assert (found.cautions[0].code, found.cautions[0].level, found.cautions[0].kind) == ("blank-map", "caution", blank)
+
+
 def test_saving_the_numbers_and_reading_them_back(explained, tmp_path):
     found = glowmap.Explanations.load(explained.save(tmp_path / "numbers.npz"))
     assert len(found) == len(explained)
@@ -265,7 +274,7 @@ def test_reading_what_is_no_file_of_explanations(explained, tmp_path):
     np.savez(tmp_path / "other.npz", a=np.ones(3))
     (tmp_path / "text.npz").write_text("hello")
     for name in ("other.npz", "text.npz", "missing.npz"):
-        with pytest.raises(InputError, match=f"{name} is no file of explanations"):
+        with pytest.raises(InputError, match=f"{name} is not a file of explanations"):
             glowmap.Explanations.load(tmp_path / name)
     with pytest.raises(InputError, match="holds 4 explanations; read them with Explanations.load"):
         glowmap.Explanation.load(explained.save(tmp_path / "four.npz"))
@@ -354,7 +363,7 @@ def test_slices_are_smaller_batches(explained):
         explained[0].pictures[1:],
     )
     assert torch.equal(part.raw, explained[0].raw[1:])
-    with pytest.raises(IndexError, match="there are 2 images, no 5"):
+    with pytest.raises(IndexError, match="there is no image 5: the batch has 2 images"):
         explained[0].overlay(5)
 
 
@@ -374,7 +383,7 @@ def test_a_link_stays_a_link_and_long_names_are_told(explained, tmp_path):
     with pytest.raises(OutputError, match="File name too long"):
         explained.save(tmp_path / ("n" * 300 + ".png"))
     (tmp_path / "cut.npz").write_bytes((tmp_path / "real.npz").read_bytes()[:500])
-    with pytest.raises(InputError, match="is no file of explanations"):
+    with pytest.raises(InputError, match="is not a file of explanations"):
         glowmap.Explanations.load(tmp_path / "cut.npz")
 
 
@@ -658,5 +667,5 @@ def test_an_overlay_can_be_drawn_larger_and_annotations_left_out(explained):
     assert outlined.tobytes() != explained[0].overlay().tobytes()
     assert explained[0].panel().tobytes() == explained[0].panel(show_annotations=True).tobytes()
     assert explained[0].panel().tobytes() != explained[0].panel(show_annotations=False).tobytes()
-    with pytest.raises(OutputError, match="scale 1 or larger, and 0 is neither"):
+    with pytest.raises(OutputError, match="the scale of the drawing is 0; give 1 or more"):
         explained[0].overlay(scale=0)

@@ -206,7 +206,7 @@ class TestOverlay:
 
     @pytest.mark.parametrize("opacity", [-0.1, 1.5, float("nan")])
     def test_an_opacity_outside_is_refused(self, opacity):
-        with pytest.raises(OutputError, match=f"opacity runs from 0 .* and {opacity} is neither; try"):
+        with pytest.raises(OutputError, match=f"the opacity is {opacity}; give a number from 0 .* to 1"):
             overlay(plain((0, 0, 0)), np.zeros((2, 2)), opacity=opacity)
 
     @pytest.mark.parametrize("shape", [(4,), (1, 4, 4), (0, 4)])
@@ -277,7 +277,7 @@ class TestLabels:
     def test_unlabelled_pixels_are_refused(self):
         with pytest.raises(OutputError, match="this label map holds -1; give unlabelled pixels a class"):
             paint_labels(plain((0, 0, 0)), np.array([[0, -1]]))
-        with pytest.raises(OutputError, match="counts from 0, and -1 does not"):
+        with pytest.raises(OutputError, match="count from 0, and this one is -1"):
             label_colour(-1)
 
     def test_label_maps_without_rows_and_columns_are_refused(self):
@@ -416,11 +416,11 @@ class TestPanel:
 
     @pytest.mark.parametrize("rows", [[], [[]], [[], []]])
     def test_no_tile_is_refused(self, rows):
-        with pytest.raises(OutputError, match="shows at least one tile, and it was given none"):
+        with pytest.raises(OutputError, match="there are no tiles to draw"):
             panel(rows)
 
     def test_no_scale_is_refused(self):
-        with pytest.raises(OutputError, match="scale 1 or larger, and 0 is neither"):
+        with pytest.raises(OutputError, match="the scale of the drawing is 0; give 1 or more"):
             panel([[Tile(plain((0, 0, 0)))]], scale=0)
 
 

@@ -42,7 +42,9 @@ class Bundled:
         """Build the network with its weights from a folder. Raises ModelError where the file is missing."""
         path = folder / self.file
         if not path.is_file():
-            raise ModelError(f"there are no weights {path}; install Glowmap again, or run python -m glowmap.demo.train")
+            raise ModelError(
+                f"the weights file {path} is missing; install Glowmap again, or run python -m glowmap.demo.train"
+            )
         module = self.untrained()
         module.load_state_dict(load_file(path))
         return module.eval()

@@ -124,7 +124,7 @@ class Explanation:
         """Return the slice of the batch that holds one image. Raises IndexError for an image that does not exist."""
         if not -len(self) <= index < len(self):
             raise IndexError(
-                f"there {'are' if len(self) > 1 else 'is'} {len(self)} image{'s' * (len(self) > 1)}, no {index}"
+                f"there is no image {index}: the batch has {len(self)} image{'s' * (len(self) != 1)}, counted from 0"
             )
         return slice(index % len(self), index % len(self) + 1)
 
@@ -198,7 +198,7 @@ class Explanations(Sequence[Explanation]):
                 return Explanations(Explanation(**fields) for fields in unpack(dict(arrays)))
         except Exception as error:  # zipfile, zlib, json and numpy each raise their own
             raise InputError(
-                f"{path} is no file of explanations ({type(error).__name__}); give one that save('....npz') wrote"
+                f"{path} is not a file of explanations ({type(error).__name__}); give one that save('NAME.npz') wrote"
             ) from error
 
     def fused(self, how: str = "product") -> "Explanations":

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from glowmap.errors import InputError
 from glowmap.inputs import Shown, parts_seen, read_masks
+from glowmap.methods import resize
 from glowmap.metrics import energy_share
 from glowmap.shapes import Flags, Heatmaps, RawMaps, crossed
 
@@ -16,7 +17,6 @@ CONCEPTS = "deep_feature_factorisation"  # the method of maps that explain no ta
 # Bilinear weights of one cell sum to 1 only up to rounding. A range below this share of the values is rounding noise.
 _FLAT = 1e-6
 _SKEWED = 1.1  # the largest ratio of a mask's strides along rows and columns; beyond it the mask shows another picture
-_INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}  # torch's mode for this many spatial axes
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def resized(maps: RawMaps, size: tuple[int, ...]) -> Heatmaps:
     """Resize maps linearly along each axis, or by averaging areas where they are finer than ``size`` along any axis."""
     if any(cells > pixels for cells, pixels in zip(maps.shape[1:], size, strict=True)):
         return F.interpolate(maps[:, None], size, mode="area")[:, 0]  # linear interpolation would skip cells
-    return F.interpolate(maps[:, None], size, mode=_INTERPOLATION[len(size)], align_corners=False)[:, 0]
+    return resize(maps[:, None], size)[:, 0]
 
 
 def on_input(maps: RawMaps, input_size: tuple[int, ...], canvas: tuple[int, ...] = ()) -> Heatmaps:

@@ -9,6 +9,7 @@ from glowmap.methods import smoothing as smoothing
 from glowmap.methods import whole_network as whole_network
 from glowmap.methods._attention import Attention as Attention
 from glowmap.methods._attention import Block as Block
+from glowmap.methods._masks import resize as resize
 from glowmap.methods._method import GRADIENT_FREE as GRADIENT_FREE
 from glowmap.methods._method import METHODS as METHODS
 from glowmap.methods._method import MakeBatch as MakeBatch

@@ -28,7 +28,7 @@ def label_colour(index: int) -> Colour:
     """Return the colour of a class, the same in every figure and far from those of neighbouring indices."""
     if index < 0:
         raise OutputError(
-            f"a class index counts from 0, and {index} does not; give unlabelled pixels a class of their own"
+            f"class indices count from 0, and this one is {index}; give unlabelled pixels a class of their own"
         )
     lightness = 0.48 + 0.38 * ((0.5 + index * _LIGHTNESS_STEP) % 1)
     red, green, blue = srgb_from_oklab(oklab_from_polar(lightness, 0.19, 260 + index * _GOLDEN_ANGLE)).tolist()
@@ -77,11 +77,11 @@ def _name(index: int, names: Sequence[str] | None) -> str:
 def _checked(labels: Labels) -> Labels:
     if labels.ndim != 2 or not labels.size:
         raise OutputError(
-            f"a label map has rows and columns, and this one has shape {labels.shape}; pass one at a time"
+            f"a label map has rows and columns, and this one has shape {labels.shape}; pass one map at a time"
         )
     if labels.min() < 0:
         raise OutputError(
-            f"class indices count from 0, and this label map holds {labels.min()}; give unlabelled pixels a class"
+            f"class indices count from 0, and this label map holds {labels.min()}; give unlabelled pixels a class of their own"
         )
     return labels
 

@@ -75,7 +75,9 @@ def glowing(ground: Image.Image, values: NDArray[np.float32], colormap: str, opa
 def resize_heat(heat: NDArray[np.floating[Any]], *, rows: int, columns: int) -> NDArray[np.float32]:
     """Resize a map in [0, 1] bilinearly, with pixel centres aligned. When reducing, each pixel averages all that it covers."""
     if heat.ndim != 2 or not heat.size:
-        raise OutputError(f"a heat map has rows and columns, and this one has shape {heat.shape}; pass one at a time")
+        raise OutputError(
+            f"a heat map has rows and columns, and this one has shape {heat.shape}; pass one map at a time"
+        )
     values = unit(heat)
     if values.shape == (rows, columns):
         return values
@@ -101,4 +103,6 @@ def _subdued(picture: Image.Image, opacity: float) -> Image.Image:
 def check_opacity(opacity: float) -> None:
     """Raise an OutputError unless the opacity lies in [0, 1]."""
     if not 0 <= opacity <= 1:
-        raise OutputError(f"opacity runs from 0 (the picture) to 1 (the colour), and {opacity} is neither; try 0.75")
+        raise OutputError(
+            f"the opacity is {opacity}; give a number from 0 (the picture alone) to 1 (the colours alone)"
+        )

@@ -113,7 +113,7 @@ def panel(
     check_scale(scale)
     lines = [line for row in rows for line in _broken(row)]
     if not lines:
-        raise OutputError("a panel shows at least one tile, and it was given none; pass panel([[Tile(image)]])")
+        raise OutputError("there are no tiles to draw; pass at least one, as in panel([[Tile(image)]])")
     tile_width = scale * _tile_width(lines)
     gap = scale * BETWEEN_COLUMNS
     width = max(_columns(line) for line in lines) * (tile_width + gap) - gap

@@ -165,4 +165,4 @@ class Style:
 def check_scale(scale: int) -> None:
     """Raise an OutputError for a scale below 1."""
     if scale < 1:
-        raise OutputError(f"a panel is drawn at scale 1 or larger, and {scale} is neither; try 2 for print")
+        raise OutputError(f"the scale of the drawing is {scale}; give 1 or more, such as 2 for print")
