@@ -11,8 +11,9 @@ from glowmap import tree
 from glowmap.capture import borrow
 from glowmap.errors import MethodError, ModelError, TargetError, is_whole_number
 from glowmap.evidence.forward_pass import ForwardPass
+from glowmap.evidence.kinds import PassOptions
 from glowmap.evidence.preparation import prepared
-from glowmap.evidence.session import Session, visited
+from glowmap.evidence.session import Session, open_session
 from glowmap.explanation.explanation import Explanation, Explanations
 from glowmap.explanation.maps import CONCEPTS
 from glowmap.inputs import Batch
@@ -44,9 +45,8 @@ def concepts(
     batch = asked.read(images)
     found = []
     with borrow(asked.module) as was_training, _visited(asked, batch, named) as visit:
-        layers = visit.layers(blindly=True)
-        run = visit.run(layers, asks=True, resuming=True)
-        shared = visit.shared(run, was_training)
+        run, (layers,) = visit.forward(as_questions(None), PassOptions(reruns=True, resumes=True))
+        shared = visit.common_fields(run, was_training)
         for name in layers:
             activations = tree.full_precision(run.maps(name, run.recording[name].output.detach()))
             most = min(activations.shape[1], activations[0, 0].numel() * (len(activations) if together else 1))
@@ -73,7 +73,7 @@ def concepts(
                         layer=name,
                         method=CONCEPTS,
                         target_names=tuple(wording for wording, _ in told),
-                        cautions=(*run.cautions, *visit.doubts(name), *cautions),
+                        cautions=(*run.cautions, *visit.cautions(name), *cautions),
                         **shared,
                     )
                 )
@@ -84,7 +84,7 @@ def concepts(
 def _visited(model: Model, batch: Batch, named: dict[str, nn.Module] | None) -> Iterator[Session]:
     """Visit the (borrowed) model with what it must be given beside pictures, its class names among it."""
     first = prepared(model, batch, as_questions(None))[0]
-    with visited(first.model, first.batch, named) as visit:
+    with open_session(first.model, first.batch, named) as visit:
         yield visit
 
 
@@ -92,7 +92,7 @@ def _seen_in(run: ForwardPass, layer: str, image: int, filled: Tensor) -> Tensor
     """Read what the rest of the model makes of a layer that is filled with each concept's vector."""
     try:
         with torch.no_grad():
-            logits = run.read(run.on_maps(layer, image, filled), len(filled)).logits.float()
+            logits = run.read(run.rerun_from_layer(layer, image, filled), len(filled)).logits.float()
     except TargetError:
         return None  # an output without class scores is no error here
     logits = logits.flatten(2).mean(2) if logits.ndim > 2 else logits
@@ -103,7 +103,7 @@ def _told(run: ForwardPass, number: int, probabilities: Tensor | None) -> tuple[
     if probabilities is None:
         return f"concept {number + 1}", 0.0
     best = probabilities[number].topk(min(2, probabilities.shape[1]))
-    classes = [f"{run.answer.name(int(i))} {p:.0%}" for p, i in zip(best.values, best.indices, strict=True)]
+    classes = [f"{run.output.name(int(i))} {p:.0%}" for p, i in zip(best.values, best.indices, strict=True)]
     return f"concept {number + 1}: {', '.join(classes)}", float(best.values[0])
 
 

@@ -19,11 +19,10 @@ from glowmap.evidence.kinds import ATTENTION, INPUT, is_cheap, pass_options
 from glowmap.evidence.maps import Job, _averaged, _maps, _score
 from glowmap.evidence.preparation import prepared
 from glowmap.evidence.scored_pass import ScoredPass
-from glowmap.evidence.session import Session, visited
+from glowmap.evidence.session import Session, open_session
 from glowmap.explanation.explanation import Explanation, Explanations
 from glowmap.inputs import Batch
 from glowmap.layers import Choice, LayerName, Surveyed, find_layers, surveyed
-from glowmap.layers.select import asks_for_its_own
 from glowmap.methods import METHODS, Method, read_methods, read_smoothing
 from glowmap.models import Model, as_model
 from glowmap.outputs import ModelOutput
@@ -150,7 +149,7 @@ class Explainer:
     @contextmanager
     def _session(self, batch: Batch, model: Model) -> Iterator[Session]:
         """Open a session with the (borrowed) model, and remember the layer that it finds."""
-        with visited(model, batch, self._named) as session:
+        with open_session(model, batch, self._named) as session:
             yield session
         self._choice = next(iter(session.choices.values()), None)
 
@@ -180,7 +179,7 @@ class Explainer:
                     try:
                         found += answered()
                     except (LayerError, TargetError):
-                        if not visit.remembered:
+                        if not visit.used_cache:
                             raise
                         # the layer remembered for such input may not serve this one: another branch ran, another head was asked
                         found += answered(anew=True)
@@ -203,17 +202,16 @@ def _answered(
     """Answer questions from one forward pass, each with its number."""
     planned = chosen or [METHODS["grad_cam"]]  # what is chosen later in its place needs no more
     options = pass_options(planned)
-    layers = _layers_asked(visit, questions, blindly=not options.graph, anew=anew) if options.needs_layers else {}
-    together = {name: layer for own in layers.values() for name, layer in own.items()}
-    run = visit.run(together, asks=bool(kinds) or options.reruns, resuming=options.resumes, graph=options.graph)
-    shared = visit.shared(run, was_training)  # before a target has its hands on the output
+    options = replace(options, reruns=bool(kinds) or options.reruns)
+    run, layers = visit.forward([question for _, question in questions], options, ignore_cache=anew)
+    shared = visit.common_fields(run, was_training)  # before a target has its hands on the output
     asked = [
         Job(
             number,
             question,
-            _score(question, run.answer),
-            chosen or _principal(_default(question, run.answer), kinds),
-            layers.get(at, {}),
+            _score(question, run.output),
+            chosen or _principal(_default(question, run.output), kinds),
+            layers[at],
         )
         for at, (number, question) in enumerate(questions)
     ]
@@ -233,18 +231,6 @@ def _answered(
     ]
 
 
-def _layers_asked(
-    visit: Session, questions: Sequence[tuple[int, Target]], *, blindly: bool, anew: bool
-) -> dict[int, dict[str, nn.Module]]:
-    """Give each question its layers: those of the first that shares them, unless it needs its own."""
-    own = [asks_for_its_own(question) for _, question in questions]
-    found: dict[int, dict[str, nn.Module]] = {}
-    for at, (_, question) in enumerate(questions):
-        sharing = own.index(False) if not own[at] else at
-        found[at] = found.get(sharing) or visit.layers(question, blindly=blindly, anew=anew)
-    return found
-
-
 def _default(question: Target, answer: ModelOutput) -> list[Method]:
     """Choose a method where none is named: an element-wise one where the question is about a part of the places."""
     return [METHODS["hires_cam" if of_places(question, answer) else "grad_cam"]]
@@ -257,9 +243,9 @@ def _principal(methods: list[Method], kinds: list[str]) -> list[Method]:
 def _explanation(
     visit: Session, run: ForwardPass, found: MethodMap, asked: Job, method: str, layer: str, shared: dict[str, Any]
 ) -> Explanation:
-    answer, question = run.answer, asked.question
+    answer, question = run.output, asked.question
     wordings = tuple(question.describe(answer, image) for image in range(answer.batch))
-    own = (*visit.doubts(layer), *cautions_of(question, answer), *map_cautions(found, layer, wordings))
+    own = (*visit.cautions(layer), *cautions_of(question, answer), *map_cautions(found, layer, wordings))
     canvas = None if layer in (INPUT, ATTENTION) else answer.canvas
     said = shared["prediction"]
     return Explanation(

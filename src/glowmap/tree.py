@@ -24,6 +24,12 @@ def full_precision(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
+def random_signs(values: Tensor) -> Tensor:
+    """Return a tensor like ``values`` of 1 and -1 at random, the same on every call: a sum with these signs cancels nothing."""
+    signs = torch.randint(0, 2, values.shape, generator=torch.Generator().manual_seed(0))
+    return signs.to(values) * 2 - 1
+
+
 def replace(output: Any, old: Tensor, new: Tensor) -> Any:
     """Copy an output with one tensor exchanged."""
     return map(output, lambda tensor: new if tensor is old else tensor)

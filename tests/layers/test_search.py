@@ -145,7 +145,7 @@ class Mixed(Transformer):
 def test_patches_among_words_are_found_by_where_they_look():
     model = Mixed(width=24, depth=8).eval()
     choice = found(model)
-    assert choice.layout == Layout("tokens", (6, 8), 8, among=True)
+    assert choice.layout == Layout("tokens", (6, 8), 8, interleaved=True)
     assert choice.name == "blocks.7.norm1"
     batch = images(2, 24, 32)
     grid = glowmap.explain(model, batch, target=1).raw

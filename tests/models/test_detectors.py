@@ -12,6 +12,7 @@ from torch import nn
 import glowmap
 from glowmap.errors import MissingExtra, TargetError
 from glowmap.models import as_model, yolo_boxes
+from glowmap.targets import Detection
 from tiny_models.convolutional import images
 
 transformers = pytest.importorskip("transformers")
@@ -167,6 +168,19 @@ def test_boxes_and_class_scores_of_queries_have_the_gradient_of_the_output():
         torch.testing.assert_close(slope, wanted)
     assert torch.equal(candidates.logits[0], output.logits[0, :, :-1])
     assert torch.equal(answer.logits, output.logits[:, :, :-1].amax(1))
+
+
+@pytest.mark.parametrize("target", [None, "car", Detection(0)], ids=str)
+def test_a_known_layer_of_queries_takes_one_pass(target):
+    module, pixels = DETECTORS["Detr"][0](), images(1, 64, 96)
+    model = glowmap.load(module, classes=list(NAMES.values()))
+    runs = []
+    module.register_forward_hook(lambda *_: runs.append(1))
+    first = glowmap.explain(model, pixels, target=target)
+    assert len(runs) == 2  # one to find the layer, one to explain it
+    again = glowmap.explain(model, pixels, target=target)
+    assert len(runs) == 3
+    assert again.layer == first.layer
 
 
 def test_labels_that_do_not_fit_the_logits_are_refused():
@@ -728,7 +742,7 @@ def test_a_query_s_map_is_its_gradient_times_the_activations_of_the_layer_found(
         slope, activations = by_hand(
             module, choice.name, pixels, lambda output, one=one: output.logits[0, one.candidate, one.category]
         )
-        product = on_grid(slope * activations, choice.grid, max(choice.layout.before, 0)).sum(0)
+        product = on_grid(slope * activations, choice.grid, max(choice.layout.prefix_tokens, 0)).sum(0)
         assert product.abs().max() > 0
         same_map(explained.raw[0], product)
         maps.append(explained.raw[0])
@@ -759,7 +773,7 @@ def test_a_query_s_class_and_its_mask_have_maps_of_their_own(name):
         return own[own > 0].sum()
 
     slope, activations = by_hand(module, of_mask.layer, pixels, score)
-    product = on_grid(slope * activations, choice.grid, max(choice.layout.before, 0)).sum(0)
+    product = on_grid(slope * activations, choice.grid, max(choice.layout.prefix_tokens, 0)).sum(0)
     same_map(of_mask.raw[0], product)
     with pytest.raises(TargetError, match=r"the box of .* is drawn around its mask, so no evidence leads to its sides"):
         glowmap.explain(module, pixels, target=glowmap.targets.Detection(0, of="left"))

@@ -274,17 +274,34 @@ def test_the_layer_found_is_the_level_that_the_detection_came_from(name):
 
 @pytest.mark.parametrize("name", PYRAMIDS)
 def test_a_level_is_looked_for_once(name):
-    """A first pass says which detection is meant and from which level it comes; the layer of a level is known from then on."""
+    """The pass itself says from which level a detection comes; the layer of a level is known from then on."""
     module, batch = made(name, seed=1, **{MOST[name]: 400}), images(rows=64, columns=96)
     levels = first_of_each_level(name, module, batch)
     runs = []
     module.backbone.register_forward_hook(lambda *_: runs.append(1))
-    for wanted in (3, 2):  # one pass more where it is looked for
-        for level, number in levels.items():
+    # the first level is looked for, any other after a pass at the known ones
+    passes = [2, *[3] * (len(levels) - 1)], [1] * len(levels)
+    for counts in passes:
+        for (level, number), count in zip(levels.items(), counts, strict=True):
             runs.clear()
             found = glowmap.explain(module, batch, target=Detection(number))
             assert found.layer == f"backbone.fpn.layer_blocks.{level}"
-            assert len(runs) == wanted
+            assert len(runs) == count
+
+
+@pytest.mark.parametrize("target", [None, 1, Detection(0)], ids=str)
+@pytest.mark.parametrize("name", BUILDERS)
+def test_a_known_layer_takes_one_pass(name, target):
+    module, batch = made(name), images(rows=64, columns=96)
+    runs = []
+    module.backbone.register_forward_hook(lambda *_: runs.append(1))
+    first = glowmap.explain(module, batch, target=target)
+    assert len(runs) == 2  # one to find the layer, one to explain it
+    runs.clear()
+    again = glowmap.explain(module, batch, target=target)
+    assert len(runs) == 1
+    assert again.layer == first.layer
+    assert torch.equal(again.raw, first.raw)
 
 
 def test_the_layer_found_for_an_ssd_is_the_feature_map_of_the_box():

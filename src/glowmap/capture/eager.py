@@ -41,6 +41,11 @@ def eager_mode(model: nn.Module) -> Iterator[None]:
                 _PATCHED.close()
 
 
+def unwrapped_name(name: str) -> str:
+    """Return a module's name without the prefixes that torch.compile and DataParallel put before it."""
+    return name.removeprefix("_orig_mod.").removeprefix("module.")
+
+
 def _patch() -> None:
     if "torch._dynamo" in sys.modules:  # else nothing can have been compiled
         _PATCHED.enter_context(torch.compiler.set_stance("force_eager"))

@@ -43,15 +43,14 @@ class MethodMap:
 def run_cautions(run: ForwardPass, was_training: bool) -> list[str]:
     """Say what was unusual about the run."""
     training = "the model is in training mode; it was explained in evaluation mode and given back as it was"
-    recorded = run.recorded()
+    recorded = run.activations
     cautions = [training] if was_training else []
     cautions += _which_input(run.batch)
     cautions += [caution for name, seen in recorded.items() for caution in _which_maps(name, seen)]
-    layouts = {name: run.layout(name) for name in recorded}
     cautions += [
-        f"the output of layer {name!r} was read as {layout}, which could not be proven by where its cells look"
-        for name, layout in layouts.items()
-        if name in run.unproven
+        f"the output of layer {name!r} was read as {run.layout(name)}, which could not be proven by where its cells look"
+        for name in recorded
+        if name in run.layouts.unproven
     ]
     return cautions + [
         f"the model runs layer {name!r} under torch.no_grad(); what it computes from it there is missing in the gradients"
@@ -147,21 +146,21 @@ def changed_cautions(kinds: Sequence[str], questions: Sequence[Target], run: For
     if not moving:
         return []
     asked = [one for question in questions for one in leaves(question)]
-    if run.answer.is_detector or any(isinstance(one, Detection | AllDetections | SimilarDetection) for one in asked):
+    if run.output.is_detector or any(isinstance(one, Detection | AllDetections | SimilarDetection) for one in asked):
         raise TargetError(
             f"smoothing by {' and '.join(sorted(moving))} moves what a detector looks for to other places; use noise or "
             "principal, or none"
         )
-    placed = [one for one in asked if isinstance(one, Unit | Direction) and of_places(one, run.answer)]
+    placed = [one for one in asked if isinstance(one, Unit | Direction) and of_places(one, run.output)]
     if placed:
         raise TargetError(
-            f"smoothing by {' and '.join(sorted(moving))} moves what {placed[0].describe(run.answer, 0)!r} reads to other "
+            f"smoothing by {' and '.join(sorted(moving))} moves what {placed[0].describe(run.output, 0)!r} reads to other "
             "places; use noise or principal, or ask about the mean over all places"
         )
     picks = [one for one in asked if isinstance(one, FunctionTarget)]
-    if not picks or run.dense is False:
+    if not picks or run.is_dense is False:
         return []
     return [
-        f"{picks[0].describe(run.answer, 0)} reads the model's output for flipped or resized images as it is: if it picks "
+        f"{picks[0].describe(run.output, 0)} reads the model's output for flipped or resized images as it is: if it picks "
         "places, it asks about others there; targets.Pixels asks about the same"
     ]

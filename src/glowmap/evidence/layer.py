@@ -35,7 +35,7 @@ def class_weights(scored: ScoredPass, layer: str) -> Tensor:
     The head is recognised by what it computes. Its rows are weighed as the score weighs the logits. Raises MethodError for a
     model with another head.
     """
-    module, output = scored.forward_pass.module, scored.forward_pass.answer.outputs
+    module, output = scored.forward_pass.module, scored.forward_pass.output.outputs
     pooled = scored.once(activations, layer).flatten(2).mean(2)
     for weight, bias in _linear_heads(module):
         if weight.shape != (output.shape[1], pooled.shape[1]) or output.ndim != 2:
@@ -99,7 +99,7 @@ def averaged_away(scored: ScoredPass, layer: str) -> Scores | None:
 
     None where averaging is no loss: for a head that pools the layer, and for a target about all places alike.
     """
-    if not of_places(scored.target, scored.forward_pass.answer):
+    if not of_places(scored.target, scored.forward_pass.output):
         return None
     flat = scored.once(gradients, layer).flatten(2)
     power, of_means = flat.square().mean(2).sum(1), flat.mean(2).square().sum(1)

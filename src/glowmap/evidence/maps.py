@@ -1,7 +1,7 @@
 """Raw maps of targets, by methods, at layers; averaged over changed images where smoothing is asked for."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NoReturn, TypeAlias
 
@@ -46,19 +46,17 @@ def _averaged(visit: Session, run: ForwardPass, asked: Sequence[Job], kinds: lis
     changes = variants(kinds, run.batch.images, seed)
     grids = {name: run.maps(name, run.recording[name].output.detach())[:, :1] for name in run.layers}
     grids[INPUT] = run.batch.images[:, :1]
-    fixed = [Each([settled(one.question, run.answer, i) for i in range(run.answer.batch)]) for one in asked]
+    fixed = [Each([settled(one.question, run.output, i) for i in range(run.output.batch)]) for one in asked]
     options = pass_options([method for one in asked for method in one.methods])
     for change in tracked(changes, len(changes), "smoothing"):
         again = visit.run(
             run.layers,
-            asks=True,
-            resuming=options.resumes,
-            graph=options.graph,
+            replace(options, reruns=True),
             batch=run.batch.changed(change.change),
-            laid_back=partial(_back, change, run),
+            realign=partial(_back, change, run),
         )
         for at, (one, question) in enumerate(zip(asked, fixed, strict=True)):
-            scored = ScoredPass(again, question, _score(question, again.answer), list(one.layers))
+            scored = ScoredPass(again, question, _score(question, again.output), list(one.layers))
             for (method, layer), found in _maps(one.methods, scored, one.layers).items():
                 key, back = (at, method, layer), change.undo(found.raw[:, None])
                 back = resized_like(back, grids.setdefault(layer, back))[:, 0]
@@ -117,7 +115,7 @@ def _map(method: Method, scored: ScoredPass, layer: str) -> MethodMap:
 def _back(change: Variant, run: ForwardPass, logits: Tensor) -> Tensor:
     """Lay what a dense model says of a changed image over what it says of the image itself."""
     dense = logits.ndim > 2 and logits[0, 0].numel() > 1
-    return resized_like(change.undo(logits), run.answer.logits) if dense else logits
+    return resized_like(change.undo(logits), run.output.logits) if dense else logits
 
 
 def _refuse_not_finite(evidence: dict[str, Tensor], layer: str) -> NoReturn:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from glowmap.capture.call import called
 from glowmap.errors import Remedy, TargetError
-from glowmap.evidence.watching import watched
+from glowmap.evidence.watching import with_layer_outputs
 from glowmap.inputs import Batch
 from glowmap.models import Model, TextPass
 from glowmap.targets import ClassQuestion, Detection, FunctionTarget, Pixels, Predicted, Target, Text, changed, leaves
@@ -160,4 +160,4 @@ def _embedded(model: Model, batch: Batch, question: Target) -> Target:
 def _watching(model: Model, batch: Batch, questions: Sequence[Target]) -> Model:
     """Have the layers watched that the questions read."""
     names = {name for question in questions for one in leaves(question) for name in getattr(one, "watches", tuple)()}
-    return watched(model, batch, sorted(names)) if names else model
+    return with_layer_outputs(model, batch, sorted(names)) if names else model

@@ -23,7 +23,7 @@ from glowmap.evidence.kinds import evidence
 from glowmap.evidence.scored_pass import ScoredPass
 from glowmap.evidence.whole_network import run_again
 from glowmap.layers import Grid, Layout
-from glowmap.layers.align import carries, gradients, offset, proven, stands
+from glowmap.layers.align import LayoutProof, gradients, is_bottleneck
 from glowmap.layers.layout import token_layouts
 from glowmap.methods import Attention, Block
 from glowmap.shapes import Scores, crossed
@@ -69,12 +69,12 @@ def _recorded(scored: ScoredPass) -> "AttentionGradients":
     name = type(forward_pass.module).__name__
     with enclosing(forward_pass.module, recorder):
         images, output = run_again(scored, recorder)
-    if not same_output(tree.map(output, Tensor.detach), tree.map(forward_pass.output, Tensor.detach)):
+    if not same_output(tree.map(output, Tensor.detach), tree.map(forward_pass.raw_output, Tensor.detach)):
         raise MethodError(
             f"{name} answers otherwise when it is run again with its attention watched: it depends on chance, or on how "
             "often it is called; use a method that needs no attention, as grad_cam"
         )
-    return attended(name, recorder, images, scored.score_batch(output), forward_pass.grids())
+    return attended(name, recorder, images, scored.score_batch(output), forward_pass.layouts.grids)
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +167,7 @@ class AttentionGradients:
     def _is_cut(self, tokens: Tensor) -> bool:
         """Tell whether all that the score knows of the picture went through these tokens: no residual goes around them."""
         through, whole = gradients(self.scores.sum(), [tokens, self.images])
-        return through is not None and whole is not None and carries(tokens, through, self.images, whole)
+        return through is not None and whole is not None and is_bottleneck(tokens, through, self.images, whole)
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,7 +199,7 @@ def attended(
         )
     _refuse_windows(model, links, batch)
     patched, layout = _patches(model, links, sequences, images, grids)
-    places = slice(layout.before, layout.before + torch.Size(layout.grid).numel())
+    places = slice(layout.prefix_tokens, layout.prefix_tokens + torch.Size(layout.grid).numel())
     attention = Attention(model, [_block(link, batch) for link in links], patched, places, layout.grid)
     return AttentionGradients(attention, links, watcher, scores, images)
 
@@ -262,10 +262,13 @@ def _layout(values: Tensor, images: Tensor, grids: Sequence[Grid]) -> Layout | N
     readings = _readings(count, images, grids)[:_TRIES]
     fitting = [grid for grid in dict.fromkeys(grids) if len(grid) == len(pixels) and 1 < math.prod(grid) < count]
     # tokens of a text or of queries may stand before or after the patches
-    later = (offset(tokens, Layout("tokens", grid, -1), images) for grid in sorted(fitting, key=math.prod)[-_TRIES:])
-    found = next((one for one in chain(readings, later) if one and stands(tokens, one, images, least=_ALIGNED)), None)
-    if found is not None and found.among:
-        elsewhere = [i for i in range(1, len(images)) if not proven(tokens, found, images, least=_ALIGNED, image=i)]
+    proof = LayoutProof(images)
+    later = (
+        proof.token_offset(tokens, Layout("tokens", grid, -1)) for grid in sorted(fitting, key=math.prod)[-_TRIES:]
+    )
+    found = next((one for one in chain(readings, later) if one and proof.is_proven(tokens, one, least=_ALIGNED)), None)
+    if found is not None and found.interleaved:
+        elsewhere = [i for i in range(1, len(images)) if not proof.is_aligned(tokens, found, least=_ALIGNED, image=i)]
         if elsewhere:
             raise MethodError(
                 f"the patches of image {elsewhere[0]} stand elsewhere among the tokens than those of image 0 (padding on the "

@@ -32,11 +32,11 @@ _BUDGET = {"cpu": 96 * 2**20, "cuda": 2**31}  # bytes; more is no faster, and on
 def gradients_of_maps(scored: ScoredPass, layer: str, image: int, count: int, make: MakeBatch) -> Maps:
     """Return the score's gradients at other activations."""
     gradients = []
-    widest = _WITH_GRADIENTS * scored.forward_pass.trunks[layer].widest_after
+    widest = _WITH_GRADIENTS * scored.forward_pass.prefixes[layer].widest_after
     for maps in _chunks(scored, count, make, widest, "gradients"):
         leaf = maps.detach().requires_grad_()
         # a copy, so that what the head does in place spoils no record
-        output = scored.forward_pass.on_maps(layer, image, leaf.clone())
+        output = scored.forward_pass.rerun_from_layer(layer, image, leaf.clone())
         gradients.append(gradient_by(leaf, scored.score_copies(image, output, len(maps)), layer))
     return torch.cat(gradients)
 
@@ -47,7 +47,7 @@ def gradients_of_images(scored: ScoredPass, layer: str, image: int, count: int, 
     activations, gradients = [], []
     for images in _chunks(scored, count, make, _WITH_GRADIENTS * _widest(scored), "gradients"):
         with record({layer: scored.forward_pass.layers[layer]}, instead=GRADIENT_FREE) as recording:
-            output = scored.forward_pass.on_images(image, images)
+            output = scored.forward_pass.rerun(image, images)
         scores = scored.score_copies(image, output, len(images))  # outside: a target may itself run the model
         gradients.append(scored.as_maps(recording.gradients(scores)[layer], layer))
         activations.append(scored.as_maps(recording[layer].output.detach(), layer))
@@ -57,14 +57,14 @@ def gradients_of_images(scored: ScoredPass, layer: str, image: int, count: int, 
 @evidence(cost="many forwards of the head", reruns="head", per_image=True)
 def rescore_maps(scored: ScoredPass, layer: str, image: int, count: int, make: MakeBatch) -> Scores:
     """Return the scores of other activations."""
-    run = partial(scored.forward_pass.on_maps, layer, image)
-    return _rescore(scored, image, run, count, make, scored.forward_pass.trunks[layer].widest_after)
+    run = partial(scored.forward_pass.rerun_from_layer, layer, image)
+    return _rescore(scored, image, run, count, make, scored.forward_pass.prefixes[layer].widest_after)
 
 
 @evidence(cost="many forwards", grid="input", reruns="model", per_image=True)
 def rescore_images(scored: ScoredPass, image: int, count: int, make: MakeBatch) -> Scores:
     """Return the scores of other images."""
-    return _rescore(scored, image, partial(scored.forward_pass.on_images, image), count, make, _widest(scored))
+    return _rescore(scored, image, partial(scored.forward_pass.rerun, image), count, make, _widest(scored))
 
 
 @evidence(cost="many, both ways", grid="input", reruns="model", per_image=True)
@@ -73,7 +73,7 @@ def input_gradients(scored: ScoredPass, image: int, count: int, make: MakeBatch)
     gradients = []
     for images in _chunks(scored, count, make, _TO_THE_INPUT * _widest(scored), "gradients"):
         leaf = images.detach().clone().requires_grad_()
-        output = scored.forward_pass.on_images(image, leaf)
+        output = scored.forward_pass.rerun(image, leaf)
         gradients.append(tree.full_precision(gradient_by(leaf, scored.score_copies(image, output, len(images)))))
     return torch.cat(gradients)
 
@@ -106,7 +106,7 @@ def _rescore(
 
 def _widest(scored: ScoredPass) -> int:
     """Compute the bytes of the largest tensor in the forward pass."""
-    return max(scored.images.nbytes, *(trunk.widest for trunk in scored.forward_pass.trunks.values()), 0)
+    return max(scored.images.nbytes, *(trunk.widest for trunk in scored.forward_pass.prefixes.values()), 0)
 
 
 def _chunks(scored: ScoredPass, count: int, make: MakeBatch, widest: int, text: str) -> Iterator[Tensor]:

@@ -88,7 +88,7 @@ class ScoredPass:
     def pinned(self, image: int) -> Target:
         """Return the target as it is for one image, where it reads the same classes and places in changed copies of it."""
         if image not in self._pinned:
-            self._pinned[image] = settled(self.target, self.forward_pass.answer, image)
+            self._pinned[image] = settled(self.target, self.forward_pass.output, image)
         return self._pinned[image]
 
     def _check_copies(self, target: Target, image: int, count: int) -> None:
@@ -96,7 +96,7 @@ class ScoredPass:
         if (image, count) in self._checked:
             return
         self._checked.add((image, count))
-        copies = repeat_image(self.forward_pass.output, image, len(self.images), count)
+        copies = repeat_image(self.forward_pass.raw_output, image, len(self.images), count)
         read = self.forward_pass.read(copies, count)
         scores, score = checked(target.score(read), count, target.describe(read, 0)), self.scores[image]
         if not same_output(scores.detach(), score.detach().expand(count)):

@@ -1,6 +1,6 @@
-"""One visit to a borrowed model: its input, the layers that are looked at, and how it is run and read."""
+"""A session: a borrowed model and one input, the layers that are explained, and the forward passes for some targets."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -12,128 +12,147 @@ from torch import Tensor, nn
 from glowmap import tree
 from glowmap.capture import record, record_prefix
 from glowmap.capture.call import called
+from glowmap.cautions import Caution
 from glowmap.evidence.cautions import run_cautions
 from glowmap.evidence.forward_pass import ForwardPass
-from glowmap.evidence.kinds import INPUT
+from glowmap.evidence.kinds import INPUT, PassOptions
 from glowmap.inputs import Batch
-from glowmap.layers import Choice, find_layers
-from glowmap.layers.cache import LayerHints, checked_layout, gather_grids, grids_of
-from glowmap.layers.select import choose
+from glowmap.layers import Choice, LayerHints, LayerSelector, LayoutReader, find_layers
+from glowmap.layers.select import needs_own_layer
 from glowmap.methods import GRADIENT_FREE
 from glowmap.models import Model
 from glowmap.outputs import ModelOutput
 from glowmap.outputs.prediction import predicted_by
-from glowmap.targets import Target, as_questions
+from glowmap.targets import Target
+
+Realign = Callable[[Tensor], Tensor]
 
 
 @dataclass
 class Session:
-    """A model on loan and its input, with the layers that were named, if any were; ``choices`` are those that were found."""
+    """A borrowed model and its input. ``named`` are the layers to explain, if given; ``choices`` those that were selected."""
 
     model: Model
     batch: Batch
     named: dict[str, nn.Module] | None = None
     choices: dict[str, Choice] = field(default_factory=dict)
-    remembered: bool = False  # a layer is taken from an earlier input of this shape
+    used_cache: bool = False  # a layer was found for an earlier input of this shape
 
-    def layers(
-        self, question: Target | None = None, *, blindly: bool = False, anew: bool = False
-    ) -> dict[str, nn.Module]:
-        """Give the layers to explain, by name: those named, or the one found for this question."""
-        if self.named is not None:
-            return self.named
-        choice = self.find(question or as_questions(None)[0], blindly=blindly, anew=anew)
-        return find_layers(self.model.module, choice.name)
+    def forward(
+        self, targets: Sequence[Target], options: PassOptions, *, ignore_cache: bool = False
+    ) -> tuple[ForwardPass, list[dict[str, nn.Module]]]:
+        """Run the model once and record the layers for some targets. Returns the pass, and the layers of each target.
 
-    def find(self, question: Target, *, blindly: bool = False, anew: bool = False) -> Choice:
-        """Find the layer worth looking at for a question."""
-        choice, remembered = choose(
-            self.model.module, self.batch, self.read, question, blindly=blindly, anew=anew, told=self._told(self.batch)
-        )
-        self.choices[choice.name], self.remembered = choice, self.remembered or remembered
+        Only where a target's layer depends on the output, and is not among those that are known, the model runs again. Raises
+        LayerError where a target has no layer.
+        """
+        if self.named is not None or not options.needs_layers:
+            layers = self.named if self.named is not None and options.needs_layers else {}
+            forward_pass = self.run(layers, options)
+            forward_pass.keep_layers(layers)
+            return forward_pass, [layers] * len(targets)
+        selector = LayerSelector(self.layouts, without_gradient=not options.graph, ignore_cache=ignore_cache)
+        shared = next((target for target in targets if not needs_own_layer(target)), None)
+        targets = [target if shared is None or needs_own_layer(target) else shared for target in targets]
+        candidates = [choice for target in targets for choice in selector.candidates(target)]
+        forward_pass = self.run(self._layers(candidates), options)
+        choices = [selector.select(target, lambda: forward_pass.output) for target in targets]
+        self._keep(selector, choices)
+        if not {choice.name for choice in choices} <= {*forward_pass.layers}:
+            forward_pass = self.run(self._layers(choices), options)
+        forward_pass.keep_layers(dict.fromkeys(choice.name for choice in choices))
+        return forward_pass, [self._layers([choice]) for choice in choices]
+
+    def find(self, target: Target) -> Choice:
+        """Select the layer for a target. Raises LayerError where there is none."""
+        selector = LayerSelector(self.layouts)
+        if not selector.needs_output(target):
+            selector.candidates(target)
+        choice = selector.select(target, lambda: self._output_without_gradient)
+        self._keep(selector, [choice])
         return choice
 
-    def read(self, output: Any, images: int) -> ModelOutput:
-        """Say how to read what the model said of so many images."""
-        return self.model.read_output(output, self.batch, images)
+    @cached_property
+    def layouts(self) -> LayoutReader:
+        """How the layers lay out their outputs for the session's input."""
+        return self._layout_reader(self.batch)
 
     def run(
         self,
         layers: dict[str, nn.Module],
+        options: PassOptions,
         *,
-        asks: bool,
-        resuming: bool,
-        graph: bool = False,
         batch: Batch | None = None,
-        laid_back: Callable[[Tensor], Tensor] | None = None,
+        realign: Realign | None = None,
     ) -> ForwardPass:
-        """Run the model once: ``graph`` for gradients, ``asks`` for more questions, ``resuming`` to keep its trunk.
+        """Run the model once, with the graph, the copies and the prefixes that the options need.
 
-        ``batch`` is a changed input in the place of the own one, and ``laid_back`` lays the class scores of such an input over
-        those of the own one.
+        ``batch`` is a changed input in the place of the session's; ``realign`` lays its class scores per pixel over
+        those of the unchanged input.
         """
-        batch = batch or self.batch
+        changed = batch is not None
+        batch = self.batch if batch is None else batch
+        layouts = self._layout_reader(batch) if changed else self.layouts
+        layouts.layouts |= {name: choice.layout for name, choice in self.choices.items() if name in layers}
         with ExitStack() as stack:
-            stack.enter_context(gather_grids(self.model.module, batch))
-            recording = stack.enter_context(record(layers, graph=graph, instead=GRADIENT_FREE))
-            run = ForwardPass(self.model.module, batch, layers, recording, partial(self._read, batch, laid_back))
-            run.grids = partial(self._grids, batch)
-            run.check = partial(checked_layout, self.model.module, batch, told=self._told(batch))
-            run.layouts |= {name: choice.layout for name, choice in self.choices.items() if name in layers}
-            kind = batch.images.device.type
-            if torch.is_autocast_enabled(kind):
-                run.autocast = (True, torch.get_autocast_dtype(kind))
-            if asks:
+            stack.enter_context(layouts.gathering_grids())
+            recording = stack.enter_context(record(layers, graph=options.graph, instead=GRADIENT_FREE))
+            read = partial(self._read, batch, realign)
+            forward_pass = ForwardPass(self.model.module, batch, layers, recording, layouts, read)
+            device = batch.images.device.type
+            if torch.is_autocast_enabled(device):
+                forward_pass.autocast = (True, torch.get_autocast_dtype(device))
+            if options.reruns:
                 for name, layer in layers.items() or [(INPUT, None)]:
-                    run.trunks[name] = stack.enter_context(record_prefix(self.model.module, layer, outputs=resuming))
-            # the model may write into its input, which further questions change and ask about
-            own = batch.copied() if asks else batch
-            run.output = called(self.model.module, own)
-            run.overwrites = any(given._version for given in tree.leaves([own.arguments, own.keywords]))
-        return run
+                    recorder = record_prefix(self.model.module, layer, outputs=options.resumes)
+                    forward_pass.prefixes[name] = stack.enter_context(recorder)
+            # the model may write into its input, which reruns change and read
+            inputs = batch.copied() if options.reruns else batch
+            forward_pass.raw_output = called(self.model.module, inputs)
+            tensors = tree.leaves([inputs.arguments, inputs.keywords])
+            forward_pass.overwrites_input = any(tensor._version for tensor in tensors)
+        recording.settle(tree.leaves(forward_pass.raw_output))
+        return forward_pass
 
-    def _told(self, batch: Batch) -> LayerHints:
-        return LayerHints(
-            tuple(self.model.token_grids(batch)), self._canvas, lambda: self._first, self.model.patch_positions(batch)
-        )
-
-    @cached_property
-    def _first(self) -> ModelOutput:
-        """The model's answer in a first pass without gradients."""
-        with torch.no_grad():
-            return self.read(called(self.model.module, self.batch.copied()), len(self.batch.images))
-
-    def _canvas(self) -> tuple[int, int] | None:
-        """Tell what a detector's layers cover of its input and of what it pads that with: known once it has run."""
-        return self._first.canvas if self.model.readers.candidates is not None else None
-
-    def _grids(self, batch: Batch) -> tuple[tuple[int, ...], ...]:
-        return (*self.model.token_grids(batch), *grids_of(self.model.module, batch))
-
-    def _read(
-        self, batch: Batch, laid_back: Callable[[Tensor], Tensor] | None, output: Any, images: int
-    ) -> ModelOutput:
-        return self.model.read_output(output, batch, images, laid_back)
-
-    def shared(self, run: ForwardPass, was_training: bool) -> dict[str, Any]:
-        """Gather what all explanations of one run have in common."""
-        model_cautions = [*self.model.cautions, *self.model.input_cautions(run.batch)]
-        run.cautions[:0] = [*model_cautions, *run_cautions(run, was_training)]
+    def common_fields(self, forward_pass: ForwardPass, was_training: bool) -> dict[str, Any]:
+        """Return the fields that all explanations of one forward pass share, and add its cautions to it."""
+        model_cautions = [*self.model.cautions, *self.model.input_cautions(forward_pass.batch)]
+        forward_pass.cautions[:0] = [*model_cautions, *run_cautions(forward_pass, was_training)]
         return {
             "model": self.model.name,
-            "input_size": run.answer.input_size,
-            "pictures": run.batch.pictures,
-            "prediction": predicted_by(run.answer),
+            "input_size": forward_pass.output.input_size,
+            "pictures": forward_pass.batch.pictures,
+            "prediction": predicted_by(forward_pass.output),
         }
 
-    def doubts(self, layer: str) -> tuple[str, ...]:
-        """Tell what speaks against a layer that was found."""
-        return self.choices[layer].doubts if layer in self.choices else ()
+    def cautions(self, layer: str) -> tuple[Caution, ...]:
+        """Return what speaks against a layer that was selected."""
+        return self.choices[layer].cautions if layer in self.choices else ()
+
+    def _keep(self, selector: LayerSelector, choices: Sequence[Choice]) -> None:
+        self.choices |= {choice.name: choice for choice in choices}
+        self.layouts.layouts |= {choice.name: choice.layout for choice in choices}
+        self.used_cache = self.used_cache or selector.used_cache
+
+    def _layers(self, choices: Sequence[Choice]) -> dict[str, nn.Module]:
+        return find_layers(self.model.module, list(dict.fromkeys(choice.name for choice in choices)))
+
+    @cached_property
+    def _output_without_gradient(self) -> ModelOutput:
+        with torch.no_grad():
+            raw = called(self.model.module, self.batch.copied())
+        return self.model.read_output(raw, self.batch)
+
+    def _layout_reader(self, batch: Batch) -> LayoutReader:
+        hints = LayerHints(tuple(self.model.token_grids(batch)), self.model.patch_positions(batch))
+        return LayoutReader(self.model.module, batch, partial(self._read, batch, None), hints)
+
+    def _read(self, batch: Batch, realign: Realign | None, raw: Any, images: int) -> ModelOutput:
+        return self.model.read_output(raw, batch, images, realign)
 
 
 @contextmanager
-def visited(model: Model, batch: Batch, named: dict[str, nn.Module] | None = None) -> Iterator[Session]:
-    """Visit the (borrowed) model with some input, and with whatever it needs around every call of it."""
-    visit = Session(model, batch, named)
+def open_session(model: Model, batch: Batch, named: dict[str, nn.Module] | None = None) -> Iterator[Session]:
+    """Open a session with a borrowed model, inside the context that the model needs around every forward pass."""
     with model.around_forward(model.module):
-        yield visit
+        yield Session(model, batch, named)

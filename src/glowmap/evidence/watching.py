@@ -1,9 +1,8 @@
-"""Watch layers whose output a question reads, and lay that out as images x channel x places."""
+"""Keep the outputs of layers that a target reads, laid out as images x channels x grid."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from torch import nn
@@ -12,91 +11,82 @@ from glowmap import tree
 from glowmap.capture import KeepOutput, keep_intermediates, record
 from glowmap.capture.call import called
 from glowmap.errors import LayerError, Remedy
-from glowmap.evidence.forward_pass import ForwardPass
 from glowmap.inputs import Batch
-from glowmap.layers import Layout, find_layers
-from glowmap.layers.cache import LayerHints, checked_layout, gather_grids, grids_of
+from glowmap.layers import LayerHints, Layout, LayoutReader, find_layers
 from glowmap.models import Model
 from glowmap.targets import LayerOutput
 
 
-def watched(model: Model, batch: Batch, names: Sequence[str]) -> Model:
-    """Have a (borrowed) model keep what these layers put out, as a :class:`LayerOutput` for each of their runs.
+def with_layer_outputs(model: Model, batch: Batch, names: Sequence[str]) -> Model:
+    """Return a borrowed model that keeps the outputs of these layers, as a :class:`LayerOutput` for each run of a layer.
 
-    How a layer lies is found out beforehand, in a forward pass for each. Raises LayerError for a layer that is not there, and
-    later, when the model is run, for one whose output cannot be read as images x channel x places.
+    The layout of each is found in a forward pass of its own. Raises LayerError for a layer that does not exist and, when the
+    model runs, for one whose output cannot be read as images x channels x grid.
     """
     parts: dict[str, tuple[nn.Module, KeepOutput]] = {}
     cautions = list(model.cautions)
     for name in names:
-        ((known, layer),) = find_layers(model.module, name).items()
-        reading = _reading(model, batch, known, layer)
-        parts[name] = layer, reading.kept
-        if reading.unproven:
+        ((known_name, layer),) = find_layers(model.module, name).items()
+        reader = _output_reader(model, batch, known_name, layer)
+        parts[name] = layer, reader.read
+        if reader.is_unproven:
             cautions.append(
-                f"the output of layer {name!r}, which is asked about, was read as {reading.layout}, which could not be proven by "
+                f"the output of layer {name!r}, which is asked about, was read as {reader.layout}, which could not be proven by "
                 "where its cells look"
             )
 
     @contextmanager
-    def entered(module: nn.Module) -> Iterator[None]:
+    def around_forward(module: nn.Module) -> Iterator[None]:
         with model.around_forward(module), keep_intermediates(module, parts):
             yield
 
-    return replace(model, around_forward=entered, cautions=tuple(cautions))
+    return replace(model, around_forward=around_forward, cautions=tuple(cautions))
 
 
 @dataclass(frozen=True)
-class _Reading:
-    """How a layer's output is read: which of its tensors, how it lies, or why it has no places."""
+class _OutputReader:
+    """Reads a layer's output: which of its tensors, in which layout, or why it has no grid."""
 
     name: str
     part: int = 0
     shape: tuple[int, ...] = ()  # for which the layout was found
     layout: Layout | None = None
     why_not: LayerError | None = None
-    unproven: bool = False
+    is_unproven: bool = False
 
-    def kept(self, _arguments: Any, _keywords: Any, output: Any) -> LayerOutput:
-        """Lay an output out as images x channel (x places)."""
-        tensors = [one for one in tree.leaves(output) if one.is_floating_point()]
+    def read(self, _arguments: Any, _keywords: Any, output: Any) -> LayerOutput:
+        """Return an output as images x channels (x grid)."""
+        tensors = [tensor for tensor in tree.leaves(output) if tensor.is_floating_point()]
         if self.layout is None:
-            flat = [one for one in tensors if one.ndim >= 2 and one[0, 0].numel() == 1]
+            flat = [tensor for tensor in tensors if tensor.ndim >= 2 and tensor[0, 0].numel() == 1]
             if len(tensors) != 1 or not flat:
-                raise self.why_not or LayerError(f"layer {self.name!r} puts out no tensor")
+                raise self.why_not or LayerError(f"layer {self.name!r} returns no tensor; name another layer")
             return LayerOutput(flat[0], flat[0].flatten(1))
-        laid = [one for one in tensors if one.ndim >= 3]
-        if self.part >= len(laid):
-            raise LayerError(f"layer {self.name!r} puts out no maps where the question reads it; name another layer")
-        output = laid[self.part]
-        axis = {"tokens": 1, "tokens first": 0, "channel tokens": 2}.get(self.layout.kind)
-        if axis is not None and output.shape[axis] != self.shape[axis]:
+        maps = [tensor for tensor in tensors if tensor.ndim >= 3]
+        if self.part >= len(maps):
+            raise LayerError(f"layer {self.name!r} returns no maps where the target reads them; name another layer")
+        tensor, axis = maps[self.part], self.layout.token_axis
+        if axis is not None and tensor.shape[axis] != self.shape[axis]:
             raise LayerError(
-                f"layer {self.name!r} puts out {output.shape[axis]} tokens for a changed image and {self.shape[axis]} for the "
+                f"layer {self.name!r} puts out {tensor.shape[axis]} tokens for a changed image and {self.shape[axis]} for the "
                 "image itself",
                 remedy=Remedy("leave out what changes the image's size (smooth='scales')"),
             )
-        return LayerOutput(output, self.layout.maps(output))
+        return LayerOutput(tensor, self.layout.maps(tensor))
 
 
-def _reading(model: Model, batch: Batch, name: str, layer: nn.Module) -> _Reading:
-    """Run the model once and find out how a layer's output lies."""
+def _output_reader(model: Model, batch: Batch, name: str, layer: nn.Module) -> _OutputReader:
+    """Run the model once and find out the layout of a layer's output."""
     module = model.module
-    # watched from inside the recording, as when the question is put: what lays patches out comes first
-    with model.around_forward(module), gather_grids(module, batch), record({name: layer}, graph=False) as recording:
-        run = ForwardPass(module, batch, {name: layer}, recording, partial(model.read_output, batch=batch))
-        run.grids = lambda: (*model.token_grids(batch), *grids_of(module, batch))
-        run.check = partial(
-            checked_layout,
-            module,
-            batch,
-            told=LayerHints(tuple(model.token_grids(batch)), among=model.patch_positions(batch)),
-        )
+    hints = LayerHints(tuple(model.token_grids(batch)), model.patch_positions(batch))
+    layouts = LayoutReader(module, batch, lambda raw, images: model.read_output(raw, batch, images), hints)
+    # the model is read inside the recording, as when the target is scored: what lays patches out comes first
+    with model.around_forward(module), layouts.gathering_grids(), record({name: layer}, graph=False) as recording:
         try:
-            run.output = called(module, batch.copied())
-            run.recorded()
-            layout = run.layout(name)
-        except LayerError as error:  # of no places, or it did not run: what is asked of it will tell
-            return _Reading(name, why_not=error)
-    seen = recording[name]
-    return _Reading(name, seen.part, tuple(seen.output.shape), layout, unproven=name in run.unproven)
+            recording.settle(tree.leaves(called(module, batch.copied())))
+            activation = recording[name]
+            layout = layouts.layout(name, activation.output.shape)
+        except LayerError as error:  # it has no grid, or did not run: reading it will tell
+            return _OutputReader(name, why_not=error)
+    shape = tuple(activation.output.shape)
+    return _OutputReader(name, activation.part, shape, layout, is_unproven=name in layouts.unproven)

@@ -1,4 +1,4 @@
-"""What is asked when a layer is looked for, what is chosen, and why there may be nothing to choose."""
+"""The score that a layer search differentiates, the layer that it finds, and the errors where there is none."""
 
 import math
 from collections.abc import Sequence
@@ -7,24 +7,32 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from glowmap.cautions import Caution, caution_kind
 from glowmap.layers.layout import Grid, Layout
+
+LAYER_UNCERTAIN = caution_kind(
+    "layer-uncertain",
+    "caution",
+    "Name a layer, or look at the runners-up: glowmap.Explainer(model).find(images).runners_up.",
+)
 
 
 @dataclass(frozen=True)
 class LayerScore:
-    """What is asked of a model's output: a score, how many classes there are where that is known, and what it speaks of."""
+    """The scalar that a layer search differentiates, and what the model's output is about."""
 
     score: Tensor
-    classes: int | None = None
-    places: bool = False  # every pixel, or every box of a grid
-    boxes: bool = False  # a set of boxes
-    own: bool = False  # the score is the user's own, and may mean a single place
-    parts: Sequence[Tensor] = ()  # that it is the sum of, where each of them is to go through the layer
+    classes: int | None = None  # how many there are, where that is known
+    is_dense: bool = False  # a score for every pixel, or for every box of a grid
+    has_boxes: bool = False
+    is_of_target: bool = False  # the target's own score, which may be about a single place
+    parts: Sequence[Tensor] = ()  # whose sum it is, where each is to go through the layer
+    canvas: Grid | None = None  # the size in pixels that the layers cover, where the model pads its input inside
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A layer worth looking at: its layout, the share of its places where the score has a gradient, and why it is taken."""
+    """A layer to explain: its layout, the share of its cells where the score has a gradient, and the reason to take it."""
 
     name: str
     kind: str
@@ -32,7 +40,7 @@ class Choice:
     layout: Layout
     coverage: float
     reason: str
-    certain: bool = True  # nothing speaks against it: else every explanation says so
+    certain: bool = True  # False: every explanation says what speaks against it
     runners_up: tuple["Choice", ...] = ()
 
     @property
@@ -41,13 +49,15 @@ class Choice:
         return self.layout.grid
 
     @property
-    def doubts(self) -> tuple[str, ...]:
-        """What to mind before trusting a map of this layer."""
-        return () if self.certain else (f"no layer was named, and {self.name!r} was found: {self.reason}",)
+    def cautions(self) -> tuple[Caution, ...]:
+        """What to know before trusting a map of this layer."""
+        if self.certain:
+            return ()
+        return (LAYER_UNCERTAIN(f"no layer was named, and {self.name!r} was found: {self.reason}"),)
 
     @property
     def covered(self) -> str:
-        """At which share of its places the score has a gradient, in words."""
+        """The share of its cells where the score has a gradient, in words."""
         return "unknown" if math.isnan(self.coverage) else f"{self.coverage:.0%} of its places"
 
     def __str__(self) -> str:
@@ -55,27 +65,30 @@ class Choice:
         return f"{self.name} ({kind}): {self.reason}; gradient at {self.covered}"
 
 
-def no_grid(model: nn.Module, seen: Sequence[str]) -> str:
-    """Say why no layer was found, and what may be done instead."""
+def no_grid(model: nn.Module, tried: Sequence[str]) -> str:
+    """Return the message for a model in which no layer was found, with the reasons against the layers that were tried."""
     name = getattr(model, "original_name", type(model).__name__)
-    scripted = any(isinstance(part, torch.jit.ScriptModule) for part in model.modules())
-    if scripted or "export" in type(model).__module__:
+    is_scripted = any(isinstance(part, torch.jit.ScriptModule) for part in model.modules())
+    if is_scripted or "export" in type(model).__module__:
         return (
             f"the layers of {name} cannot be seen, as it was scripted, traced or exported; bring the module from before that, or "
             "use a method of the input: input_gradient, rise, occlusion"
         )
     return (
         f"no layer was found in {name} whose output could be read as a grid with a gradient at its places"
-        + (f" ({'; '.join(seen)})" if seen else "")
+        + (f" ({'; '.join(tried)})" if tried else "")
         + "; name one (`glowmap layers` lists what there is), or use a method of the input: "
         "input_gradient, rise, occlusion"
     )
 
 
-def no_gradient(model: nn.Module, connected: bool) -> str:
-    """Say why the score has no gradient by the images: ``connected`` where there is a way back, on which it is zero."""
+def no_gradient(model: nn.Module, *, is_connected: bool) -> str:
+    """Return the message for a score without a gradient with respect to the images.
+
+    ``is_connected`` says that the score depends on the images, with a gradient of zero.
+    """
     name = type(model).__name__
-    if connected:
+    if is_connected:
         return (
             f"the score of {name} has no gradient anywhere, so no layer can be found by it: a head of zeros, or one that is "
             "saturated; load trained weights, or name a layer"

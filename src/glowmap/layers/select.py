@@ -1,9 +1,8 @@
-"""Choose the layer that nobody named, once for a model and the shape of its input; and list those worth naming."""
+"""Select the layer for a target: one that is remembered for the model and the shape of its input, or one that is searched."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable
 from contextlib import suppress
-from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 from weakref import ref
 
 import torch
@@ -14,214 +13,260 @@ from glowmap.capture import record
 from glowmap.capture.call import called
 from glowmap.errors import LayerError, ModelError, TargetError
 from glowmap.inputs import Batch
-from glowmap.layers.cache import (
-    _KNOWN,
-    NO_HINTS,
-    LayerHints,
-    _Known,
-    _may_move,
-    _on_canvas,
-    _one_image,
-    _refuse_unlike,
-    _shapes,
-    _words,
-)
 from glowmap.layers.choice import Choice, LayerScore
 from glowmap.layers.lookup import find_layers
+from glowmap.layers.reader import LayoutReader, single_image
 from glowmap.layers.search import find_layer
-from glowmap.outputs import ModelOutput
+from glowmap.outputs import ModelOutput, is_spatial, names_boxes
 from glowmap.targets import Each, FunctionTarget, Target, leaves
 
-Reading = Callable[[Any, int], ModelOutput]
+
+class _OutputNeededError(Exception):
+    """The layer for a target depends on the model's output, which is not known yet."""
 
 
-def choose(
-    module: nn.Module,
-    batch: Batch,
-    read: Reading,
-    question: Target,
-    *,
-    blindly: bool = False,
-    anew: bool = False,
-    told: LayerHints = NO_HINTS,
-) -> tuple[Choice, bool]:
-    """Choose the layer worth looking at for this (borrowed) model, input and question, and say whether it was remembered.
+class LayerSelector:
+    """Selects layers for the targets of one forward pass.
 
-    ``blindly`` makes do with the last layer that has a grid where the score has no gradient; ``anew`` trusts no memory. Raises
-    LayerError where there is none.
+    The layer for a detection depends on the pyramid level that it comes from, which the model's output tells. So
+    :meth:`candidates` lists the layers to record in the forward pass, and :meth:`select` takes one of these, given the output.
+    ``without_gradient`` takes the last layer with a grid where the score has no gradient; ``ignore_cache`` searches anew.
     """
-    known = _KNOWN.setdefault(module, _Known())
-    asking = _asking(question, told)
-    own = _has_said(question) and asking is None  # nothing tells for which other question its layer would serve
-    anew = anew or own
-    key = (_shapes(batch), asking, blindly)
-    words = _words(batch)  # where words stand among the patches, it is for these words alone
-    for alike in () if anew else (key, (*key, words)):
-        choice, layer = known.choices.get(alike, (None, None))
-        if choice is not None and layer is not None and _named(module, choice.name) is layer():
-            return choice, True
-    choice = _found(partial(_find, module, read=read, question=question, blindly=blindly, told=told), batch)
-    if _has_said(question) and len(batch.images) > 1 and not blindly:
-        _refuse_apart(module, batch, read, question, choice)
-    moving = bool(words) and _may_move(choice.layout)
-    if moving:
-        _refuse_unlike(module, batch, choice.name, choice.layout, told)
-    if not own:
-        chosen = module.get_submodule(choice.name.partition("#")[0])
-        known.choices[(*key, words) if moving else key] = choice, ref(chosen)
-    return choice, False
+
+    def __init__(self, reader: LayoutReader, *, without_gradient: bool = False, ignore_cache: bool = False) -> None:
+        self.reader = reader
+        self.without_gradient, self.ignore_cache = without_gradient, ignore_cache
+        self.used_cache = False
+        self._searched: dict[int, Choice] = {}  # by the id of the target
+
+    def candidates(self, target: Target) -> list[Choice]:
+        """List the layers of which one will be selected: those that are remembered, or else the one that a search finds.
+
+        Raises LayerError where a search finds none.
+        """
+        if id(target) in self._searched:
+            return [self._searched[id(target)]]
+        remembered = self._remembered()
+        try:
+            key = _static_key(target)
+            known = [remembered[key]] if key in remembered else []
+        except _OutputNeededError:
+            known = [choice for key, choice in remembered.items() if key[0] == "output"]
+        return known or [self._search(target)]
+
+    def needs_output(self, target: Target) -> bool:
+        """Return whether the layer for a target depends on the model's output."""
+        try:
+            _static_key(target)
+        except _OutputNeededError:
+            return True
+        return False
+
+    def select(self, target: Target, read_output: Callable[[], ModelOutput]) -> Choice:
+        """Return the layer for a target, and remember it if it was searched. Raises as :meth:`candidates` does.
+
+        ``read_output()`` returns the output of a forward pass without changes; it is called where the layer depends on it.
+        """
+        try:
+            key = _static_key(target)
+        except _OutputNeededError:
+            levels = _leaf_keys(target, read_output)
+            key = None if levels is None else ("output", levels)
+        choice = self._searched.get(id(target)) or (self._remembered().get(key) if key is not None else None)
+        if choice is not None and id(target) not in self._searched:
+            self.used_cache = True
+            return choice
+        choice = choice or self._search(target)
+        if key is not None:
+            layer = self.reader.module.get_submodule(choice.name.partition("#")[0])
+            text_key = self.reader.text_key if choice.layout.depends_on_text else ()
+            self.reader.memory.choices.setdefault(self._input_key(text_key), {})[key] = choice, ref(layer)
+        return choice
+
+    def _remembered(self) -> dict[Any, Choice]:
+        """Return the layers that are remembered for this input, by the key of the target."""
+        if self.ignore_cache:
+            return {}
+        choices = self.reader.memory.choices
+        by_key = {**choices.get(self._input_key(()), {}), **choices.get(self._input_key(self.reader.text_key), {})}
+        return {key: choice for key, (choice, layer) in by_key.items() if self._is_layer(choice.name, layer())}
+
+    def _input_key(self, text_key: tuple[bytes, ...]) -> Hashable:
+        return self.reader.input_key, self.without_gradient, text_key
+
+    def _is_layer(self, name: str, layer: nn.Module | None) -> bool:
+        with suppress(LayerError):  # the model was rebuilt since
+            (module,) = find_layers(self.reader.module, name).values()
+            return module is layer
+        return False
+
+    def _search(self, target: Target) -> Choice:
+        """Search for the layer of a target on the first image alone, or on the batch where that fails."""
+        batch, first = self.reader.batch, single_image(self.reader.batch)
+        try:
+            choice = self._find(first, target)
+        except (ModelError, TargetError, LayerError):
+            if first is batch:
+                raise
+            choice = self._find(batch, target)  # the target knows the batch by position, or the first image is blank
+        if has_layer_score(target) and len(batch.images) > 1 and not self.without_gradient:
+            _refuse_other_layers(self.reader, target, choice)
+        self.reader.refuse_moving_patches(choice.name, choice.layout)
+        self._searched[id(target)] = choice
+        return choice
+
+    def _find(self, batch: Batch, target: Target) -> Choice:
+        reader = self.reader
+
+        def call(images: Tensor) -> Any:
+            return called(reader.module, batch.changed(lambda _: images))
+
+        def score(raw: Any) -> LayerScore:
+            return _layer_score(reader.read(raw, len(batch.images)), target)
+
+        return find_layer(
+            reader.module,
+            batch.images,
+            call,
+            score,
+            without_gradient=self.without_gradient,
+            grids=reader.hints.grids,
+        )
 
 
-def asks_for_its_own(question: Target) -> bool:
-    """Tell whether a question needs a layer of its own, which another about the same picture may not share."""
-    return _has_said(question) or _callable(question) is not None
+def needs_own_layer(target: Target) -> bool:
+    """Return whether a target needs a layer of its own, which another target about the same image may not share."""
+    return has_layer_score(target) or _function_of(target) is not None
 
 
-def _has_said(question: Target) -> bool:
-    """Tell whether it says itself by what its layer is found."""
-    return any(hasattr(one, "said") for one in leaves(question))
+def has_layer_score(target: Target) -> bool:
+    """Return whether a target defines its own score for the layer search."""
+    return any(hasattr(leaf, "said") for leaf in leaves(target))
 
 
-def _named(module: nn.Module, name: str) -> nn.Module | None:
-    with suppress(LayerError):  # the model was built anew since
-        (layer,) = find_layers(module, name).values()
-        return layer
+def _static_key(target: Target) -> Hashable | None:
+    """Return the key of the targets for which a layer is remembered; None where it serves no other target.
+
+    Raises _OutputNeededError where it depends on the model's output. A callable counts by its code and the plain values that it
+    holds: a new one is often made for each call, and keeping it would keep alive what it holds.
+    """
+    target_function = _function_of(target)
+    if target_function is not None:
+        function = target_function.function
+        code = getattr(function, "__code__", None)
+        if code is None:
+            return "function", id(function)
+        closure = [cell.cell_contents for cell in function.__closure__ or ()]
+        return "function", code, tuple(value for value in closure if isinstance(value, str | int | float | bool))
+    if not has_layer_score(target):
+        return ("shared",)
+    keys = _leaf_keys(target, _raise_output_needed)
+    return None if keys is None else ("leaves", keys)
+
+
+def _leaf_keys(target: Target, read_output: Callable[[], ModelOutput]) -> Hashable | None:
+    scored = [leaf for leaf in leaves(target) if hasattr(leaf, "said")]
+    with suppress(TargetError):  # it is raised again where the target is scored
+        keys = tuple(leaf.found_as(read_output) if hasattr(leaf, "found_as") else None for leaf in scored)
+        return None if None in keys else keys
     return None
 
 
-def _found(find: Callable[[Batch], Choice], batch: Batch) -> Choice:
-    one = _one_image(batch)
-    try:
-        return find(one)
-    except (ModelError, TargetError, LayerError):
-        if one is batch:
-            raise
-    return find(batch)  # it knows the batch by position, or its first image is blank
+def _raise_output_needed() -> NoReturn:
+    raise _OutputNeededError
 
 
-def _find(
-    module: nn.Module, batch: Batch, *, read: Reading, question: Target, blindly: bool, told: LayerHints
-) -> Choice:
-    def ask(output: Any) -> LayerScore:
-        return _asked(read(output, len(batch.images)), question)
-
-    images, call = _on_canvas(module, batch, told.canvas())
-    return find_layer(module, images, call, ask, blindly=blindly, grids=told.grids)
+def _function_of(target: Target) -> FunctionTarget | None:
+    """Return the callable of the user's that a target is, or is made of."""
+    parts = leaves(target)
+    return parts[0] if len(parts) == 1 and isinstance(parts[0], FunctionTarget) else None
 
 
-def _asked(answer: ModelOutput, question: Target) -> LayerScore:
-    """Ask for all that the model says, as far as it can be read; a callable of the user's own for what it asks itself.
+def _layer_score(output: ModelOutput, target: Target) -> LayerScore:
+    """Build the scalar that the layer search differentiates: the target's own score, or all outputs with random signs.
 
-    All classes at once, each with a sign of its own: where evidence can be is the same for all of them, and a score of one
-    class, or of a few pixels, would miss places that it happens not to use.
+    All classes at once, each with a random sign: where evidence can be is the same for all of them, while the score of one class
+    or of a few pixels would miss cells that it happens not to use. A detector's is that of all its candidates.
     """
-    said_of_it = _said(answer, question)
-    if said_of_it is not None:
-        parts = tuple(said_of_it) if len(said_of_it) > 1 else ()
-        boxes = answer.readers.candidates is not None
-        return LayerScore(said_of_it.sum(), None, False, boxes, own=True, parts=parts)
+    canvas, has_boxes = output.canvas, names_boxes(output.raw)
+    target_scores = _target_scores(output, target)
+    if target_scores is not None:
+        parts = tuple(target_scores) if len(target_scores) > 1 else ()
+        is_detector = output.readers.candidates is not None
+        return LayerScore(target_scores.sum(), has_boxes=is_detector, is_of_target=True, parts=parts, canvas=canvas)
     logits: Tensor | None = None
     with suppress(TargetError):
-        # all that a model can say after a text's last word; classes in the number that it gives: the two of one output cancel
-        logits = answer.token_logits[:, -1] if answer.readers.token_logits else answer.outputs
-    places = _for_places(answer.raw, maps=logits is None) or (logits is not None and logits.ndim > 2)
-    boxes = any("box" in str(key) for key in answer.raw) if isinstance(answer.raw, Mapping) else False
+        # of a text the logits after its last token; classes as many as outputs: the two of one output cancel each other
+        logits = output.token_logits[:, -1] if output.readers.token_logits else output.outputs
+    is_dense = is_spatial(output.raw, has_class_scores=logits is not None) or (logits is not None and logits.ndim > 2)
     classes = None if logits is None else logits.shape[1]
-    if _callable(question) is not None:
-        return LayerScore(question.score(answer).sum(), classes, places, boxes, own=True)
-    if answer.is_detector and logits is not None:
-        of_all = _signed_of_all(answer)
-        return LayerScore(of_all.sum(), classes, places, True, parts=tuple(of_all))
-    said = [one for one in ([logits] if logits is not None else tree.leaves(answer.raw)) if one.is_floating_point()]
-    if said and not any(one.numel() for one in said):
+    if _function_of(target) is not None:
+        score = target.score(output).sum()
+        return LayerScore(score, classes, is_dense, has_boxes, is_of_target=True, canvas=canvas)
+    if output.is_detector and logits is not None:
+        detections = _detection_scores(output)
+        return LayerScore(detections.sum(), classes, is_dense, True, parts=tuple(detections), canvas=canvas)
+    values = [logits] if logits is not None else list(tree.leaves(output.raw))
+    values = [tensor for tensor in values if tensor.is_floating_point()]
+    if values and not any(tensor.numel() for tensor in values):
         raise TargetError(
-            f"{answer.model} found nothing in the picture, so there is nothing to explain and no layer to find by it; give "
+            f"{output.model} found nothing in the picture, so there is nothing to explain and no layer to find by it; give "
             "another picture, lower the model's score threshold, or name a layer and ask about something else"
         )
-    if not said:
+    if not values:
         raise TargetError(
-            f"{answer.model} answers without any floating tensor, by which a layer could be found; name one, and let the model "
+            f"{output.model} answers without any floating tensor, by which a layer could be found; name one, and let the model "
             "return its scores for a target to read"
         )
-    return LayerScore(torch.stack([_signed(one) for one in said]).sum(), classes, places, boxes)
+    score = torch.stack([_signed_sum(tensor) for tensor in values]).sum()
+    return LayerScore(score, classes, is_dense, has_boxes, canvas=canvas)
 
 
-def _signed_of_all(answer: ModelOutput) -> Tensor:
-    """Ask for all that a detector says: the classes of all candidates, and their boxes in units of their own size.
+def _detection_scores(output: ModelOutput) -> Tensor:
+    """Return the class logits of all candidates, and their boxes in units of their size, each summed with random signs.
 
-    Not of the likeliest alone, which may all come from one level of a pyramid; and what a layer is to be found by goes through
-    the tower of its head for classes and the one for boxes alike.
+    Of all candidates, as the likeliest ones may all come from one level of a pyramid; and of both parts, as a layer before the
+    head must lead to the tower for classes and to the one for boxes.
     """
-    classes, boxes = (torch.cat(list(part)) for part in (answer.candidates.logits, answer.candidates.boxes))
+    classes, boxes = (torch.cat(list(part)) for part in (output.candidates.logits, output.candidates.boxes))
     sizes = (boxes[..., 2:] - boxes[..., :2]).detach().abs().clamp_min(1)
-    return torch.stack([_signed(classes), _signed(boxes / torch.cat([sizes, sizes], -1))])
+    return torch.stack([_signed_sum(classes), _signed_sum(boxes / torch.cat([sizes, sizes], -1))])
 
 
-def _said(answer: ModelOutput, question: Target) -> Tensor | None:
-    """List what the model says of the things in question; of one for each image, in the images that are there. None of none."""
-    if isinstance(question, Each):
-        several = [(one, answer.only(image)) for image, one in enumerate(question.all()[: answer.batch])]
+def _signed_sum(values: Tensor) -> Tensor:
+    return (values.float() * tree.random_signs(values)).sum()
+
+
+def _target_scores(output: ModelOutput, target: Target) -> Tensor | None:
+    """Return the layer scores of a target (one axis); None if it defines none. Of :class:`Each`, those of the images there."""
+    if isinstance(target, Each):
+        pairs = [(single, output.only(image)) for image, single in enumerate(target.all()[: output.batch])]
     else:
-        several = [(question, answer)]
-    said = [leaf.said(own).reshape(-1) for one, own in several for leaf in leaves(one) if hasattr(leaf, "said")]
-    return torch.cat(said) if said else None
+        pairs = [(target, output)]
+    scores = [
+        leaf.said(leaf_output).reshape(-1)
+        for single, leaf_output in pairs
+        for leaf in leaves(single)
+        if hasattr(leaf, "said")
+    ]
+    return torch.cat(scores) if scores else None
 
 
-def _refuse_apart(module: nn.Module, batch: Batch, read: Reading, question: Target, choice: Choice) -> None:
-    """Refuse a layer that was found for the first image's detection, where another image's does not come through it."""
-    with record(find_layers(module, choice.name)) as recording:
-        output = called(module, batch.copied())
-    said = _said(read(output, len(batch.images)), question)
-    assert said is not None
-    slopes = choice.layout.maps(recording.gradients(said.sum()[None])[choice.name])
-    own = question.all() if isinstance(question, Each) else [question] * len(slopes)
+def _refuse_other_layers(reader: LayoutReader, target: Target, choice: Choice) -> None:
+    """Raise LayerError where the layer found for the first image's detection does not lead to that of another image."""
+    with record(find_layers(reader.module, choice.name)) as recording:
+        raw = called(reader.module, reader.batch.copied())
+    scores = _target_scores(reader.read(raw, len(reader.batch.images)), target)
+    assert scores is not None
+    gradient = choice.layout.maps(recording.gradients(scores.sum()[None])[choice.name])
+    by_image = target.all() if isinstance(target, Each) else [target] * len(gradient)
     apart = [
         image
-        for image, untouched in enumerate((slopes == 0).flatten(1).all(1).tolist())
-        if untouched and _has_said(own[image])
+        for image, is_zero in enumerate((gradient == 0).flatten(1).all(1).tolist())
+        if is_zero and has_layer_score(by_image[image])
     ]
     if apart:
         raise LayerError(
             f"the detections of these images come from different layers: nothing that is said of it in image {apart[0]} goes "
             f"through {choice.name!r}, as in image 0; explain the images one by one, or name a layer"
         )
-
-
-def _signed(values: Tensor) -> Tensor:
-    signs = torch.randint(0, 2, values.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    return (values.float() * signs.to(values.device)).sum()
-
-
-def _for_places(output: Any, *, maps: bool) -> bool:
-    """Tell whether an output speaks of places: boxes of a grid, or, where its class scores cannot be read, ``maps``."""
-    if isinstance(output, Mapping):
-        return "boxes" in output or any(_for_places(one, maps=maps) for one in output.values())
-    if isinstance(output, list | tuple):
-        return any(_for_places(one, maps=maps) for one in output)
-    return maps and isinstance(output, Tensor) and output.ndim >= 4
-
-
-def _asking(question: Target, told: LayerHints) -> Any:
-    """Tell questions apart that may need another layer: a callable by its code and the plain values that it holds.
-
-    A new one is often made for each call, and holding it would hold what it holds. None where that cannot be told.
-    """
-    custom = _callable(question)
-    if custom is None:
-        own = [one for one in leaves(question) if hasattr(one, "said")]
-        with suppress(TargetError):  # which is raised again where the question is put
-            known = tuple(one.found_as(told.first) for one in own if hasattr(one, "found_as"))
-            return known if known and len(known) == len(own) and None not in known else None
-        return None
-    function = custom.function
-    code = getattr(function, "__code__", None)
-    if code is None:
-        return id(function)
-    held = [cell.cell_contents for cell in function.__closure__ or ()]
-    return code, tuple(one for one in held if isinstance(one, str | int | float | bool))
-
-
-def _callable(question: Target) -> FunctionTarget | None:
-    """Give the callable of the user's own that a question is, or is made of."""
-    parts = leaves(question)
-    return parts[0] if len(parts) == 1 and isinstance(parts[0], FunctionTarget) else None

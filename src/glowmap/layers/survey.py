@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from glowmap.capture import hooked
 from glowmap.errors import LayerError
-from glowmap.layers.layout import known_grids, read_layout, witness
+from glowmap.layers.layout import known_grids, layout_witness, read_layout
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def surveyed(model: nn.Module, images: Tensor, *, depth: int) -> Iterator[list[S
         name = names[module]
         with suppress(LayerError):  # an output without a grid is not listed
             if isinstance(output, Tensor):
-                layout = read_layout(output.shape, name, witness(model, name), images, grids)
+                layout = read_layout(output.shape, name, layout_witness(model, name), images.shape, grids)
                 rows.append(Surveyed(name, type(module).__name__, layout.maps(output).shape[1], layout.grid))
 
     with known_grids(model) as grids, hooked(names, after=survey):

@@ -4,6 +4,8 @@ from glowmap.outputs.boxes import boxes_by_logit as boxes_by_logit
 from glowmap.outputs.boxes import boxes_by_score as boxes_by_score
 from glowmap.outputs.boxes import centre_to_corners as centre_to_corners
 from glowmap.outputs.boxes import detected_boxes as detected_boxes
+from glowmap.outputs.boxes import is_spatial as is_spatial
+from glowmap.outputs.boxes import names_boxes as names_boxes
 from glowmap.outputs.boxes import pixels_to_shares as pixels_to_shares
 from glowmap.outputs.boxes import shares_to_pixels as shares_to_pixels
 from glowmap.outputs.candidates import Candidates as Candidates

@@ -1,7 +1,8 @@
 """Boxes in the coordinates that detectors use, and lists of detections."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,3 +53,17 @@ def boxes_by_logit(logits: Tensor, boxes: Tensor) -> list[DetectedBox]:
     ordered = boxes_by_score(logits, boxes)
     scores = logits.new_tensor([box.score for box in ordered]).sigmoid().tolist()
     return [replace(box, score=score) for box, score in zip(ordered, scores, strict=True)]
+
+
+def names_boxes(raw: Any) -> bool:
+    """Return whether a raw output is a mapping with boxes in it."""
+    return isinstance(raw, Mapping) and any("box" in str(key) for key in raw)
+
+
+def is_spatial(raw: Any, *, has_class_scores: bool) -> bool:
+    """Return whether a raw output has values for places: boxes, or maps where they are not class scores that can be read."""
+    if isinstance(raw, Mapping):
+        return "boxes" in raw or any(is_spatial(part, has_class_scores=has_class_scores) for part in raw.values())
+    if isinstance(raw, list | tuple):
+        return any(is_spatial(part, has_class_scores=has_class_scores) for part in raw)
+    return not has_class_scores and isinstance(raw, Tensor) and raw.ndim >= 4

@@ -1,0 +1,178 @@
+"""How the outputs of a model's layers are laid out, for one input: read, proven and remembered."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor, nn
+
+from glowmap import tree
+from glowmap.capture import repeat_image
+from glowmap.capture.call import called
+from glowmap.errors import GlowmapError, LayerError
+from glowmap.inputs import Batch, PatchPositions
+from glowmap.layers.align import LayoutProof, gradients
+from glowmap.layers.cache import input_key, memory_of, text_key
+from glowmap.layers.layout import (
+    Grid,
+    Layout,
+    interleaved_candidate,
+    interleaved_layout,
+    is_made,
+    known_grids,
+    layout_witness,
+    read_layout,
+    token_layouts,
+)
+from glowmap.layers.trace import Trace, TracedOutput, traced
+from glowmap.outputs import ModelOutput
+
+
+@dataclass(frozen=True)
+class LayerHints:
+    """What a model's family knows of its layers: token grids that no convolution makes, and patch positions among words."""
+
+    grids: Sequence[Grid] = ()
+    patch_positions: PatchPositions | None = None
+
+
+class LayoutReader:
+    """Reads how the layers of a borrowed model lay out their outputs for one input.
+
+    ``read`` reads the model's raw output for a number of images. ``layouts`` holds what was read, by layer; ``unproven`` the
+    layers whose layout could not be proven by where their cells look.
+    """
+
+    def __init__(
+        self, module: nn.Module, batch: Batch, read: Callable[[Any, int], ModelOutput], hints: LayerHints | None = None
+    ) -> None:
+        self.module, self.batch, self.read = module, batch, read
+        self.hints = hints or LayerHints()
+        self.layouts: dict[str, Layout] = {}
+        self.unproven: set[str] = set()
+        self.memory = memory_of(module)
+
+    @cached_property
+    def input_key(self) -> tuple[Any, ...]:
+        """What inputs share for which the model's layers lie alike."""
+        return input_key(self.batch)
+
+    @cached_property
+    def text_key(self) -> tuple[bytes, ...]:
+        """What inputs with the same texts share; empty without texts."""
+        return text_key(self.batch)
+
+    @contextmanager
+    def gathering_grids(self) -> Iterator[None]:
+        """Record which grids the model's convolutions make in the forward pass inside this context, unless known."""
+        if self.input_key in self.memory.grids:
+            yield
+            return
+        with known_grids(self.module) as grids:
+            yield
+        self.memory.grids[self.input_key] = tuple(dict.fromkeys(grids))
+
+    @property
+    def grids(self) -> tuple[Grid, ...]:
+        """The grids that tokens may have: those that the family knows, and those that convolutions made."""
+        return (*self.hints.grids, *self.memory.grids.get(self.input_key, ()))
+
+    def layout(self, name: str, shape: Sequence[int]) -> Layout:
+        """Return the layout of a layer's output of this shape. Raises LayerError where it has none."""
+        known = self.layouts.get(name)
+        if known is None or not known.fits(shape, len(self.batch.images)):
+            known = self.layouts[name] = self._read_layout(name, shape)
+        return known
+
+    def refuse_moving_patches(self, name: str, layout: Layout) -> None:
+        """Raise LayerError where the patches of a batch's images stand at different places among words."""
+        if not (self.text_key and layout.depends_on_text):
+            return
+        for image in range(1, len(self.batch.images)):
+            other, is_proven = self._check(single_image(self.batch, image), name, layout)
+            if other is None or not is_proven or replace(other, interleaved=layout.interleaved) != layout:
+                raise LayerError(
+                    f"the patches of image {image} stand elsewhere among the tokens of layer {name!r} than those of image 0 "
+                    "(padding on the left?); explain the images one by one"
+                )
+
+    def _read_layout(self, name: str, shape: Sequence[int]) -> Layout:
+        """Read a layout, and prove it where strides and convolutions do not settle it, or find the right one."""
+        layout: Layout | None
+        try:
+            layout = read_layout(shape, name, layout_witness(self.module, name), self.batch.images.shape, self.grids)
+            if not layout.is_of_tokens and is_made(layout.grid, self.grids):
+                return layout
+            layout, is_proven = self._proven(name, layout)
+        except LayerError:  # patches may stand among other tokens
+            layout, is_proven = self._proven(name, None) if len(shape) == 3 else (None, False)
+            if layout is None:
+                raise
+        assert layout is not None
+        if not is_proven:
+            self.unproven.add(name)
+        return layout
+
+    def _proven(self, name: str, layout: Layout | None) -> tuple[Layout | None, bool]:
+        """Return the layout if it is proven, else another that is; the layout and False where none is. Remembered."""
+        key = (self.input_key, self.text_key, name, layout)
+        if key not in self.memory.layouts:
+            try:
+                proven, is_proven = self._check(single_image(self.batch), name, layout)
+            except GlowmapError:  # the model does not run on one image alone
+                proven, is_proven = layout, False
+            if is_proven and proven is not None:
+                self.refuse_moving_patches(name, proven)
+            self.memory.layouts[key] = proven, is_proven
+        return self.memory.layouts[key]
+
+    def _check(self, batch: Batch, name: str, layout: Layout | None) -> tuple[Layout | None, bool]:
+        """Prove a layout, or find another that holds, with one traced pass and a few backward passes to the images."""
+        leaf = batch.images.detach().clone().requires_grad_()
+        with traced(self.module) as trace:
+            raw = called(self.module, batch.changed(lambda _: leaf.clone()))  # the model may write into its input
+        trace.grids += self.hints.grids
+        output = _output_of(trace, name)
+        if output is None or gradients(output.tensor.sum(), [leaf])[0] is None:
+            return layout, False
+        tensor, proof = output.tensor, LayoutProof(leaf, self.read(raw, len(leaf)).canvas)
+        if self.hints.patch_positions is not None:
+            known = [grid for grid in (*self.hints.grids, *trace.grids) if len(grid) == leaf.ndim - 2]
+            interleaved = interleaved_layout(self.hints.patch_positions, name, tensor.shape, known)
+            if interleaved is not None:
+                return interleaved, True
+        among_others = interleaved_candidate(tensor.shape, proof.shape, trace.grids)
+        shifted = None if among_others is None else proof.token_offset(tensor, among_others)
+        others = token_layouts(tensor.shape, len(leaf), proof.pixels, trace.grids)
+        for candidate in (layout, shifted, *others):
+            if candidate is not None and proof.is_proven(tensor, candidate):
+                return candidate, True
+        return layout, False
+
+
+def single_image(batch: Batch, image: int = 0) -> Batch:
+    """Cut a model's input down to one image."""
+    count = len(batch.images)
+    if count == 1:
+        return batch
+    images = batch.images[image : image + 1]
+
+    def cut(tensor: Tensor) -> Tensor:
+        return images if tensor is batch.images else repeat_image(tensor, image, count, 1)
+
+    arguments, keywords = tree.map([batch.arguments, batch.keywords], cut)
+    return Batch(arguments, keywords, images, batch.pictures)
+
+
+def _output_of(trace: Trace, name: str) -> TracedOutput | None:
+    """Return the last output of the layer, or that of the run which the name says."""
+    plain, marked, _ = name.partition("#")
+    outputs = [
+        output
+        for output in trace.outputs
+        for run_name in (*output.names, *output.passed_by)
+        if run_name == name or (not marked and run_name.partition("#")[0] == plain)
+    ]
+    return outputs[-1] if outputs else None
