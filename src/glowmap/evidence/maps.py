@@ -17,7 +17,7 @@ from glowmap.evidence.layer import averaged_away, cells_without_gradient
 from glowmap.evidence.scored_pass import ScoredPass
 from glowmap.evidence.session import Session
 from glowmap.methods import Method
-from glowmap.methods.smoothing import Variant, resized_like, variants
+from glowmap.methods.smoothing import Variant, resize_like, variants
 from glowmap.metrics import energy_share
 from glowmap.outputs import ModelOutput
 from glowmap.progress import tracked
@@ -59,7 +59,7 @@ def _averaged(visit: Session, run: ForwardPass, asked: Sequence[Job], kinds: lis
             scored = ScoredPass(again, question, _score(question, again.output), list(one.layers))
             for (method, layer), found in _maps(one.methods, scored, one.layers).items():
                 key, back = (at, method, layer), change.undo(found.raw[:, None])
-                back = resized_like(back, grids.setdefault(layer, back))[:, 0]
+                back = resize_like(back, grids.setdefault(layer, back))[:, 0]
                 sums[key] = sums[key] + back if key in sums else back
                 cautions.setdefault(key, {}).update(dict.fromkeys(found.cautions))
     maps: list[_Maps] = [{} for _ in asked]
@@ -115,7 +115,7 @@ def _map(method: Method, scored: ScoredPass, layer: str) -> MethodMap:
 def _back(change: Variant, run: ForwardPass, logits: Tensor) -> Tensor:
     """Lay what a dense model says of a changed image over what it says of the image itself."""
     dense = logits.ndim > 2 and logits[0, 0].numel() > 1
-    return resized_like(change.undo(logits), run.output.logits) if dense else logits
+    return resize_like(change.undo(logits), run.output.logits) if dense else logits
 
 
 def _refuse_not_finite(evidence: dict[str, Tensor], layer: str) -> NoReturn:

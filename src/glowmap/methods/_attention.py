@@ -14,9 +14,9 @@ from glowmap.shapes import RawMaps
 class Block:
     """One attention: how strongly each token of one sequence attends to each token of the same or another sequence.
 
-    ``weights`` are batch x head x queries x keys, the other tensors batch x head x tokens x channel. Sequences have numbers: the
-    queries come from ``query_sequence``, the keys and values from ``key_sequence``. ``inputs`` are the numbers of the blocks that
-    this one is computed from directly, with no other block between.
+    ``weights`` are batch x head x queries x keys, the other tensors batch x head x tokens x channel. Sequences have numbers:
+    the queries come from ``query_sequence``, the keys and values from ``key_sequence``. ``inputs`` are the numbers of the
+    blocks that this one is computed from directly, with no other block between.
     """
 
     weights: Tensor

@@ -1,6 +1,7 @@
 """Masks: what methods multiply an image or activations by before they run the model again.
 
-The same code serves signals, pictures and volumes. A mask that is a product of its axes is kept as a small matrix for each axis.
+The same code serves signals, pictures and volumes. A mask that is a product of its axes is kept as a small matrix for each
+axis.
 """
 
 from collections.abc import Sequence

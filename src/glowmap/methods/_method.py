@@ -1,7 +1,7 @@
 """What a method is: a pure function from evidence to raw maps, whose parameter names say which evidence it needs.
 
-Evidence comes by position, the method's parameters by keyword. Only the evidence that is named is made, so a method's cost can be
-read off its signature. ``glowmap.evidence.EVIDENCE`` lists the kinds and their cost.
+Evidence comes by position, the method's parameters by keyword. Only the evidence that is named is made, so a method's cost
+can be read off its signature. ``glowmap.evidence.EVIDENCE`` lists the kinds and their cost.
 
 A method returns raw maps, batch x grid, or the terms that are still to be summed over the channels, in the shape of
 ``activations``. A method that needs a :class:`Query` is called for one image at a time, with a batch of one.
@@ -97,8 +97,8 @@ def method(
 ) -> Callable[[Callable[..., RawMaps]], Callable[..., RawMaps]]:
     """Register a function as a method under its own name. Its positional parameters name the evidence that it needs.
 
-    ``passes`` says what a method that runs the model again costs beside the first forward pass, with its default parameters. For
-    the other arguments see :class:`Method`. Raises TypeError for a function without a docstring.
+    ``passes`` says what a method that runs the model again costs beside the first forward pass, with its default parameters.
+    For the other arguments see :class:`Method`. Raises TypeError for a function without a docstring.
     """
 
     def register(function: Callable[..., RawMaps]) -> Callable[..., RawMaps]:

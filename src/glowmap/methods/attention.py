@@ -1,10 +1,10 @@
-"""Methods for transformers: who looked at whom, and what the score makes of it.
+"""Methods for transformers: which tokens attend to which, and how the score depends on it.
 
 In the equations P_l is the attention of block l after its softmax, heads x queries x keys, and s the score. Only ``vit_cx``
-looks at a layer: for the others the patches are the tokens that attend. Which rows are read out is seen in the gradient of the
-score by the last block's output: where a class token is read, that is its row alone; where the tokens are averaged or pooled by
-an attention, all rows count, each by the norm of its gradient. Every method needs blocks that attend over one grid of patches,
-one after the other: where they attend within windows, or over several grids, a MethodError says so.
+needs a layer: the maps of the others lie on the patches that attend. Rows of the attention are read out by the norm of the
+score's gradient at the last block's output: only the row of the class token where the head reads that, all rows where the
+head averages the tokens or pools them by attention. The methods need blocks that attend over one grid of patches, in
+sequence. They raise MethodError for attention within windows or over several grids.
 """
 
 from collections.abc import Sequence
@@ -21,36 +21,34 @@ from glowmap.shapes import Images, Maps, RawMaps
 
 
 def clusters(distances: Tensor, below: float) -> list[list[int]]:
-    """Merge the two nearest clusters again and again, as long as their furthest members lie less than ``below`` apart.
+    """Cluster by complete linkage: merge the two nearest clusters while their furthest members are less than ``below`` apart.
 
-    ``distances`` is symmetric, things x things. The answer lists each cluster's members, the one with the first member first.
-    Of equal distances the first in reading order goes first.
+    ``distances`` is symmetric, items x items. Returns the members of each cluster, ordered by their first member. Of equal
+    distances the first in row order is merged first.
     """
-    apart = distances.detach().to("cpu", torch.float64).clone()
-    apart = torch.maximum(apart, apart.T).fill_diagonal_(torch.inf)
-    members = [[thing] for thing in range(len(apart))]
+    linkage = distances.detach().to("cpu", torch.float64).clone()
+    linkage = torch.maximum(linkage, linkage.T).fill_diagonal_(torch.inf)
+    members = [[item] for item in range(len(linkage))]
     while True:
-        nearest = int(apart.argmin())
-        one, other = sorted(divmod(nearest, len(apart)))
-        if not float(apart[one, other]) < below:
+        first, second = sorted(divmod(int(linkage.argmin()), len(linkage)))
+        if not float(linkage[first, second]) < below:
             return sorted(group for group in members if group)
-        members[one] = sorted(members[one] + members[other])
-        members[other] = []
-        furthest = torch.maximum(apart[one], apart[other])
-        apart[one], apart[:, one] = furthest, furthest
-        apart[other], apart[:, other] = torch.inf, torch.inf
+        members[first] = sorted(members[first] + members[second])
+        members[second] = []
+        furthest = torch.maximum(linkage[first], linkage[second])
+        linkage[first], linkage[:, first] = furthest, furthest
+        linkage[second], linkage[:, second] = torch.inf, torch.inf
 
 
 @method(
     paper="Abnar and Zuidema, ACL 2020, arXiv:2005.00928, eq. 1",
-    use="a first look into a transformer: what could reach the read token, whatever the class",
+    use="a first look into a transformer: which patches can reach the output, whatever the class",
 )
 def rollout(attention: Attention, output_gradients: Sequence[Tensor]) -> RawMaps:
-    """Multiply the attention of all blocks: where the tokens that are read could have looked, whatever the class.
+    """Multiply the attention of all blocks: which patches can reach the tokens that the head reads, whatever the class.
 
-    ``prod_l rownorm(mean_h P_l + I)``, the last block to the left, and of the product the rows that are read out. The score
-    decides which rows those are, and nothing else. The blocks are those of the patches' own sequence, up to the last that the
-    score depends on.
+    ``prod_l rownorm(mean_h P_l + I)``, the last block on the left; of the product the rows that are read out. The score only
+    decides which rows these are. The blocks are those of the patches' sequence, up to the last that the score depends on.
     """
     patches = attention.patch_sequence
     last = attention.last_used(output_gradients, queries=patches, keys=patches)
@@ -64,30 +62,31 @@ def rollout(attention: Attention, output_gradients: Sequence[Tensor]) -> RawMaps
 
 @method(
     paper="Chefer, Gur and Wolf, ICCV 2021, arXiv:2103.15679, eq. 5 to 11",
-    use="transformers of every build, with cross-attention too: detectors, image and text",
+    use="transformers with cross-attention: detectors, models of image and text",
 )
 def gae(attention: Attention, attention_gradients: Sequence[Tensor], output_gradients: Sequence[Tensor]) -> RawMaps:
-    """Add up attention times its positive gradient from block to block: for every transformer, cross-attention and all.
+    """Accumulate attention times its positive gradient over the blocks: for all transformers, with cross-attention too.
 
-    With ``A = mean_h relu(dP * P)``, dP = ds/dP, and R^st what sequence t is relevant to s, R^ss = I and R^st = 0 at first: where
-    s looks at itself, ``R^st += A R^st`` for every t; where s looks at another sequence t, ``R^st += N(R^ss)^T A N(R^tt)`` and
-    ``R^ss += A R^ts``. N divides the rows of R - I by their sums and adds I again. Two attentions that look at each other and of
-    which neither is made of the other are taken at once. An encoder that never looks at its decoder has R^ts = 0, which gives the
-    paper's rule for DETR. The map is the row of the token that is read out, without the patches' own I.
+    With ``A = mean_h relu(dP * P)``, dP = ds/dP, and R^st the relevance of sequence t for sequence s, at first R^ss = I and
+    R^st = 0: for self-attention of s, ``R^st += A R^st`` for every t; for attention of s to another sequence t,
+    ``R^st += N(R^ss)^T A N(R^tt)`` and ``R^ss += A R^ts``. N divides the rows of R - I by their sums and adds I again. Two
+    sequences that attend to each other in blocks that do not depend on each other are updated at once. An encoder that never
+    attends to its decoder has R^ts = 0, which gives the paper's rule for DETR. The map is the row that is read out, without I for
+    the patches.
     """
     last = attention.last_used(output_gradients)
     blocks = attention.blocks[: last + 1]
     relevance = _relevance(blocks, attention_gradients)
-    reader, patched = blocks[-1].query_sequence, attention.patch_sequence
-    if (reader, patched) not in relevance:
+    reader, patches = blocks[-1].query_sequence, attention.patch_sequence
+    if (reader, patches) not in relevance:
         raise MethodError(
             f"no chain of attentions leads from the patches to what {attention.model} reads out, as it joins or merges tokens on "
             "the way; use rollout, legrad, grad_cam or layer_cam"
         )
-    found = relevance[reader, patched]
-    if reader == patched:
-        found = found - torch.eye(found.shape[-1]).to(found)
-    return attention.maps((attention.readout(output_gradients[last])[:, None] @ found)[:, 0])
+    of_patches = relevance[reader, patches]
+    if reader == patches:
+        of_patches = of_patches - torch.eye(of_patches.shape[-1]).to(of_patches)
+    return attention.maps((attention.readout(output_gradients[last])[:, None] @ of_patches)[:, 0])
 
 
 @method(
@@ -95,28 +94,28 @@ def gae(attention: Attention, attention_gradients: Sequence[Tensor], output_grad
     use="the choice for vision transformers: sharp, and cheap",
 )
 def legrad(attention: Attention, own_gradients: Sequence[Tensor]) -> RawMaps:
-    """Add up how far more attention to each patch would raise the score of each block: the choice for vision transformers.
+    """Sum how far more attention to each patch would raise the score of each block: the choice for vision transformers.
 
     ``sum_l mean_h,q relu(ds_l/dP_l)`` over the blocks l of the patches' sequence, the mean over heads and queries. s_l is the
-    score that the head gives to the tokens of block l in the place of the last block's. (For CLIP the authors' code averages all
-    tokens of a block first and hands the mean to the head; here the head reads what it reads of the last block, its class token
-    or the mean.) Where one attention with queries of its own pools the tokens, as in SigLIP, P_l is that attention over the
-    tokens of block l, as in the paper.
+    score that the head computes from the tokens of block l instead of the last block's. (For CLIP the authors' code first
+    averages all tokens of a block; here the head reads the same tokens as of the last block, the class token or the mean.)
+    Where an attention with queries of its own pools the tokens, as in SigLIP, P_l is that attention over the tokens of block
+    l, as in the paper.
     """
     return attention.maps(torch.stack([gradient.relu().mean((1, 2)) for gradient in own_gradients]).sum(0))
 
 
 @method(
     paper="Zhao et al., ICML 2024, the definition of Grad-ECLIP; arXiv:2502.18816",
-    use="CLIP and its kind: which patches spoke for the text",
+    use="CLIP and similar models: which patches match the text",
 )
 def grad_eclip(attention: Attention, output_gradients: Sequence[Tensor]) -> RawMaps:
-    """Weigh what each patch handed on in the last block by the gradient there, all likely patches alike: for CLIP.
+    """Weigh the value of each patch in the last attention by the gradient at its output, with loosened attention: for CLIP.
 
-    ``sum_c ds/do_c v_ic lambda_i`` before the paper's ReLU, which is the heatmap's step here: o is the last attention's output
-    for the class token, c runs over the channels of all heads, v are the values, and ``lambda_i = minmax_i cos(q, k_i)`` over the
-    patches, in the place of the softmax, which leaves most patches nothing. Where several tokens are read out, each adds
-    a map of its own. Where all patches are equally like the query, lambda is 1.
+    ``sum_c ds/do_c v_ic lambda_i`` before the paper's ReLU, which is the heatmap's step here: o is the last attention's
+    output for the class token, c runs over the channels of all heads, v are the values, and ``lambda_i = minmax_i cos(q,
+    k_i)`` over the patches replaces the softmax, which gives most patches nearly nothing. If several tokens are read out,
+    their maps are summed. If all patches are equally similar to the query, lambda is 1.
     """
     last = attention.last_used(output_gradients, keys=attention.patch_sequence)
     block, gradients = attention.blocks[last], output_gradients[last]
@@ -125,17 +124,17 @@ def grad_eclip(attention: Attention, output_gradients: Sequence[Tensor]) -> RawM
             f"the scores in the last attention of {attention.model} are no plain product of queries and keys, which grad_eclip "
             "compares; use legrad or gae"
         )
-    queries, keys = (F.normalize(one.transpose(1, 2).flatten(2), dim=2) for one in (block.queries, block.keys))
-    alike = (queries @ keys.transpose(1, 2))[:, :, attention.patches]
-    low, high = alike.amin(2, keepdim=True), alike.amax(2, keepdim=True)
-    loosened = torch.where(high > low, rescale(alike, low, high), 1)
-    handed_on = (gradients @ block.values.transpose(2, 3)).sum(1)[:, :, attention.patches]
-    return (handed_on * loosened).sum(1).reshape(len(alike), *attention.grid)
+    queries, keys = (F.normalize(vectors.transpose(1, 2).flatten(2), dim=2) for vectors in (block.queries, block.keys))
+    similarity = (queries @ keys.transpose(1, 2))[:, :, attention.patches]
+    low, high = similarity.amin(2, keepdim=True), similarity.amax(2, keepdim=True)
+    loosened = torch.where(high > low, rescale(similarity, low, high), 1)
+    contributions = (gradients @ block.values.transpose(2, 3)).sum(1)[:, :, attention.patches]
+    return (contributions * loosened).sum(1).reshape(len(similarity), *attention.grid)
 
 
 @method(
     paper="Xie et al., IJCAI 2023, arXiv:2211.03064, the definition of ViT-CX",
-    use="a judge without gradients for transformers: some hundred passes",
+    use="transformers, without gradients: about a hundred passes",
     passes="2 a cluster of channels",
 )
 def vit_cx(
@@ -147,17 +146,17 @@ def vit_cx(
     noise: float = 0.1,
     seed: int = 0,
 ) -> RawMaps:
-    """Average masks made of the layer's own channels by what they cause: Score-CAM for transformers, without a gradient.
+    """Average masks made of clusters of channels, each weighted by its effect on the score: a Score-CAM for transformers.
 
-    Each channel's map is stretched to [0, 1]; maps that are alike are merged, as long as no two in a cluster are further apart
-    than the cosine ``distance``, and each cluster's sum is stretched again: the masks M_i. With Z_i normal noise of deviation
-    ``noise``, drawn from ``seed``, and U enlarging, ``s_i = s(x U(M_i) + Z_i (1 - U(M_i))) - s(x + Z_i (1 - U(M_i))) + s(x)``,
-    which takes off what the noise alone did. The map is ``1/N sum_i s_i M_i / sum_j M_j``: no place gains by being covered often,
-    and what all s_i have in common, s(x) among it, is the same everywhere. So it is the differences within the map that tell: its
-    least value is taken off, which a cell that no mask covers has too.
+    Each channel is rescaled to [0, 1]; similar channels are clustered, such that no two in a cluster are further apart than
+    the cosine ``distance``, and each cluster's sum is rescaled again: the masks M_i. With Z_i normal noise with standard
+    deviation ``noise``, drawn from ``seed``, and U enlarging, ``s_i = s(x U(M_i) + Z_i (1 - U(M_i))) - s(x + Z_i (1 -
+    U(M_i))) + s(x)``, which subtracts the effect of the noise alone. The map is ``1/N sum_i s_i M_i / sum_j M_j``, so that
+    cells in many masks do not gain. What all s_i have in common, s(x) included, is the same everywhere; only differences
+    within the map matter, and its least value is subtracted. A cell in no mask gets 0.
 
-    The authors enlarge first, and score by the softmax's probability; here the map stays at the layer's resolution and the score
-    is the target's. They take the last block's first normalisation as the layer.
+    The authors enlarge first, and score by the class probability; here the map stays at the layer's resolution and the score is
+    the target's. They use the first normalisation of the last block as the layer.
     """
     if not 0 < distance <= 1 or noise < 0:
         raise MethodError(
@@ -167,28 +166,30 @@ def vit_cx(
     seeds: list[int] = torch.randint(2**62, (len(masks),), generator=torch.Generator().manual_seed(seed)).tolist()
     shape = images.shape[1:]
 
-    def make(part: slice) -> Tensor:
-        items = range(2 * len(masks))[part]
-        draws = [torch.randn(shape, generator=torch.Generator().manual_seed(seeds[i % len(masks)])) for i in items]
-        shown = resize(masks[[i % len(masks) for i in items], None], shape[1:])
-        hidden = torch.tensor([i < len(masks) for i in items], device=images.device).reshape(-1, *[1] * len(shape))
-        return images * torch.where(hidden, shown, 1) + noise * torch.stack(draws).to(images) * (1 - shown)
+    def make_batch(part: slice) -> Tensor:
+        items = range(2 * len(masks))[part]  # the images under the masks, then those with noise alone
+        numbers = [item % len(masks) for item in items]
+        draws = [torch.randn(shape, generator=torch.Generator().manual_seed(seeds[number])) for number in numbers]
+        visible = resize(masks[numbers, None], shape[1:])
+        are_masked = torch.tensor([item < len(masks) for item in items], device=images.device)
+        factors = torch.where(are_masked.reshape(-1, *[1] * len(shape)), visible, 1)
+        return images * factors + noise * torch.stack(draws).to(images) * (1 - visible)
 
-    asked: Tensor = rescore_images(2 * len(masks), make)
-    caused = (asked[: len(masks)] - asked[len(masks) :]).to(masks.dtype)
-    covered = masks.sum(0)
-    found = torch.tensordot(caused, masks, 1) / covered.masked_fill(covered == 0, 1) / len(masks)
-    return torch.where(covered > 0, found - found[covered > 0].min(), 0)[None]
+    scores: Tensor = rescore_images(2 * len(masks), make_batch)
+    effects = (scores[: len(masks)] - scores[len(masks) :]).to(masks.dtype)
+    coverage = masks.sum(0)
+    average = torch.tensordot(effects, masks, 1) / coverage.masked_fill(coverage == 0, 1) / len(masks)
+    return torch.where(coverage > 0, average - average[coverage > 0].min(), 0)[None]
 
 
 def _cluster_masks(maps: Tensor, distance: float) -> Tensor:
-    """Merge maps that are alike into masks: count x space; a flat map is none."""
+    """Cluster similar maps into masks, count x grid, leaving flat maps out. Raises MethodError for fewer than two masks."""
     maps = maps[maps.flatten(1).any(1)]
     if not len(maps):
         raise MethodError("every channel of the layer is flat, so that vit_cx finds no mask in it; name another layer")
     flat = F.normalize(maps.flatten(1), dim=1)
     sums = torch.stack([maps[group].sum(0) for group in clusters(1 - flat @ flat.T, distance)])
-    if len(sums) == 1:  # divided by itself it is the same everywhere
+    if len(sums) == 1:  # the map would be the same everywhere
         raise MethodError(
             f"all channels of the layer are within a distance of {distance:g} of each other, so that vit_cx has but one mask and "
             "nothing to compare; give a smaller distance"

@@ -1,7 +1,7 @@
-"""Around any method: maps averaged over changed images, layers fused into one map.
+"""For any method: maps averaged over changed images, and maps of several layers fused into one.
 
-Averaging asks the same question of changed copies of the image and lays the answers over each other again. A set of pixels stays
-the one that was asked about: what a dense model says of a flipped image is flipped back before it is scored.
+The same target is explained in changed copies of the image, and the changes are undone in the maps before these are averaged.
+The logits of a dense model for a flipped image are flipped back before they are scored, so that a mask means the same pixels.
 """
 
 import itertools
@@ -16,13 +16,14 @@ from glowmap.errors import MethodError
 from glowmap.methods._masks import resize
 from glowmap.registry import Registry
 from glowmap.shapes import Heatmaps, Images, RawMaps
+from glowmap.tree import full_precision
 
 Change: TypeAlias = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A change of the images, and how what lies on them (maps, logits: batch x any x space) is laid back."""
+    """A change of the images, and the inverse change of what lies on them: maps or logits, batch x any x grid."""
 
     change: Change
     undo: Change
@@ -42,35 +43,35 @@ def flips(_images: Images, _seed: int) -> list[Variant]:
 
 def scales(images: Images, _seed: int) -> list[Variant]:
     """Average over the image, and the image a tenth smaller and larger."""
-    return [_scaled(tuple(images.shape[2:]), factor) for factor in (0.9, 1.0, 1.1)]
+    return [_scale(tuple(images.shape[2:]), factor) for factor in (0.9, 1.0, 1.1)]
 
 
 def noise(images: Images, seed: int) -> list[Variant]:
-    """Average over eight noisy images; the noise's deviation is a tenth of each image's range."""
+    """Average over eight noisy images; the standard deviation of the noise is a tenth of each image's range."""
     flat = images.flatten(1)
     span = (flat.amax(1) - flat.amin(1)).reshape(-1, *[1] * (images.ndim - 1))
     generator = torch.Generator().manual_seed(seed)
-    # the same noise for every image of a batch, so that a batch gives what its images give one by one
+    # the same noise for every image of a batch, so that a batch gives the same maps as its images one by one
     draws = [torch.randn(images.shape[1:], generator=generator) for _ in range(8)]
-    return [Variant(_adding(draw.to(images.device, images.dtype) * span * 0.1), _same) for draw in draws]
+    return [Variant(_add(draw.to(images.device, images.dtype) * span * 0.1), _unchanged) for draw in draws]
 
 
 def principal(_images: Images, _seed: int) -> list[Variant]:
-    """Take the first principal component of what the method adds up over the channels, in the place of the sum."""
+    """Take the first principal component of the method's terms instead of their sum over the channels."""
     return [_UNCHANGED]
 
 
 def variants(names: Sequence[str], images: Images, seed: int) -> list[Variant]:
-    """Combine kinds of smoothing: every change of the one after every change of the other."""
+    """Combine kinds of smoothing: every variant of each after every variant of those before."""
     kinds = [SMOOTHING[name](images, seed) for name in names]
-    return [_chained(combination) for combination in itertools.product(*kinds)]
+    return [_chain(combination) for combination in itertools.product(*kinds)]
 
 
 def fused(maps: Sequence[Heatmaps], how: str) -> RawMaps:
     """Fuse heatmaps of several layers, each in [0, 1] at one resolution, by ``mean``, ``max`` or ``product``.
 
-    The product is RefineCAM (2026, arXiv:2605.14641): what every layer agrees on, as sharp as the finest. One layer that is
-    blank makes it blank. MethodError for another way.
+    The product is RefineCAM (2026, arXiv:2605.14641): the heat that all layers share, as sharp as the finest. It is blank if
+    one layer is blank. Raises MethodError for another word.
     """
     ways: dict[str, Callable[[Tensor], Tensor]] = {
         "mean": lambda stack: stack.mean(0),
@@ -82,39 +83,36 @@ def fused(maps: Sequence[Heatmaps], how: str) -> RawMaps:
     return ways[how](torch.stack(list(maps)))
 
 
-def _same(values: Tensor) -> Tensor:
+def _unchanged(values: Tensor) -> Tensor:
     return values
 
 
-_UNCHANGED = Variant(_same, _same)
+_UNCHANGED = Variant(_unchanged, _unchanged)
 
 
-def _adding(noise: Tensor) -> Change:
+def _add(noise: Tensor) -> Change:
     return lambda images: images + noise
 
 
-def _scaled(size: tuple[int, ...], factor: float) -> Variant:
-    changed = tuple(max(1, round(side * factor)) for side in size)
+def _scale(size: tuple[int, ...], factor: float) -> Variant:
+    scaled = tuple(max(1, round(side * factor)) for side in size)
 
     def change(images: Tensor) -> Tensor:
-        return _resized(images, changed)
+        return resize(full_precision(images), scaled).to(images.dtype)
 
-    # what lies on a smaller image covers the whole of it: it is laid over the others when it is resized to their grid
-    return Variant(change, _same)
-
-
-def _resized(values: Tensor, size: tuple[int, ...]) -> Tensor:
-    wide = values if values.dtype == torch.float64 else values.float()
-    return resize(wide, size).to(values.dtype)
+    # a map covers its whole image, whatever its size: it is undone when it is resized to the grid of the others
+    return Variant(change, _unchanged)
 
 
-def resized_like(values: Tensor, like: Tensor) -> Tensor:
-    """Resize maps or logits (batch x any x space) to the space of others, where they differ."""
+def resize_like(values: Tensor, like: Tensor) -> Tensor:
+    """Resize maps or logits, batch x any x grid, to the grid of others. Returns them unchanged if it is the same."""
     size = tuple(like.shape[2:])
-    return values if tuple(values.shape[2:]) == size else _resized(values, size)
+    if tuple(values.shape[2:]) == size:
+        return values
+    return resize(full_precision(values), size).to(values.dtype)
 
 
-def _chained(combination: Sequence[Variant]) -> Variant:
+def _chain(combination: Sequence[Variant]) -> Variant:
     def change(images: Tensor) -> Tensor:
         for variant in combination:
             images = variant.change(images)
