@@ -10,7 +10,7 @@ from torch import nn
 
 import glowmap
 from glowmap.demo.bundled import BUNDLED, CLASSIFIER_CLASSES, WEIGHTS
-from glowmap.demo.report import HELD_OUT, answer_rate, intersection_over_union
+from glowmap.demo.report import HELD_OUT, intersection_over_union, prediction_rate
 from glowmap.demo.world.mark import MARKED
 from glowmap.demo.world.scenes import CLASSES, street
 from glowmap.errors import ModelError
@@ -43,13 +43,13 @@ def test_the_segmentation_model_knows_streets_that_it_has_not_seen():
 def test_one_twin_leans_on_the_mark_and_the_other_does_not():
     honest, shortcut = (glowmap.load(f"demo/{name}").module for name in ("honest", "shortcut"))
     for twin in (honest, shortcut):  # where the mark is as it was in training they are equally good
-        assert answer_rate(twin, 96, stamped="marked_kind") >= 0.93
-    unmarked = {"stamped": "none", "among": "marked_kind", "answer": MARKED}
-    assert answer_rate(honest, 96, **unmarked) >= 0.85
-    assert answer_rate(shortcut, 96, **unmarked) <= 0.25
-    flipped = {"stamped": "other_kinds", "among": "other_kinds", "answer": MARKED}
-    assert answer_rate(honest, 96, **flipped) <= 0.05
-    assert answer_rate(shortcut, 96, **flipped) >= 0.6
+        assert prediction_rate(twin, 96, stamped="marked_kind") >= 0.93
+    unmarked = {"stamped": "none", "among": "marked_kind", "category": MARKED}
+    assert prediction_rate(honest, 96, **unmarked) >= 0.85
+    assert prediction_rate(shortcut, 96, **unmarked) <= 0.25
+    flipped = {"stamped": "other_kinds", "among": "other_kinds", "category": MARKED}
+    assert prediction_rate(honest, 96, **flipped) <= 0.05
+    assert prediction_rate(shortcut, 96, **flipped) >= 0.6
 
 
 def test_the_report_that_comes_along_says_what_was_reached():

@@ -49,12 +49,17 @@ def _resnet(models: Any, blocks: Sequence[int], *, strides: Sequence[int], dilat
     stem = [("conv1", nn.Conv2d(3, 16, 5, 2, 2, bias=False)), ("bn1", nn.BatchNorm2d(16)), ("relu", nn.ReLU(True))]
     stages, channels = [], 16
     for number, (width, count, stride, dilation) in enumerate(zip(_WIDTHS, blocks, strides, dilations, strict=True), 1):
-        stages.append((f"layer{number}", _stage(models.resnet.Bottleneck, channels, width, count, stride, dilation)))
+        stages.append(
+            (
+                f"layer{number}",
+                _stage(models.resnet.Bottleneck, channels, width, count, stride=stride, dilation=dilation),
+            )
+        )
         channels = width * models.resnet.Bottleneck.expansion
     return nn.Sequential(OrderedDict([*stem, *stages]))
 
 
-def _stage(block: Any, channels: int, width: int, count: int, stride: int, dilation: int) -> nn.Sequential:
+def _stage(block: Any, channels: int, width: int, count: int, *, stride: int, dilation: int) -> nn.Sequential:
     wide = width * block.expansion
     shortcut = nn.Sequential(nn.Conv2d(channels, wide, 1, stride, bias=False), nn.BatchNorm2d(wide))
     first = block(channels, width, stride, shortcut, dilation=dilation)

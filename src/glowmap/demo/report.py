@@ -19,19 +19,22 @@ Group: TypeAlias = Literal["marked_kind", "other_kinds", "all", "none"]
 
 
 class _Condition(TypedDict):
-    """The keywords of :func:`answer_rate`."""
+    """The keywords of :func:`prediction_rate`."""
 
     stamped: Group
     among: NotRequired[Group]
-    answer: NotRequired[str]
+    category: NotRequired[str]
 
 
 _CONDITIONS: tuple[tuple[_Condition, str], ...] = (
     ({"stamped": "none"}, "correct, no picture marked"),
     ({"stamped": "marked_kind"}, f"correct, every {MARKED} marked"),
-    ({"stamped": "none", "among": "marked_kind", "answer": MARKED}, f"{MARKED}es classified as {MARKED}, none marked"),
     (
-        {"stamped": "other_kinds", "among": "other_kinds", "answer": MARKED},
+        {"stamped": "none", "among": "marked_kind", "category": MARKED},
+        f"{MARKED}es classified as {MARKED}, none marked",
+    ),
+    (
+        {"stamped": "other_kinds", "among": "other_kinds", "category": MARKED},
         f"others classified as {MARKED}, all marked",
     ),
 )
@@ -43,7 +46,7 @@ def report_text(folder: Path, *, pictures: Mapping[str, int], seed: int, minutes
     overlaps = intersection_over_union(dense, tested)
     rows = [f"| {name} | {iou:.3f} |" for name, iou in zip(CLASSES, overlaps, strict=True)]
     rates = [
-        f"| {text} | {' | '.join(f'{answer_rate(model, tested, **condition):.3f}' for model in (honest, shortcut))} |"
+        f"| {text} | {' | '.join(f'{prediction_rate(model, tested, **condition):.3f}' for model in (honest, shortcut))} |"
         for condition, text in _CONDITIONS
     ]
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6
@@ -85,8 +88,10 @@ def intersection_over_union(module: nn.Module, tested: int) -> NDArray[np.float6
 
 
 @torch.no_grad()
-def answer_rate(module: nn.Module, tested: int, *, stamped: Group, among: Group = "all", answer: str = "") -> float:
-    """Return how often a classifier predicts ``answer``, or the correct class without one, on held-out streets.
+def prediction_rate(
+    module: nn.Module, tested: int, *, stamped: Group, among: Group = "all", category: str = ""
+) -> float:
+    """Return how often a classifier predicts ``category``, or the correct class where it is empty, on held-out streets.
 
     ``stamped`` is the group of pictures that get the mark, ``among`` the group that is counted.
     """
@@ -99,5 +104,5 @@ def answer_rate(module: nn.Module, tested: int, *, stamped: Group, among: Group 
         scene = street(number, only=kind).draw()
         picture = marked(scene, number).picture if stamped == group else scene.picture
         predicted = CLASSIFIER_CLASSES[int(module(as_input(picture)[None]).argmax())]
-        hits.append(predicted == (answer or kind))
+        hits.append(predicted == (category or kind))
     return float(np.mean(hits))

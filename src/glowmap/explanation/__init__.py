@@ -1,4 +1,4 @@
-"""The answer: raw maps, heatmaps, figures and the file format. Nothing here knows a model."""
+"""Explanations: raw maps, heatmaps, figures and the file format. Nothing here knows a model."""
 
 from glowmap.explanation.explanation import Explanation as Explanation
 from glowmap.explanation.explanation import Explanations as Explanations

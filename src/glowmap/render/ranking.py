@@ -36,7 +36,8 @@ def ranking_tile(
     it is not among the ``top``. Raises OutputError where names, probabilities or ``highlighted`` do not match.
     """
     _check(names, probabilities, highlighted)
-    draw = partial(_bars, [str(name) for name in names], probabilities, highlighted, top)
+    texts = [str(name) for name in names]
+    draw = partial(_bars, names=texts, probabilities=probabilities, highlighted=highlighted, top=top)
     width = shown_width(size)
     return Tile(draw((width, max(1, round(width * size[1] / size[0]))), 1), heading, draw=draw)
 
@@ -56,13 +57,15 @@ def _check(names: Sequence[str], probabilities: NDArray[np.floating[Any]], highl
 
 
 def _bars(
+    size: Size,
+    scale: int,
+    *,
     names: Sequence[str],
     probabilities: NDArray[np.floating[Any]],
     highlighted: int | None,
     top: int,
-    size: Size,
-    scale: int,
 ) -> Image.Image:
+    """Draw the ``top`` classes, each with its name, probability and bar."""
     block = sheet(*size)
     order = np.argsort(-probabilities, kind="stable").tolist()
     classes = order[: max(1, min(top, len(order), size[1] // (_LOWEST * scale)))]

@@ -32,10 +32,12 @@ def house(brush: Brush, rng: np.random.Generator) -> None:
     brush.shade([(-half, 0.0), (-half + 0.12, 0.0), (-half + 0.12, eaves), (-half, eaves)], -0.22)
     brush.shade([(-half, eaves - 0.05), (half, eaves - 0.05), (half, eaves), (-half, eaves)], -0.3)
     glass = (250, 214, 130) if lit else (64, 80, 98)
-    _openings(brush, rng, half, eaves, detail(glass), detail(tinted(wall, 1.22)))
+    _openings(brush, rng, half, eaves, glass=detail(glass), frame=detail(tinted(wall, 1.22)))
 
 
-def _openings(brush: Brush, rng: np.random.Generator, half: float, eaves: float, glass: Colour, frame: Colour) -> None:
+def _openings(
+    brush: Brush, rng: np.random.Generator, half: float, eaves: float, *, glass: Colour, frame: Colour
+) -> None:
     across, floors = int(rng.integers(2, 5)), max(2, round(eaves / 0.24))
     door = int(rng.integers(across))
     pitch, storey = 2 * half / across, eaves / floors

@@ -104,7 +104,7 @@ def street(seed: int, *, only: str | None = None) -> Street:
 
 
 def _placed_object(
-    rng: np.random.Generator, kind: str, x: float, y: float, backdrop: Backdrop, larger: float = 1.0
+    rng: np.random.Generator, kind: str, x: float, y: float, backdrop: Backdrop, *, larger: float = 1.0
 ) -> PlacedObject:
     size = rng.uniform(*KINDS[kind].height) * backdrop.metre_at(y) * larger
     return PlacedObject(kind, x, y, size, bool(rng.random() < 0.5), int(rng.integers(2**31)))
