@@ -1,7 +1,12 @@
 """``glowmap demo`` from the outside: what it writes, what it says, and that it says the same again."""
 
+import contextlib
+import io
+import os
 import re
+import shutil
 import sys
+from functools import cache
 
 import numpy as np
 import pytest
@@ -15,6 +20,28 @@ from glowmap.cli import commands as cli
 from glowmap.cli import demonstration as tour
 from glowmap.cli import output as telling
 
+pytestmark = pytest.mark.xdist_group("demonstration")  # one process, that runs it once for all of these
+NAMES = ["layers.png", "question.png", "scene.png", "shortcut.png"]
+
+
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory):
+    """The exit code, standard output, standard error and folder of ``glowmap demo``, run once."""
+    home = tmp_path_factory.mktemp("first")
+    environment = os.environ | {"COLUMNS": "160"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        patch.chdir(home)
+        patch.setattr(sys, "argv", ["glowmap", "demo"])
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                cli.main()
+            except SystemExit as ended:
+                code = ended.code or 0
+    return code, out.getvalue(), err.getvalue(), home / "demo-out"
+
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
@@ -23,22 +50,21 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "demo-out"
 
 
-def test_the_demo_writes_its_pictures_and_says_the_same_on_every_run(run, folder, tmp_path):
-    code, out, err = run("demo")
+def test_the_demo_writes_its_pictures_and_says_the_same_on_every_run(first_run, run, folder, tmp_path):
+    code, out, err, written = first_run
     assert (code, err) == (0, "")
     again = run("demo", "--out", tmp_path / "again")
     assert again == (0, out.replace("demo-out", str(tmp_path / "again")), "")
-    names = ["layers.png", "question.png", "scene.png", "shortcut.png"]
-    assert sorted(file.name for file in folder.iterdir()) == names
-    for name in names:
-        assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
-    with Image.open(folder / "scene.png") as scene:
+    assert sorted(file.name for file in written.iterdir()) == NAMES
+    for name in NAMES:
+        assert (written / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    with Image.open(written / "scene.png") as scene:
         assert scene.size == (576, 384)
         assert np.array_equal(np.asarray(scene), np.asarray(tour.scene().picture))
 
 
-def test_the_share_of_heat_on_cars_is_printed_for_each_layer(run, folder):
-    _, out, _ = run("demo")
+def test_the_share_of_heat_on_cars_is_printed_for_each_layer(first_run):
+    _, out, *_ = first_run
     printed = [float(share) / 100 for share in re.findall(r"backbone\.layer\d +\d+ x \d+ +(\S+)%", out)]
     scene = tour.scene()
     found = glowmap.explain(glowmap.load("demo"), scene.picture, target="car", layer=list(tour.LAYERS))
@@ -48,8 +74,8 @@ def test_the_share_of_heat_on_cars_is_printed_for_each_layer(run, folder):
     assert f"{scene.mask('car').mean():.1%}" in out
 
 
-def test_the_heat_lies_on_the_car_that_was_asked_about(run, folder):
-    _, out, _ = run("demo")
+def test_the_heat_lies_on_the_car_that_was_asked_about(first_run):
+    _, out, *_ = first_run
     printed = [
         [float(share) for share in shares] for shares in re.findall(r"car \(object at .*?\) +(\S+)% +(\S+)%", out)
     ]
@@ -61,8 +87,8 @@ def test_the_heat_lies_on_the_car_that_was_asked_about(run, folder):
         assert found.masks[number].mean() > 0.01
 
 
-def test_the_two_classifiers_are_told_apart(run, folder):
-    _, out, _ = run("demo")
+def test_the_two_classifiers_are_told_apart(first_run):
+    _, out, *_ = first_run
     rows = re.findall(r"marked (\w+) +(\w+) +(\w+) +(\S+)% +(\S+) +(\S+)% +(\S+)", out)
     said = {(picture, model): answer for picture, model, answer, *_ in rows}
     assert said == {
@@ -89,8 +115,8 @@ def test_the_two_classifiers_are_told_apart(run, folder):
                 assert mark.value < 0.02
 
 
-def test_the_scene_is_explained_by_the_command_line_like_any_picture(run, folder):
-    run("demo")
+def test_the_scene_is_explained_by_the_command_line_like_any_picture(first_run, run, folder):
+    shutil.copytree(first_run[-1], folder)
     code, out, err = run("explain", "demo-out/scene.png", "--model", "demo")
     assert (code, err) == (0, "")
     assert "hires_cam at backbone.layer4 (32 x 48)" in out
@@ -105,6 +131,8 @@ def test_the_scene_is_explained_by_the_command_line_like_any_picture(run, folder
 @pytest.mark.filterwarnings("ignore:Image.Image.getdata:DeprecationWarning")  # textual-image's
 def test_panels_are_shown_where_there_is_a_terminal(run, folder, monkeypatch):
     pytest.importorskip("textual_image")
+    for step in ("layers", "cars", "portraits"):
+        monkeypatch.setattr(tour, step, cache(getattr(tour, step)))  # explained once, shown three times
     for home in (cli, telling):
         monkeypatch.setattr(home, "console", Console(force_terminal=True, width=80))
     _, shown, _ = run("demo")
