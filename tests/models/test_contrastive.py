@@ -631,7 +631,7 @@ def test_a_matcher_answers_each_text_in_a_pass_of_its_own():
         [f"[BOS] {sentence} [EOS]"] for sentence in (DOG, CAT)
     ]
     for together in (Text(DOG, against=CAT), Contrast(Text(DOG), Text(CAT))):
-        with pytest.raises(TargetError, match="reads each text in a pass of its own, so .* ask .* each by itself"):
+        with pytest.raises(TargetError, match="reads each text in a separate pass, so .* give each text as a target"):
             glowmap.explain(model, images, target=together)
     with pytest.raises(TargetError, match="reads each text together with the picture and has no classes"):
         glowmap.explain(loaded("blip", classes=["dog", "cat"]), images, target="dog")
@@ -679,7 +679,7 @@ def test_texts_given_as_tokens_are_the_classes_and_take_no_further_text(name):
     found = glowmap.explain(model, given, target=0)
     assert found.target_names == ("class 0",)
     with pytest.raises(
-        TargetError, match=r"was given texts together with the pictures, .* by index .*'a photo of a dog'"
+        TargetError, match=r"was given texts together with the pictures, .* by index, .*'a photo of a dog'"
     ):
         glowmap.explain(model, given, target=Text(DOG))
 
@@ -783,7 +783,7 @@ def test_a_processor_that_is_none_or_of_no_use():
 
 def test_a_model_that_takes_rows_of_patches_says_why_it_cannot_be_asked():
     module = tr.Siglip2Model(tr.Siglip2Config(text_config=TEXT, vision_config={**VISION, "num_patches": 16}))
-    with pytest.raises(TargetError, match="takes a picture as a row of patches, .* so no text can be put"):
+    with pytest.raises(TargetError, match="takes a picture as a row of patches, .* so no text can be added"):
         glowmap.explain(glowmap.load(module.eval(), processor=processor()), pictures(module), target=Text(DOG))
 
 

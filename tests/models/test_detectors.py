@@ -678,7 +678,7 @@ def test_a_yolo_of_one_s_own_that_answers_otherwise_is_refused(monkeypatch):
         TargetError, match=r"yolo_boxes expects 1 x boxes x \(5 \+ 3\); set objectness=... and channels_first=..."
     ):
         read(model, output, objectness=True)
-    with pytest.raises(TargetError, match="answered with a dict"):
+    with pytest.raises(TargetError, match="returned a dict"):
         read(model, {"out": output})
     with pytest.raises(TargetError, match="an overlap of 4.5 is no share"):
         yolo_boxes(overlap=4.5)
