@@ -680,7 +680,7 @@ def test_a_yolo_of_one_s_own_that_answers_otherwise_is_refused(monkeypatch):
         read(model, output, objectness=True)
     with pytest.raises(TargetError, match="returned a dict"):
         read(model, {"out": output})
-    with pytest.raises(TargetError, match="an overlap of 4.5 is no share"):
+    with pytest.raises(TargetError, match="an overlap of 4.5 is not a share"):
         yolo_boxes(overlap=4.5)
     monkeypatch.setitem(sys.modules, "torchvision.ops", None)
     with pytest.raises(MissingExtra, match="non-maximum suppression of a detector's boxes needs torchvision"):
