@@ -20,7 +20,7 @@ from glowmap.inputs import Batch
 from glowmap.layers import LayerName, find_layers
 from glowmap.models import Model, as_model
 from glowmap.shapes import Maps
-from glowmap.targets import as_questions
+from glowmap.targets import as_targets
 
 
 def concepts(
@@ -45,7 +45,7 @@ def concepts(
     batch = asked.read(images)
     found = []
     with borrow(asked.module) as was_training, _visited(asked, batch, named) as visit:
-        run, (layers,) = visit.forward(as_questions(None), PassOptions(reruns=True, resumes=True))
+        run, (layers,) = visit.forward(as_targets(None), PassOptions(reruns=True, resumes=True))
         shared = visit.common_fields(run, was_training)
         for name in layers:
             activations = tree.full_precision(run.maps(name, run.recording[name].output.detach()))
@@ -83,7 +83,7 @@ def concepts(
 @contextmanager
 def _visited(model: Model, batch: Batch, named: dict[str, nn.Module] | None) -> Iterator[Session]:
     """Visit the (borrowed) model with what it must be given beside pictures, its class names among it."""
-    first = prepared(model, batch, as_questions(None))[0]
+    first = prepared(model, batch, as_targets(None))[0]
     with open_session(first.model, first.batch, named) as visit:
         yield visit
 

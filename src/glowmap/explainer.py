@@ -26,7 +26,7 @@ from glowmap.layers import Choice, LayerName, Surveyed, find_layers, surveyed
 from glowmap.methods import METHODS, Method, read_methods, read_smoothing
 from glowmap.models import Model, as_model
 from glowmap.outputs import ModelOutput
-from glowmap.targets import Target, TargetLike, annotations_of, as_questions, cautions_of, of_places, ranks
+from glowmap.targets import Target, TargetLike, as_targets
 
 
 def survey(model: nn.Module | Model, images: Any, *, depth: int = 2) -> list[Surveyed]:
@@ -142,7 +142,7 @@ class Explainer:
         """
         batch = self.model.read(images)
         with borrow(self.model.module):
-            first = prepared(self.model, batch, as_questions(target))[0]
+            first = prepared(self.model, batch, as_targets(target))[0]
             with self._session(first.batch, first.model) as session:
                 return session.find(first.questions[0][1])
 
@@ -167,7 +167,7 @@ class Explainer:
         """Explain images as :func:`explain` does. Returns a sequence also for a single target, method and layer."""
         kinds = read_smoothing(smooth)
         chosen = None if method is None else _principal(read_methods(method), kinds)
-        questions = as_questions(target)
+        questions = as_targets(target)
         with torch.inference_mode(False):  # whose tensors autograd may not save
             batch = self.model.read(images)
         found: list[tuple[int, Explanation]] = []
@@ -233,7 +233,7 @@ def _answered(
 
 def _default(question: Target, answer: ModelOutput) -> list[Method]:
     """Choose a method where none is named: an element-wise one where the question is about a part of the places."""
-    return [METHODS["hires_cam" if of_places(question, answer) else "grad_cam"]]
+    return [METHODS["hires_cam" if question.is_local(answer) else "grad_cam"]]
 
 
 def _principal(methods: list[Method], kinds: list[str]) -> list[Method]:
@@ -245,7 +245,7 @@ def _explanation(
 ) -> Explanation:
     answer, question = run.output, asked.question
     wordings = tuple(question.describe(answer, image) for image in range(answer.batch))
-    own = (*visit.cautions(layer), *cautions_of(question, answer), *map_cautions(found, layer, wordings))
+    own = (*visit.cautions(layer), *question.cautions(answer), *map_cautions(found, layer, wordings))
     canvas = None if layer in (INPUT, ATTENTION) else answer.canvas
     said = shared["prediction"]
     return Explanation(
@@ -255,7 +255,7 @@ def _explanation(
         method=method,
         target_names=wordings,
         canvas=canvas or answer.input_size,
-        annotations=tuple(annotations_of(question, answer, image) for image in range(answer.batch)),
+        annotations=tuple(tuple(question.annotations(answer, image)) for image in range(answer.batch)),
         cautions=tuple(dict.fromkeys((*run.cautions, *own))),
-        **(shared | {"prediction": said if ranks(question) or answer.is_detector else None}),
+        **(shared | {"prediction": said if question.is_class or answer.is_detector else None}),
     )

@@ -241,7 +241,7 @@ def test_the_command_line_prints_no_python_but_where_it_says_so():
         ({"text": [" "]}, "text is an empty sentence; give words"),
         ({"prompt": ""}, "prompt is an empty sentence; give words"),
         ({"prompt": "what?", "against": ["a cat"]}, "give the answer that they rival with --text"),
-        ({"box": ["0"], "of": "lefts"}, "nothing 'lefts' can be asked of a detection; near names: left"),
+        ({"box": ["0"], "of": "lefts"}, "a detection has no part 'lefts'; near names: left"),
         ({"like": [Path("nowhere.png")]}, "there is no file nowhere.png"),
         ({"target": ["car"], "top": 3}, "--target names a class and --top takes the likeliest classes"),
     ],
@@ -397,7 +397,7 @@ def test_sentences_and_their_words(folder, run):
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        ("halves", "--target green", "no pixel is predicted as 'green'; ask for a class that is there \\(.*--at X,Y$"),
+        ("halves", "--target green", "no pixel is predicted as 'green'; give a class that is predicted \\(.*--at X,Y$"),
         (
             "halves",
             "--at 60,20",
@@ -407,13 +407,13 @@ def test_sentences_and_their_words(folder, run):
         (
             "halves",
             "--text car --against car",
-            "'car' is set against itself, which is nothing; leave it out of --against$",
+            "'car' is set against itself, which gives zero; leave it out of --against$",
         ),
         ("halves", "--like street.png", "not an embedding; give the part .*targets.Unit.*\\(in Python\\)$"),
-        ("halves", "--target red --against red", "'red' was asked for rather than itself, which is nothing"),
+        ("halves", "--target red --against red", "'red' is contrasted with itself, which gives zero"),
         ("halves", "--box 0", "is not a detector .*; ask about a class: --target CLASS$"),
-        ("halves", "--text car", "takes no text .*: --model hf/NAME or open_clip/NAME$"),
-        ("ages", "--at 3,3", "gives one answer per image .*; ask about the class alone: --target CLASS$"),
+        ("halves", "--text car", "no way to give halves a text; .*: --model hf/NAME or open_clip/NAME$"),
+        ("ages", "--at 3,3", "returns one score per class and image .*; give the class alone: --target CLASS$"),
         ("ages", "--value 2", "no output 2: ages has 2, from 0 to 1"),
         ("ages", "--target red --prompt what?", "--target names a class and --prompt asks in words"),
         ("ages", "--like nowhere.png", "there is no file nowhere.png"),
@@ -421,10 +421,10 @@ def test_sentences_and_their_words(folder, run):
         (
             "detector",
             "--box all",
-            "nothing with a score of at least 0.5: .*; ask above a lower one: --above SCORE$",
+            "nothing with a score of at least 0.5: .*; give a lower one: --above SCORE$",
         ),
-        ("detector", "--at 3,3", "answers with detections; ask about one: --box NUMBER$"),
-        ("detector", "--box 0 --of objectness", "has no score of there being an object at all; ask of its class"),
+        ("detector", "--at 3,3", "returns detections; give one: --box NUMBER$"),
+        ("detector", "--box 0 --of objectness", "computes no objectness, .*; give the class as target"),
     ],
 )
 def test_a_question_that_the_model_cannot_be_asked_is_one_line(folder, run, model, options, message):

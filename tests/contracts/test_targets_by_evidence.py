@@ -29,13 +29,13 @@ from glowmap.targets import (
     Contrast,
     Detection,
     Direction,
-    Each,
     Finer,
     FunctionTarget,
     LogProbability,
     Not,
     Object,
     OutputValue,
+    PerImage,
     Pixels,
     Point,
     Predicted,
@@ -350,7 +350,9 @@ QUESTIONS = {
         lambda output, _: output[:, 0] - (output[:, 1:].detach().softmax(1) * output[:, 1:]).sum(1),
     ),
     "Not": Question(transformer, Not(2), lambda output, _: -output[:, 2]),
-    "Each": Question(classifier, Each(["dog", Not(0)]), lambda output, _: torch.stack([output[0, 1], -output[1, 0]])),
+    "PerImage": Question(
+        classifier, PerImage(["dog", Not(0)]), lambda output, _: torch.stack([output[0, 1], -output[1, 0]])
+    ),
     "FunctionTarget": Question(transformer, FunctionTarget(second), lambda output, _: output[:, 1]),
     "FunctionTarget of pixels": Question(
         segmenter,
@@ -500,7 +502,7 @@ def test_the_table_asks_every_kind_of_question():
     public = {
         name
         for name, one in vars(targets).items()
-        if inspect.isclass(one) and (hasattr(one, "score") or hasattr(one, "places")) and not inspect.isabstract(one)
+        if inspect.isclass(one) and (hasattr(one, "score") or hasattr(one, "pixels")) and not inspect.isabstract(one)
     }
     assert public - {"Target"} == {name.split()[0] for name in QUESTIONS}
 

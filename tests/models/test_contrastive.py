@@ -19,7 +19,7 @@ import transformers as tr
 
 import glowmap
 from glowmap.errors import GlowmapError, InputError, ModelError, TargetError
-from glowmap.targets import Contrast, Each, Not, Probability, Similar, Text, top
+from glowmap.targets import Contrast, Not, PerImage, Probability, Similar, Text, top
 from tiny_models.contrastive import (
     CAR,
     CAT,
@@ -263,7 +263,7 @@ def test_the_probability_of_a_sentence_is_among_those_of_the_call():
 def test_each_picture_of_a_batch_may_have_a_sentence_of_its_own():
     model = loaded("clip")
     images = pictures(model.module, 2)
-    both = glowmap.explain(model, images, target=Each([Text(DOG), Text(CAR)]))
+    both = glowmap.explain(model, images, target=PerImage([Text(DOG), Text(CAR)]))
     for image, sentence in enumerate([DOG, CAR]):
         one = glowmap.explain(model, images[image : image + 1], target=Text(sentence))
         torch.testing.assert_close(both.raw[image : image + 1], one.raw)
@@ -650,7 +650,7 @@ def test_a_text_is_no_question_to_a_classifier_or_to_a_module_without_its_proces
         glowmap.explain(plain(), torch.rand(1, 3, 16, 16), target=Text(DOG))
     with pytest.raises(InputError, match=r"CLIPModel takes input_ids .* processor=\.\.\.\), and target=targets\.Text"):
         glowmap.explain(built(clip), pictures(built(clip)), target=Text(DOG))
-    with pytest.raises(TargetError, match=r"CLIP takes no text that .* processor=\.\.\."):
+    with pytest.raises(TargetError, match=r"glowmap knows no way to give CLIP a text; .* processor=\.\.\."):
         glowmap.explain(built(open_vit), pictures(built(open_vit)), target=Text(DOG), layer="visual.conv1")
 
 
@@ -718,7 +718,7 @@ def test_what_a_model_that_judges_cannot_be_asked(text, message):
         ({"text": DOG, "prompt": ""}, "prompt is an empty sentence"),
         ({"text": DOG, "against": [CAT, ""]}, "against is an empty sentence"),
         ({"text": DOG, "against": [DOG]}, "'a photo of a dog' is set against itself"),
-        ({"against": [DOG]}, r"against 'a photo of a dog' stands no sentence; give one"),
+        ({"against": [DOG]}, r"no sentence is set against 'a photo of a dog'; give one"),
     ],
 )
 def test_a_text_that_is_no_sentence(text, message):
@@ -726,7 +726,7 @@ def test_a_text_that_is_no_sentence(text, message):
         Text(**text)
 
 
-@pytest.mark.parametrize(("text", "kind"), [(3, "int"), ([DOG, CAT], "list; for several give a list of questions")])
+@pytest.mark.parametrize(("text", "kind"), [(3, "int"), ([DOG, CAT], "list; for several give a list of targets")])
 def test_a_text_that_is_no_words(text, kind):
     made = Text(DOG)
     object.__setattr__(made, "text", text)  # past the tests' own check of types, which users do not have

@@ -368,7 +368,7 @@ def test_a_query_is_followed_by_its_mask(name, of):
 
 def test_boxes_are_not_followed_through_flips():
     module, pixels = mask2former(), images(1, 64, 64)
-    with pytest.raises(TargetError, match="moves what a detector looks for to other places"):
+    with pytest.raises(TargetError, match="moves objects to other places"):
         glowmap.explain(module, pixels, target=glowmap.targets.Detection(0), smooth="flips")
 
 

@@ -7,7 +7,7 @@ import glowmap
 from glowmap.errors import GlowmapError, TargetError
 from glowmap.models.transformers.words import spelled
 from glowmap.outputs import ModelOutput, OutputReaders
-from glowmap.targets import Each, Predicted, Probability, Text, TokenLogProbability, TokenSpan
+from glowmap.targets import PerImage, Predicted, Probability, Text, TokenLogProbability, TokenSpan
 from tiny_models import generative as ours
 
 SENTENCE = "a dog on the sofa"
@@ -369,7 +369,7 @@ def test_a_question_is_answered_with_a_class():
             "a class does not say whose answer",
         ),
         ("florence", Text("a dog"), "prompt='<CAPTION>'"),
-        ("blip", Each([Text("a dog")]), None),
+        ("blip", PerImage([Text("a dog")]), None),
     ],
 )
 def test_what_cannot_be_asked_is_refused_in_one_sentence(name, target, said):
@@ -516,7 +516,7 @@ def test_a_token_beyond_the_vocabulary_names_the_remedy():
 
 def test_a_picture_without_words_of_its_own_is_refused():
     words = TokenLogProbability((TokenSpan("a", (1,), (-1,)), TokenSpan("b", (0,), (-1,))))
-    with pytest.raises(TargetError, match="2 images have words of their own, and 1 are asked about"):
+    with pytest.raises(TargetError, match="there are words for 2 images, and the batch has 1"):
         words.score(read(torch.zeros(1, 1, 3)))
 
 
@@ -528,12 +528,12 @@ def test_each_picture_may_be_asked_about_what_the_model_says_of_it(method):
     own = glowmap.explain(model, two, method=with_parameters)
     assert own.target_names[0] != own.target_names[1]
     for questions in ([None, None], [Text(), None]):
-        found = glowmap.explain(model, two, target=Each(questions), method=with_parameters)
+        found = glowmap.explain(model, two, target=PerImage(questions), method=with_parameters)
         assert found.target_names == own.target_names
         assert torch.equal(found.scores, own.scores)
         assert torch.equal(found.raw, own.raw)
     with pytest.raises(TargetError, match="'a dog' and what it says itself cannot be part of one question"):
-        glowmap.explain(model, two, target=Each([Text("a dog"), None]), method=with_parameters)
+        glowmap.explain(model, two, target=PerImage([Text("a dog"), None]), method=with_parameters)
 
 
 def test_a_model_that_generates_a_dict_is_let_speak_all_the_same():
@@ -549,8 +549,8 @@ def test_a_model_that_generates_a_dict_is_let_speak_all_the_same():
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("word", 1.5, "a word is its place from 0 or as it is written, not 1.5"),
-        ("word", [1], r"not \[1\]; for several give a list of questions"),
+        ("word", 1.5, "word is its number from 0, or the word as it is written, not 1.5"),
+        ("word", [1], r"not \[1\]; for several words give a list of targets"),
         ("word", True, "as it is written, not True"),
         ("word", " ", "word is empty; give one"),
         ("against", None, "against is a sentence or a list of them, not NoneType"),
@@ -566,7 +566,7 @@ def test_a_text_is_made_of_words_and_nothing_else(field, value, said):
 
 
 def test_one_word_and_each_word_are_not_asked_at_once():
-    with pytest.raises(TargetError, match="the word 0 is one word, and each_word asks about all"):
+    with pytest.raises(TargetError, match="the word 0 is one word, and each_word is all of them"):
         Text("a dog", word=0, each_word=True)
 
 

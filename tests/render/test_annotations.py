@@ -15,7 +15,7 @@ from glowmap.inputs import whole
 from glowmap.outputs import Candidates, DetectedBox, Prediction
 from glowmap.render import LabelledBox, Style, label_colour, outlined, paint_boxes
 from glowmap.render.outlines import DARK, LIGHT
-from glowmap.targets import Annotation, At, Contrast, Detection, Each, Not, Object, Pixels, Point
+from glowmap.targets import Annotation, At, Contrast, Detection, Not, Object, PerImage, Pixels, Point, Target
 from tiny_models.convolutional import Classifier, ColourSegmenter, images
 
 GROUNDS = [(255, 255, 255), (128, 128, 128), (0, 0, 0), (255, 220, 120), (120, 20, 60)]
@@ -207,7 +207,7 @@ class TestAsked:
 
     def test_each_image_has_its_own(self):
         batch = images(2).abs()
-        found = glowmap.explain(ColourSegmenter(), batch, target=Each([Point(0, 0), Point(19, 15)]), layer="layer")
+        found = glowmap.explain(ColourSegmenter(), batch, target=PerImage([Point(0, 0), Point(19, 15)]), layer="layer")
         assert [[one.point for one in several] for several in found.annotations] == [
             [(0.5 / 20, 0.5 / 16)],
             [(19.5 / 20, 15.5 / 16)],
@@ -216,7 +216,7 @@ class TestAsked:
 
     def test_a_target_of_ones_own_may_point_at_something(self):
         @dataclass(frozen=True)
-        class Corner:
+        class Corner(Target):
             def score(self, answer):
                 return answer.logits[:, 0]
 
@@ -224,14 +224,14 @@ class TestAsked:
                 return "corner"
 
             def annotations(self, answer, image):
-                return Annotation(box=(0.0, 0.0, 0.5, 0.25))
+                return [Annotation(box=(0.0, 0.0, 0.5, 0.25))]
 
         found = glowmap.explain(Classifier().eval(), images(), target=Corner(), layer="features.3")
         assert [one.box for several in found.annotations for one in several] == [(0.0, 0.0, 0.5, 0.25)] * 2
 
     def test_what_two_parts_point_at_is_kept_once(self):
         @dataclass(frozen=True)
-        class Both:
+        class Both(Target):
             parts: tuple
 
             def score(self, answer):
@@ -240,8 +240,11 @@ class TestAsked:
             def describe(self, answer, image):
                 return "both"
 
-            def with_parts(self, change):
-                return Both(tuple(change(part) for part in self.parts))
+            def children(self):
+                return self.parts
+
+            def with_children(self, children):
+                return Both(tuple(children))
 
         both = Both((Pixels("red", Point(3, 5)), Pixels("blue", Point(3, 5)), Pixels("blue", Point(4, 5))))
         assert [one.point for one in segmented(both)[0].annotations[0]] == [(3.5 / 20, 5.5 / 16), (4.5 / 20, 5.5 / 16)]
@@ -249,7 +252,7 @@ class TestAsked:
     @pytest.mark.parametrize("given", [{}, {"point": (0.5, 0.5), "box": (0.0, 0.0, 1.0, 1.0)}])
     def test_a_mark_is_one_thing(self, given):
         with pytest.raises(
-            TargetError, match=f"a point, a box and a region, and this one has {len(given)}; give just one"
+            TargetError, match=f"a point, a box or a region, and this one has {len(given)}; give exactly one"
         ):
             Annotation(**given)
 
@@ -414,8 +417,8 @@ class TestRanking:
         assert category.prediction.probabilities.shape == (1, 4)
 
     def test_a_question_of_several_parts_ranks_where_one_of_them_does(self):
-        assert not glowmap.targets.ranks(Not(glowmap.targets.OutputValue(1)))
-        assert not glowmap.targets.ranks(Not(glowmap.targets.Unit(3)))
-        assert glowmap.targets.ranks(Not(1))
-        assert glowmap.targets.ranks(Each([glowmap.targets.OutputValue(1), 2]))
-        assert not glowmap.targets.ranks(Pixels(glowmap.targets.OutputValue(0), Point(1, 1)))
+        assert not Not(glowmap.targets.OutputValue(1)).is_class
+        assert not Not(glowmap.targets.Unit(3)).is_class
+        assert Not(1).is_class
+        assert PerImage([glowmap.targets.OutputValue(1), 2]).is_class
+        assert not Pixels(glowmap.targets.OutputValue(0), Point(1, 1)).is_class

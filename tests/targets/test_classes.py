@@ -15,16 +15,15 @@ from glowmap.targets import (
     At,
     Category,
     Contrast,
-    Each,
     Finer,
     LogProbability,
     Not,
     OutputValue,
+    PerImage,
     Pixels,
     Predicted,
     Probability,
     Ranked,
-    as_class,
     top,
 )
 from tiny_models.convolutional import Classifier, ColourSegmenter, OneOutput, Segmenter, images
@@ -153,7 +152,7 @@ def test_rivals_and_weights_are_fixed_when_images_are_changed(classifier):
         (Not(Not("car")), "car"),
         (Not(Contrast("car", "bus")), "not (car rather than bus)"),
         (Contrast(Probability("car"), Probability("bus")), "probability of car rather than probability of bus"),
-        (Each([Not("car"), Contrast("car", "bus")]), ("not car", "car rather than bus")),
+        (PerImage([Not("car"), Contrast("car", "bus")]), ("not car", "car rather than bus")),
     ],
 )
 def test_the_wording(classifier, target, wording):
@@ -183,7 +182,7 @@ def test_the_counterfactual_of_the_grad_cam_paper(classifier):
 
 def test_a_callable_negated_in_a_batch_reads_the_image_it_is_put_to(classifier):
     """A callable gets the output of the whole batch, also where it is part of a question for one image."""
-    found = explain(classifier, images(3), Each([0, Not(lambda y: y[:, 1]), Not(lambda y: y[:, 2])]))
+    found = explain(classifier, images(3), PerImage([0, Not(lambda y: y[:, 1]), Not(lambda y: y[:, 2])]))
     y = classifier(images(3)).detach()
     torch.testing.assert_close(found.scores, torch.stack([y[0, 0], -y[1, 1], -y[2, 2]]))
 
@@ -222,7 +221,7 @@ def test_negations_and_contrasts_turn_round(seed, pair, question):
     forth, back = (explain(model, batch, Contrast(*one)) for one in ((a, b), (b, a)))
     torch.testing.assert_close(forth.raw, -back.raw)
     torch.testing.assert_close(forth.scores, -back.scores)
-    both = explain(model, batch, Each([Contrast(a, b), question(b)]))
+    both = explain(model, batch, PerImage([Contrast(a, b), question(b)]))
     for image, one in enumerate((Contrast(a, b), question(b))):
         alone = explain(model, batch[image : image + 1], one)
         torch.testing.assert_close(both.raw[image : image + 1], alone.raw, rtol=1e-4, atol=1e-7)
@@ -288,7 +287,6 @@ def test_a_dense_question_asked_again_is_asked_at_the_same_pixels(target):
 
 def test_finer_keeps_each_pixels_rivals_when_it_is_asked_again():
     """Settled on an image, the question scores that image as before, and gets other scores only by other logits."""
-    from glowmap.targets import settled
 
     torch.manual_seed(3)
     model = glowmap.load(Segmenter().eval())
@@ -299,10 +297,10 @@ def test_finer_keeps_each_pixels_rivals_when_it_is_asked_again():
             score = target.score(answer)
             for image in range(2):
                 repeat_image = model.read_output({"out": answer.raw["out"][image].expand(3, -1, -1, -1)}, batch, 3)
-                again = settled(target, answer, image).score(repeat_image)
+                again = target.pin(answer, image).score(repeat_image)
                 torch.testing.assert_close(again, score[image].expand(3))
                 more = model.read_output({"out": answer.raw["out"][image].expand(1, -1, -1, -1) * 2}, batch, 1)
-                torch.testing.assert_close(settled(target, answer, image).score(more), 2 * score[image : image + 1])
+                torch.testing.assert_close(target.pin(answer, image).score(more), 2 * score[image : image + 1])
 
 
 # one output for two classes
@@ -345,7 +343,7 @@ def test_one_output_finds_its_layer_and_goes_into_each_and_pixels():
     z = model(batch).detach()[:, 0]
     loaded = glowmap.load(model, classes=["benign", "malignant"])
     unnamed = glowmap.explain(model, batch, target=0)
-    named = glowmap.explain(loaded, batch, target=Each([1, Probability(0)]))
+    named = glowmap.explain(loaded, batch, target=PerImage([1, Probability(0)]))
     assert named.layer == unnamed.layer
     torch.testing.assert_close(named.scores, torch.stack([z[0], (-z[1]).sigmoid()]))
 
@@ -393,25 +391,25 @@ def test_a_saturated_probability_says_so():
     p = model(batch).softmax(1).amax(1)
     assert p.min() > 0.999
     found = explain(model, batch, Probability(Predicted()), classes=NAMES)
-    told = [caution for caution in found.cautions if "gradient of a probability is nearly nothing there" in caution]
+    told = [caution for caution in found.cautions if "gradient of a probability nearly vanishes there" in caution]
     assert [caution.split(" is ")[0] for caution in told] == [f"the probability of {NAMES[i]}" for i in likeliest]
     assert "in image 0" in told[0]
-    assert "speaks of the rivals as much as of the class" in told[0]
-    assert "the class alone as target, its logit, says more" in told[0]
-    low = explain(model, batch, Each([Probability((i + 1) % 4) for i in likeliest]), classes=NAMES)
+    assert "depends on the rivals as much as on the class" in told[0]
+    assert "explain the class's logit, which is the class alone as target" in told[0]
+    low = explain(model, batch, PerImage([Probability((i + 1) % 4) for i in likeliest]), classes=NAMES)
     assert [caution[-9:] for caution in low.cautions if "is 0.00000: " in caution] == ["(image 0)", "(image 1)"]
     of_logarithm = explain(model, batch, LogProbability(Ranked(3)), classes=NAMES)
-    assert not any("nearly nothing" in caution for caution in of_logarithm.cautions)
+    assert not any("nearly vanishes" in caution for caution in of_logarithm.cautions)
     assert any(
-        "nearly nothing" in n for n in explain(model, batch, LogProbability(Predicted()), classes=NAMES).cautions
+        "nearly vanishes" in n for n in explain(model, batch, LogProbability(Predicted()), classes=NAMES).cautions
     )
     alone = explain(model, batch, Not(Probability(likeliest[0], independent=True)), classes=NAMES).cautions
-    assert any("nearly nothing there; the class alone" in caution for caution in alone)
+    assert any("nearly vanishes there; explain the class's logit" in caution for caution in alone)
 
 
 def test_an_unsaturated_probability_says_nothing(classifier):
     for target in (Probability(1), LogProbability(1), Not(Probability(1))):
-        assert not any("nearly nothing" in caution for caution in explain(classifier, images(2), target).cautions)
+        assert not any("nearly vanishes" in caution for caution in explain(classifier, images(2), target).cautions)
 
 
 # what cannot be asked
@@ -422,12 +420,12 @@ def test_an_unsaturated_probability_says_nothing(classifier):
     [
         (
             Contrast("car", "car"),
-            "'car' was asked for rather than itself in images 0, 1, which is nothing; give two classes",
+            "'car' is contrasted with itself in images 0, 1, which gives zero; give two classes",
         ),
-        (Contrast("car", ["bus", 2]), "'car' was asked for rather than itself"),
-        (Contrast("car", []), r"rather than no other; give at least one"),
+        (Contrast("car", ["bus", 2]), "'car' is contrasted with itself"),
+        (Contrast("car", []), r"Contrast needs a class to contrast with; give at least one"),
         (Contrast("car", "buss"), "no class 'buss' in Classifier; near names: bus"),
-        (Contrast("car", Not("bus")), "Not is no question about a class"),
+        (Contrast("car", Not("bus")), "Not is not about a class"),
         (Ranked(4), "there is no class of rank 4: Classifier has 4 classes; give a rank from 0, the likeliest, to 3"),
         (Ranked(-1), "no class of rank -1"),
         (Probability(OutputValue(0)), "a probability is that of a class, and OutputValue is none"),
@@ -435,13 +433,13 @@ def test_an_unsaturated_probability_says_nothing(classifier):
         (LogProbability(Probability(0)), "a probability is that of a class, and Probability is none"),
         (OutputValue(4), "no output 4: Classifier has 4, from 0 to 3"),
         (OutputValue(-1), "no output -1"),
-        (Finer("car", rivals=0), "the nearest rivals are one or more, not 0"),
+        (Finer("car", rivals=0), "the number of rivals is at least 1, not 0"),
         (Finer(Contrast("car", "bus")), "a class has rivals, and Contrast is none"),
-        (Not([1, 2]), "Not takes one target; negate each by itself: target=\\[targets.Not\\("),
+        (Not([1, 2]), "Not takes one target; negate each in a list: target=\\[targets.Not\\("),
         (Not(1.5), "not float"),
-        (Pixels(Contrast("car", "bus")), "gives one answer per image"),
-        (At(3, 4), "gives one answer per image"),
-        (Each([Contrast("car", "car"), 0]), "'car' was asked for rather than itself, which"),
+        (Pixels(Contrast("car", "bus")), "returns one score per class and image"),
+        (At(3, 4), "returns one score per class and image"),
+        (PerImage([Contrast("car", "car"), 0]), "'car' is contrasted with itself, which"),
     ],
 )
 def test_what_cannot_be_asked_of_a_classifier(classifier, target, message):
@@ -457,15 +455,15 @@ def test_what_cannot_be_asked_elsewhere(three_colours):
         match=r"no class of rank 3: ColourSegmenter predicts 3 classes \(green 37.5%, red 37.5%, blue 25.0%\)",
     ):
         explain(ColourSegmenter(), three_colours, Ranked(3), **COLOURS)
-    with pytest.raises(TargetError, match=r"no pixel is predicted as 'red'; ask for a class that is there"):
+    with pytest.raises(TargetError, match=r"no pixel is predicted as 'red'; give a class that is predicted"):
         explain(ColourSegmenter(), three_colours[..., 3:], Contrast("red", "blue"), **COLOURS)
     for count in (0, -1, True):
-        with pytest.raises(TargetError, match="the likeliest classes are one or more"):
+        with pytest.raises(TargetError, match="the number of likeliest classes is at least 1"):
             top(count)
 
 
 def test_a_class_by_a_number_of_numpys_is_a_number(classifier):
-    found = explain(classifier, images(2), Each([np.int64(1), np.int64(2)]), classes=NAMES)
+    found = explain(classifier, images(2), PerImage([np.int64(1), np.int64(2)]), classes=NAMES)
     assert found.target_names == ("dog", "car")
 
 
@@ -477,9 +475,9 @@ def test_a_class_by_a_number_of_numpys_is_a_number(classifier):
         (torch.ones(2, 2), "a class is an index or a name, not Tensor"),
         (True, "not bool"),
         (None, "not NoneType"),
-        (Each([1]), "Each is no question about a class"),
+        (PerImage([1]), "PerImage is not about a class"),
     ],
 )
 def test_what_is_no_class(question, message):
     with pytest.raises(TargetError, match=message):
-        as_class(question)
+        glowmap.targets.classes.as_class(question)

@@ -9,7 +9,7 @@ from torch import nn
 
 import glowmap
 from glowmap.errors import LayerError, TargetError
-from glowmap.targets import AllDetections, Category, Detection, Each, SimilarDetection
+from glowmap.targets import AllDetections, Category, Detection, PerImage, SimilarDetection
 
 torchvision = pytest.importorskip("torchvision")
 from torchvision.models.detection import FCOS, FasterRCNN, KeypointRCNN, MaskRCNN, RetinaNet  # noqa: E402
@@ -416,12 +416,12 @@ def test_a_settled_question_gives_the_unchanged_image_the_same_score(name):
             alone = model.read_output(module(batch[image : image + 1]), model.read(batch[image : image + 1]))
             for number in range(0, 20, 4):
                 for question in (Detection(number), Detection(number, of="left"), Detection(number, category=2)):
-                    fixed = glowmap.targets.settled(question, answer, image)
+                    fixed = glowmap.targets.as_target(question).pin(answer, image)
                     wanted = float(question.score(answer)[image])
                     assert float(fixed.score(alone)) == pytest.approx(wanted, rel=1e-4, abs=1e-3)
                     assert fixed.describe(alone, 0) == question.describe(answer, image)
             every = AllDetections(0.0)
-            together = glowmap.targets.settled(every, answer, image).score(alone)
+            together = every.pin(answer, image).score(alone)
             assert float(together) == pytest.approx(float(every.score(answer)[image]), rel=1e-4)
 
 
@@ -501,7 +501,7 @@ def test_methods_of_every_kind_explain_a_detection(name, method):
 def test_boxes_are_smoothed_by_noise_and_not_by_moving_the_picture():
     module, batch = made("RetinaNet"), images()
     assert glowmap.explain(module, batch, target=Detection(0), smooth="noise").raw.abs().max() > 0
-    with pytest.raises(TargetError, match="moves what a detector looks for to other places"):
+    with pytest.raises(TargetError, match="moves objects to other places"):
         glowmap.explain(module, batch, target=Detection(0), smooth="flips")
 
 
@@ -536,12 +536,12 @@ def test_detections_from_different_layers_are_explained_one_by_one():
     one = images(rows=64, columns=96)
     levels = first_of_each_level("RetinaNet", module, one)
     (fine, other), batch = sorted(levels)[:2], torch.cat([one, one])
-    apart = Each([Detection(levels[fine]), Detection(levels[other])])
+    apart = PerImage([Detection(levels[fine]), Detection(levels[other])])
     with pytest.raises(
         LayerError, match="come from different layers.*in image 1 .*explain the images one by one, or name"
     ):
         glowmap.explain(module, batch, target=apart)
-    alike = glowmap.explain(module, batch, target=Each([Detection(levels[fine])] * 2))
+    alike = glowmap.explain(module, batch, target=PerImage([Detection(levels[fine])] * 2))
     assert alike.layer == f"backbone.fpn.layer_blocks.{fine}"
     torch.testing.assert_close(alike.raw[0], alike.raw[1], rtol=1e-3, atol=1e-5)
     named = glowmap.explain(module, batch, target=apart, layer=f"backbone.fpn.layer_blocks.{fine}")
@@ -684,9 +684,7 @@ def test_a_detector_with_a_suppression_of_its_own_says_so():
 
     module = made("RetinaNet")
     module.__class__ = Soft
-    with pytest.raises(
-        TargetError, match="which candidate became class . 0.* cannot be told, as the suppression of Soft"
-    ):
+    with pytest.raises(TargetError, match="the candidate of class . 0.* is unknown, as the suppression of Soft"):
         glowmap.explain(module, images(), target=Detection(0))
     own = glowmap.explain(module, images(), target=lambda output: output[0]["scores"].sum()[None])
     assert own.raw.abs().max() > 0
@@ -702,16 +700,16 @@ def test_a_detector_with_a_suppression_of_its_own_says_so():
             lambda: Detection(40),
             r"there is no detection 40: RetinaNet found 40, 0: class . 0\.\d\d at \d+, .*; 4: .*; \.\.\.; give",
         ),
-        (lambda: Detection(-1), "a detection has a number, 0 for the surest, and not -1"),
-        (lambda: Detection(0, of="lefft"), "nothing 'lefft' can be asked of a detection; near names: left"),
-        (lambda: Detection(0, of="left", category=1), "a category is for of='class'"),
-        (lambda: Detection(0, of="objectness"), "RetinaNet has no score of there being an object at all"),
+        (lambda: Detection(-1), "a detection has a number from 0, which has the highest score, not -1"),
+        (lambda: Detection(0, of="lefft"), "a detection has no part 'lefft'; near names: left"),
+        (lambda: Detection(0, of="left", category=1), "category is for of='class'"),
+        (lambda: Detection(0, of="objectness"), "RetinaNet computes no objectness, a score of there being any object"),
         (lambda: Detection(0, category=9), "no class 9"),
         (
             lambda: AllDetections(1.0),
-            r"found nothing with a score of at least 1: the highest is 0\.\d+; ask above a lower one",
+            r"found nothing with a score of at least 1: the highest is 0\.\d+; give a lower one",
         ),
-        (lambda: AllDetections(2), "above a score from 0 to 1, not 2"),
+        (lambda: AllDetections(2), "above is a score from 0 to 1, not 2"),
     ],
 )
 def test_bad_questions_say_what_to_ask(question, message):

@@ -11,7 +11,7 @@ from torch import nn
 
 import glowmap
 from glowmap.errors import GlowmapError, InputError, LayerError, TargetError
-from glowmap.targets import Direction, Each, Prototype, Similar, Unit
+from glowmap.targets import Direction, PerImage, Prototype, Similar, Unit
 from tiny_models.convolutional import Classifier, Segmenter, images
 from tiny_models.transformer import Transformer, made, pictures
 
@@ -83,7 +83,7 @@ def test_normalising_is_inside_the_graph():
 
 def test_each_picture_may_be_likened_to_another():
     model, others = backbone(), [batch(1, seed=seed) for seed in (5, 6)]
-    found = glowmap.explain(model, batch(), target=Each([Similar(one) for one in others]), layer="features")
+    found = glowmap.explain(model, batch(), target=PerImage([Similar(one) for one in others]), layer="features")
     for image, other in enumerate(others):
         single = glowmap.explain(model, batch()[image : image + 1], target=Similar(other), layer="features")
         torch.testing.assert_close(found.raw[image], single.raw[0])
@@ -178,7 +178,7 @@ def test_methods_that_ask_again_read_the_changed_layer(question):
 def test_each_image_has_its_own_unit():
     model = backbone()
     early = model.first(batch()).detach()
-    found = glowmap.explain(model, batch(), target=Each([Unit(2, "first"), Unit(5, "first")]), layer="first")
+    found = glowmap.explain(model, batch(), target=PerImage([Unit(2, "first"), Unit(5, "first")]), layer="first")
     torch.testing.assert_close(found.scores, torch.stack([early[0, 2].mean(), early[1, 5].mean()]))
 
 
@@ -429,7 +429,7 @@ def test_class_scores_are_no_embedding_where_they_are_known_as_such():
 
 def test_the_picture_itself_is_noted():
     found = glowmap.explain(backbone(), batch(), target=Similar(batch()[:1]), layer="features")
-    assert any("in image 0 is the given picture's own" in caution for caution in found.cautions)
+    assert any("in image 0 equals that of the given picture" in caution for caution in found.cautions)
     assert float(found.raw[0].abs().max()) < 1e-9 < float(found.raw[1].abs().max())
 
 
@@ -484,18 +484,18 @@ REFUSED = {
         "red has 2 numbers, but the embedding of Backbone has 8",
     ),
     "at a layer": (Direction([1.0, 2.0], "first"), "has 6 channels and 480 numbers in all"),
-    "zeros": (Prototype([0.0] * 8), "is zero and so points nowhere"),
+    "zeros": (Prototype([0.0] * 8), "is zero and has no direction"),
     "NaN": (Direction([math.nan] * 8), "holds NaN or infinity"),
-    "words": (Prototype(["a", "b"]), "is a vector of numbers"),
-    "a square": (Direction(torch.ones(2, 8)), r"not of shape \(2, 8\)"),
+    "words": (Prototype(["a", "b"]), "is a vector with one number per feature"),
+    "a square": (Direction(torch.ones(2, 8)), r"not the shape \(2, 8\)"),
     "no such unit": (Unit(8), "no unit 8 in the embedding of Backbone; give one from 0 to 7"),
     "no such channel": (Unit(-1, "first"), "no unit -1 in first; give one from 0 to 5"),
-    "a unit by name": (forced(Unit(1), index="three"), "told by its number"),
-    "a place of the embedding": (Unit(1, place="max"), "has no places"),
+    "a unit by name": (forced(Unit(1), index="three"), "is given by its number"),
+    "a place of the embedding": (Unit(1, place="max"), "the embedding has no grid"),
     "a place of three": (Unit(1, "first", (1, 2, 3)), "2 numbers from 0 in 8 x 10 cells"),
     "no such place": (Unit(1, "first", (8, 0)), r"no cell \(8, 0\)"),
     "a layer's module": (forced(Unit(1), layer=nn.Conv2d(1, 1, 1)), "its dotted name, not Conv2d"),
-    "a kind": (Unit, "is a kind of target, not one"),
+    "a kind": (Unit, "is a class, not an instance"),
 }
 
 
@@ -514,7 +514,7 @@ def test_an_unknown_layer_is_told_with_the_near_names():
 def test_a_layer_that_does_not_run_cannot_be_asked_about():
     model = backbone()
     model.unused = nn.Conv2d(3, 3, 1)
-    with pytest.raises(TargetError, match="layer 'unused', whose output is asked about, did not run"):
+    with pytest.raises(TargetError, match="layer 'unused', whose output the target reads, did not run"):
         glowmap.explain(model, batch(), target=Unit(1, "unused"))
 
 
@@ -527,7 +527,7 @@ def test_flips_move_a_place_but_no_mean():
     model = backbone()
     assert glowmap.explain(model, batch(), target=Unit(1, "first"), smooth="flips").raw.isfinite().all()
     for question in (Unit(1, "first", "max"), Direction([1.0] * 480, "first")):
-        with pytest.raises(TargetError, match="to other places; use 'noise'"):
+        with pytest.raises(TargetError, match="to other places, where .* does not read them; use 'noise'"):
             glowmap.explain(model, batch(), target=question, smooth="flips")
         assert glowmap.explain(model, batch(), target=question, smooth="noise").raw.isfinite().all()
 

@@ -12,12 +12,12 @@ from glowmap.targets import (
     Category,
     Contrast,
     Detection,
-    Each,
     Finer,
     LogProbability,
     Not,
     Object,
     OutputValue,
+    PerImage,
     Pixels,
     Predicted,
     Probability,
@@ -82,7 +82,7 @@ def test_an_image_is_asked_again_about_its_own_question_alone(questions, method)
     model, batch = halves()
     method = glowmap.METHODS[method]
     method = method.with_parameters(window=4, stride=4) if method.name == "occlusion" else method
-    found = glowmap.explain(model, batch, target=Each(questions), layer="layer", method=method)
+    found = glowmap.explain(model, batch, target=PerImage(questions), layer="layer", method=method)
     for number, question in enumerate(questions):
         alone = glowmap.explain(model, batch[number : number + 1], target=question, layer="layer", method=method)
         torch.testing.assert_close(found.raw[number], alone.raw[0], rtol=1e-4, atol=1e-5)
@@ -95,11 +95,11 @@ def test_a_question_with_a_layer_of_its_own_may_stand_behind_one_without(other):
         Classifier().features,
         nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)),
     )
-    found = glowmap.explain(model.eval(), images(), target=Each([1, other]), layer="features.1")
+    found = glowmap.explain(model.eval(), images(), target=PerImage([1, other]), layer="features.1")
     alone = glowmap.explain(model, images()[1:], target=other, layer="features.1")
     torch.testing.assert_close(found.raw[1], alone.raw[0])
     with suppress(glowmap.errors.GlowmapError):  # the layer of the first image's question may not serve the other's
-        glowmap.explain(model, images(), target=Each([1, other]))
+        glowmap.explain(model, images(), target=PerImage([1, other]))
 
 
 def test_notes_speak_of_the_places_that_are_asked_about():
@@ -166,7 +166,7 @@ def test_each_image_has_a_detection_of_its_own():
         said = list(module(batch))
     questions = [SimilarDetection(int(one["labels"][0]), one["boxes"][0].tolist()) for one in said]
     method = glowmap.METHODS["occlusion"].with_parameters(window=48, stride=48)
-    found = glowmap.explain(module, batch, target=Each(questions), method=method)
+    found = glowmap.explain(module, batch, target=PerImage(questions), method=method)
     assert found.scores.tolist() == pytest.approx([float(one["scores"][0]) for one in said], rel=1e-4)
 
 

@@ -13,7 +13,19 @@ import glowmap
 from glowmap.errors import TargetError
 from glowmap.inputs import Picture
 from glowmap.models.preprocessing import ResizedAndNormalised, Transform, crop_box
-from glowmap.targets import At, Contrast, Each, Finer, Not, Object, OutputValue, Pixels, Point, Predicted, Probability
+from glowmap.targets import (
+    At,
+    Contrast,
+    Finer,
+    Not,
+    Object,
+    OutputValue,
+    PerImage,
+    Pixels,
+    Point,
+    Predicted,
+    Probability,
+)
 from tiny_models.convolutional import Classifier, ColourSegmenter, OneOutput, images
 
 NAMES = ["blue", "green", "red"]
@@ -209,7 +221,7 @@ def test_a_point_counts_in_the_pixels_of_the_picture_as_it_was_given():
         ):
             explained(At(x, y))
     turned = np.flip(pixels, 1).copy()
-    two = explained(Each([At(12, 7), At(14, 13)]), [pixels, turned])
+    two = explained(PerImage([At(12, 7), At(14, 13)]), [pixels, turned])
     assert two.scores.tolist() == [6 * 4.0, 27 * 4.0]
     assert explained(At(12, 13), [pixels, turned]).target_names == ("blue (object at 12, 13)", "red (object at 12, 13)")
     with pytest.raises(TargetError, match=r"lies outside what .* in image 0; give a point inside"):
@@ -289,9 +301,9 @@ def test_predicted_pixels_have_a_border_too():
     [
         (
             Pixels("red", torch.ones(5, 8), border=1),
-            r"nothing lies around the pixels of 'red \(mask\), set off .*ask without",
+            r"nothing lies around the pixels of 'red \(mask\), set off .*leave out border",
         ),
-        (Pixels("red", border=-1), "a border is so many pixels of the output, not -1; give a whole number from 0"),
+        (Pixels("red", border=-1), "border is a width in pixels of the output, not -1; give a whole number from 0"),
         (Pixels("red", border=True), "not True"),
         (
             Pixels("red", Object(2)),
@@ -302,8 +314,8 @@ def test_predicted_pixels_have_a_border_too():
         (Pixels("red", torch.zeros(5, 8)), "the mask is empty; mark at least one pixel"),
         (Pixels(None, torch.zeros(5, 8)), "the mask is empty; mark at least one pixel"),
         (Pixels(OutputValue(2), At(1, 1)), "a number that is no class has no objects; give a mask, or targets.Point"),
-        (Pixels(Not("red"), At(1, 1)), "Not is no question about a class"),
-        (Pixels(Contrast("red", Predicted()), At(1, 1)), "'red' was asked for rather than itself"),
+        (Pixels(Not("red"), At(1, 1)), "Not is not about a class"),
+        (Pixels(Contrast("red", Predicted()), At(1, 1)), "'red' is contrasted with itself"),
         (Pixels("rad", At(1, 1)), "no class 'rad' in ColourSegmenter; near names: red"),
     ],
 )
@@ -314,7 +326,7 @@ def test_what_cannot_be_asked(target, message):
 
 def test_no_object_of_a_class_that_is_not_there_names_what_is():
     with pytest.raises(
-        TargetError, match=r"no pixel is predicted as 'red', so there is no object of it; .* there \(blue 100.0%\)"
+        TargetError, match=r"no pixel is predicted as 'red', so there is no object of it; .* predicted \(blue 100.0%\)"
     ):
         explain(painted("..", ".."), Pixels("red", Object()))
     pair = torch.cat([painted("r.", ".."), painted("..", "..")])
@@ -324,7 +336,10 @@ def test_no_object_of_a_class_that_is_not_there_names_what_is():
 
 def test_a_classifier_has_no_regions():
     for target in (At(1, 1), Object(), Pixels(0, Point(1, 1))):
-        with pytest.raises(TargetError, match="pixels were asked for, but Classifier gives one answer per image"):
+        with pytest.raises(
+            TargetError,
+            match="class scores at pixels, and Classifier returns one score per class and image",
+        ):
             glowmap.explain(Classifier().eval(), images(2), target=target, layer="features")
 
 
@@ -363,11 +378,11 @@ def test_asked_again_the_region_stays_that_of_the_unchanged_image(target):
     assert found.scores.tolist() == plain.scores.tolist()
 
     def score(picture):
-        from glowmap.targets import as_target, settled
+        from glowmap.targets import as_target
 
         model = glowmap.load(ColourSegmenter(), classes=NAMES)
         batch = model.read(STREET)
-        question = settled(as_target(target), model.read_output(ColourSegmenter()(STREET), batch), 0)
+        question = as_target(target).pin(model.read_output(ColourSegmenter()(STREET), batch), 0)
         return question.score(model.read_output(ColourSegmenter()(picture), batch))[0]
 
     wanted = 0
@@ -381,8 +396,8 @@ def test_asked_again_the_region_stays_that_of_the_unchanged_image(target):
 
 def test_smoothing_keeps_the_region():
     batch = torch.cat([STREET, STREET.flip(3)])
-    found = explain(batch, Each([At(2, 1), At(0, 2)]), method="hires_cam", smooth="flips")
-    plain = explain(batch, Each([At(2, 1), At(0, 2)]), method="hires_cam")
+    found = explain(batch, PerImage([At(2, 1), At(0, 2)]), method="hires_cam", smooth="flips")
+    plain = explain(batch, PerImage([At(2, 1), At(0, 2)]), method="hires_cam")
     torch.testing.assert_close(found.raw, plain.raw)
     assert found.target_names == ("red (object at 2, 1)", "red (object at 0, 2)")
 

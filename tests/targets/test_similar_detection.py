@@ -94,5 +94,5 @@ def test_bad_boxes_and_names(target, message):
 
 def test_a_model_that_is_no_detector():
     model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten())
-    with pytest.raises(TargetError, match="Sequential does not answer with boxes, labels and scores"):
+    with pytest.raises(TargetError, match="Sequential does not return boxes, labels and scores"):
         glowmap.explain(model, torch.ones(1, 3, 4, 4), target=SimilarDetection(1, BOX), method="occlusion")

@@ -8,7 +8,7 @@ import glowmap
 from glowmap.errors import TargetError
 from glowmap.inputs import Picture
 from glowmap.models.preprocessing import ResizedAndNormalised
-from glowmap.targets import Each, Pixels
+from glowmap.targets import PerImage, Pixels, Target
 from tiny_models.convolutional import Classifier, ColourSegmenter, OneOutput, Segmenter, images
 
 
@@ -54,7 +54,7 @@ def test_none_is_each_images_own_answer(classifier):
     assert found.target_names == tuple(f"class {i}" for i in logits.argmax(1))
 
 
-@pytest.mark.parametrize("kind", [torch.tensor, np.array, Each])
+@pytest.mark.parametrize("kind", [torch.tensor, np.array, PerImage])
 def test_a_class_for_each_image(classifier, kind):
     found = explain(classifier, images(3), kind([2, 0, 3]))
     logits = classifier(images(3)).detach()
@@ -69,7 +69,10 @@ def test_each_mixes_kinds_of_questions():
     mask[:8] = 1
     whole = torch.ones(16, 20)
     found = glowmap.explain(
-        model, images(2), target=Each([Pixels(1, mask), lambda out: out["out"][:, 2].sum((1, 2))]), layer="encoder.2"
+        model,
+        images(2),
+        target=PerImage([Pixels(1, mask), lambda out: out["out"][:, 2].sum((1, 2))]),
+        layer="encoder.2",
     )
     out = model(images(2))["out"].detach()
     torch.testing.assert_close(found.scores, torch.stack([(out[0, 1] * mask).sum(), (out[1, 2] * whole).sum()]))
@@ -226,7 +229,7 @@ def test_a_mask_of_the_pictures_own_size(tmp_path):
         (torch.tensor([0, 1, 2]), "3 targets for 2 images"),
         (torch.tensor([0.5, 1.0]), "one integer axis"),
         (torch.zeros(2, 2, dtype=torch.long), "one integer axis"),
-        (Pixels("dog", torch.ones(3, 3)), "one answer per image"),
+        (Pixels("dog", torch.ones(3, 3)), "one score per class and image"),
         (lambda out: out, r"returned the shape \(2, 4\) for 2 images"),
         (lambda out: out.sum(), r"returned the shape \(\)"),
         (lambda out: 3.0, "returned float"),
@@ -274,7 +277,7 @@ def test_what_cannot_be_asked_of_a_dense_model(three_colours, target, message):
 def test_a_class_that_is_predicted_nowhere_names_what_is_there(three_colours):
     without_red = three_colours[:, :, :3, 3:]
     with pytest.raises(
-        TargetError, match=r"no pixel is predicted as 'red'; ask for a class that is there \(green 100.0%\)"
+        TargetError, match=r"no pixel is predicted as 'red'; give a class that is predicted \(green 100.0%\)"
     ):
         explain(ColourSegmenter(), without_red, "red", classes=["blue", "green", "red"])
     pair = torch.cat([three_colours[:, :, :3, :3], without_red])
@@ -346,7 +349,7 @@ def test_labels_cost_their_number_and_not_its_square(monkeypatch):
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        (Pixels, r"Pixels is a kind of target, not one; make one: targets.Pixels\(...\)"),
+        (Pixels, r"Pixels is a class, not an instance; make one: targets.Pixels\(...\)"),
         (np.array([None]), "not an array of object"),
     ],
 )
@@ -375,3 +378,78 @@ def test_a_synonym_is_a_name(classifier):
     assert explain(classifier, images(), "car", classes=names).target_names[0] == "car"
     with pytest.raises(TargetError, match="no class 'tabbi' in Classifier; near names: tabby"):
         explain(classifier, images(), "tabbi", classes=names)
+
+
+# --- targets of the user's own
+
+
+class Second:
+    """Has what a target must have, and is no subclass of Target."""
+
+    def score(self, output):
+        return output.logits[:, 1]
+
+    def describe(self, output, image):
+        return f"second of image {image}"
+
+
+def test_an_object_with_score_and_describe_is_a_target(classifier):
+    found = explain(classifier, images(2), Second())
+    torch.testing.assert_close(found.scores, classifier(images(2)).detach()[:, 1])
+    assert found.target_names == ("second of image 0", "second of image 1")
+    negated = explain(classifier, images(2), glowmap.targets.Not(Second()))
+    torch.testing.assert_close(negated.raw, explain(classifier, images(2), glowmap.targets.Not(1)).raw)
+
+
+def test_an_object_that_has_more_of_a_target_must_be_a_subclass(classifier):
+    class Pinning(Second):
+        def pin(self, output, image):
+            return self
+
+    with pytest.raises(TargetError, match=r"Pinning has pin, .* make it a subclass of glowmap.targets.Target"):
+        explain(classifier, images(2), Pinning())
+
+
+class Sum(Target):
+    """The sum of some targets, by the two methods that every target has and the two of targets made of others."""
+
+    def __init__(self, *targets):
+        self.targets = targets
+
+    def children(self):
+        return self.targets
+
+    def with_children(self, children):
+        return Sum(*children)
+
+    def score(self, output):
+        return sum(target.score(output) for target in self.targets)
+
+    def describe(self, output, image):
+        return " and ".join(target.describe(output, image) for target in self.targets)
+
+
+def test_a_target_made_of_others_answers_by_them():
+    """Scored again by ablation_cam, the predicted class stays that of the unchanged image; nested targets are pinned too."""
+    model = glowmap.load(Segmenter().eval())
+    target = Sum(glowmap.targets.Predicted(), Sum(Pixels(1, torch.ones(16, 20)), glowmap.targets.OutputValue(2)))
+    found = glowmap.explain(model, images(2), target=target, layer="encoder.2", method="ablation_cam")
+    assert found.raw.isfinite().all()
+    assert found.raw.abs().max() > 0
+    with torch.no_grad():
+        batch = model.read(images(2))
+        output = model.read_output(model.module(batch.images), batch)
+        other = model.read_output({"out": output.raw["out"].flip(1)}, batch)
+    pinned = target.pin(output, 0)
+    assert float(pinned.score(output)[0]) == pytest.approx(float(target.score(output)[0]))
+    assert float(pinned.score(other)[0]) != pytest.approx(float(target.score(other)[0]))
+    assert [type(leaf).__name__ for leaf in target.leaves()] == ["Predicted", "Category", "OutputValue"]
+    assert target.is_local(output)
+    assert target.is_class
+    assert target.reads_class_scores
+    assert not (target.is_detection)
+    assert not (target.reads_raw_output)
+    assert not (target.has_layer_score)
+    assert not (target.is_prediction)
+    assert target.layer_score(output) is None
+    assert list(target.cautions(output)) == list(target.needs_layers()) == []

@@ -11,18 +11,7 @@ from glowmap.explanation.maps import is_flat
 from glowmap.inputs import Batch
 from glowmap.methods import Method
 from glowmap.shapes import Flags, RawMaps, Scores, crossed
-from glowmap.targets import (
-    AllDetections,
-    Detection,
-    Direction,
-    FunctionTarget,
-    Predicted,
-    SimilarDetection,
-    Target,
-    Unit,
-    leaves,
-    of_places,
-)
+from glowmap.targets import Target
 
 _CANCELLED = 0.5  # of the gradients' power, from which on an average of them says too little
 _MUCH = 0.1  # of the heat on places that the score does not depend on, from which on a note says so
@@ -123,13 +112,12 @@ def _averaged_away(found: MethodMap, layer: str, wording: str) -> list[str]:
 
 def blind_cautions(method: Method, question: Target) -> list[str]:
     """Say that a method never reads the score, where a question was put, or is for detections, where none was asked about."""
-    about = SimilarDetection, Detection, AllDetections, FunctionTarget
-    if method.for_detections and not any(isinstance(one, about) for one in leaves(question)):
+    if method.for_detections and not (question.is_detection or question.reads_raw_output):
         return [
             f"{method.name} shows how well a detection survives, and this question is about none: the map is that of rise with "
             "finer masks; ask about a detection"
         ]
-    if {*method.needs} - {"activations"} or isinstance(question, Predicted):
+    if {*method.needs} - {"activations"} or question.is_prediction:
         return []
     return [
         f"{method.name} looks at what the layer put out and never at the score, so its map is the same whatever is asked; for "
@@ -145,19 +133,15 @@ def changed_cautions(kinds: Sequence[str], questions: Sequence[Target], run: For
     moving = {"flips", "scales"} & {*kinds}
     if not moving:
         return []
-    asked = [one for question in questions for one in leaves(question)]
-    if run.output.is_detector or any(isinstance(one, Detection | AllDetections | SimilarDetection) for one in asked):
+    leaves = [leaf for target in questions for leaf in target.leaves()]
+    fixed = [leaf for leaf in leaves if run.output.is_detector or not leaf.moves_with_image(run.output)]
+    if fixed:
         raise TargetError(
-            f"smoothing by {' and '.join(sorted(moving))} moves what a detector looks for to other places; use noise or "
-            "principal, or none"
+            f"smoothing by {' and '.join(sorted(moving))} moves objects to other places, where "
+            f"{fixed[0].describe(run.output, 0)!r} does not read them; use noise or principal, or give a target that is not "
+            "about a place"
         )
-    placed = [one for one in asked if isinstance(one, Unit | Direction) and of_places(one, run.output)]
-    if placed:
-        raise TargetError(
-            f"smoothing by {' and '.join(sorted(moving))} moves what {placed[0].describe(run.output, 0)!r} reads to other "
-            "places; use noise or principal, or ask about the mean over all places"
-        )
-    picks = [one for one in asked if isinstance(one, FunctionTarget)]
+    picks = [leaf for leaf in leaves if leaf.reads_raw_output]
     if not picks or run.is_dense is False:
         return []
     return [

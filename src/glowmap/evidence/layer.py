@@ -12,7 +12,6 @@ from glowmap.errors import MethodError
 from glowmap.evidence.kinds import evidence
 from glowmap.evidence.scored_pass import ScoredPass
 from glowmap.shapes import Maps, PixelSets, Scores
-from glowmap.targets import of_places
 
 
 @evidence(is_cheap=True)
@@ -99,7 +98,7 @@ def averaged_away(scored: ScoredPass, layer: str) -> Scores | None:
 
     None where averaging is no loss: for a head that pools the layer, and for a target about all places alike.
     """
-    if not of_places(scored.target, scored.forward_pass.output):
+    if not scored.target.is_local(scored.forward_pass.output):
         return None
     flat = scored.once(gradients, layer).flatten(2)
     power, of_means = flat.square().mean(2).sum(1), flat.mean(2).square().sum(1)

@@ -22,7 +22,7 @@ from glowmap.metrics import energy_share
 from glowmap.outputs import ModelOutput
 from glowmap.progress import tracked
 from glowmap.shapes import RawMaps, Scores
-from glowmap.targets import Each, Target, checked, settled
+from glowmap.targets import Target, pin_images
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def _averaged(visit: Session, run: ForwardPass, asked: Sequence[Job], kinds: lis
     changes = variants(kinds, run.batch.images, seed)
     grids = {name: run.maps(name, run.recording[name].output.detach())[:, :1] for name in run.layers}
     grids[INPUT] = run.batch.images[:, :1]
-    fixed = [Each([settled(one.question, run.output, i) for i in range(run.output.batch)]) for one in asked]
+    fixed = [pin_images(one.question, run.output) for one in asked]
     options = pass_options([method for one in asked for method in one.methods])
     for change in tracked(changes, len(changes), "smoothing"):
         again = visit.run(
@@ -72,12 +72,11 @@ def _score(question: Target, answer: ModelOutput) -> Scores:
     """Ask the target, hold it to its contract, and refuse one that wrote into the output, which the next would read."""
     outputs = list(tree.leaves(answer.raw))
     versions = [output._version for output in outputs]
-    asked = question.score(answer)
-    wording = question.describe(answer, 0)
-    scores = checked(asked, answer.batch, wording)
+    scores = question.checked_score(answer)
     if [output._version for output in outputs] != versions:
         raise TargetError(
-            f"the target {wording!r} writes into the model's output in place; write output * 2, not output *= 2"
+            f"the target {question.describe(answer, 0)!r} writes into the model's output in place; write output * 2, not "
+            "output *= 2"
         )
     return scores
 

@@ -1,7 +1,8 @@
 """Questions made ready before the model runs: texts put beside the pictures, other pictures embedded, parts to be watched."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from glowmap.errors import Remedy, TargetError
 from glowmap.evidence.watching import with_layer_outputs
 from glowmap.inputs import Batch
 from glowmap.models import Model, TextPass
-from glowmap.targets import ClassQuestion, Detection, FunctionTarget, Pixels, Predicted, Target, Text, changed, leaves
+from glowmap.targets import Target, for_detector, for_text_generator, replace_texts, texts_in
 
 
 @dataclass(frozen=True)
@@ -26,32 +27,20 @@ class Prepared:
 
 def prepared(model: Model, batch: Batch, questions: Sequence[Target]) -> list[Prepared]:
     """Make questions ready for a (borrowed) model: as many forward passes as the texts in them need, mostly one."""
-    asked = [changed(question, lambda one: _embedded(model, batch, one)) for question in questions]
+    asked = [question.prepare(partial(_embed, model, batch)) for question in questions]
     if model.readers.are_detections:  # a detector says first what it is surest of
-        asked = [_of_own_answer(one, lambda category: Detection(category=category)) for one in asked]
+        asked = [for_detector(target) for target in asked]
     if model.text_interface is None:
         return [Prepared(_watching(model, batch, asked), batch, tuple(enumerate(asked)))]
     if model.text_interface.generates:
-        asked = [_of_own_answer(one, lambda category: Text() if category is None else category) for one in asked]
+        asked = [for_text_generator(target) for target in asked]
     return _heard(model, batch, asked)
-
-
-def _of_own_answer(question: Target, instead: Callable[[ClassQuestion | None], Target]) -> Target:
-    """Put what is asked of the model's own answer to what it is, where that is no class: None stands for the answer itself."""
-    if isinstance(question, Predicted):
-        return instead(None)
-    if isinstance(question, ClassQuestion):
-        return instead(question) if any(isinstance(one, Predicted) for one in leaves(question)) else question
-    if isinstance(question, Pixels) or not hasattr(question, "with_parts"):
-        return question
-    rebuilt: Target = question.with_parts(lambda part: _of_own_answer(part, instead))
-    return rebuilt
 
 
 def _heard(model: Model, batch: Batch, questions: Sequence[Target]) -> list[Prepared]:
     """Put the texts in the questions beside the pictures; those without any go with the first pass."""
     assert model.text_interface is not None
-    texts = [_texts(question) for question in questions]
+    texts = [texts_in(question) for question in questions]
     several = model.text_interface.passes(model, batch, list(dict.fromkeys(text for group in texts for text in group)))
     if several:
         _refuse_unasked(model, batch, several, [one for one, own in zip(questions, texts, strict=True) if not own])
@@ -65,7 +54,7 @@ def _heard(model: Model, batch: Batch, questions: Sequence[Target]) -> list[Prep
                 remedy=Remedy("ask for each by itself: target=[..., ...]", "ask for each by itself: a --text for each"),
             )
         put = several[at].targets if at is not None and several else {}
-        passes.setdefault(at or 0, []).extend((number, one) for one in _as_heard(question, put))
+        passes.setdefault(at or 0, []).extend((number, one) for one in replace_texts(question, put))
     if not several:
         return [Prepared(_watching(model, batch, questions), batch, tuple(passes[0]))]
     return [
@@ -85,9 +74,8 @@ def _heard(model: Model, batch: Batch, questions: Sequence[Target]) -> list[Prep
 def _refuse_unasked(model: Model, batch: Batch, several: Sequence[TextPass], questions: Sequence[Target]) -> None:
     """Refuse questions without a text that would read an answer to words which nobody, or another question, put."""
     assert model.text_interface is not None
-    parts = [one for question in questions for one in leaves(question)]
-    calls = any(isinstance(one, FunctionTarget) for one in parts)
-    if not (calls or any(isinstance(one, ClassQuestion | Pixels) for one in parts)):
+    calls = any(target.reads_raw_output for target in questions)
+    if not (calls or any(target.reads_class_scores for target in questions)):
         return
     what = "a callable" if calls else "a class"
     if model.text_interface.generates:
@@ -114,50 +102,26 @@ def _refuse_unasked(model: Model, batch: Batch, several: Sequence[TextPass], que
         )
 
 
-def _texts(question: Target) -> list[Text]:
-    return [one for one in leaves(question) if isinstance(one, Text)]
-
-
-def _as_heard(question: Target, put: Any) -> list[Target]:
-    """Exchange the texts in a question for what they became; a text by itself may become several questions."""
-    if isinstance(question, Text):
-        return list(put[question])
-    if any(one.each_word for one in _texts(question)):
+def _embed(model: Model, batch: Batch, picture: Any) -> Tensor:
+    """Compute the model's embedding of another picture, 1 x feature."""
+    if model.text_interface is not None and model.text_interface.generates:
         raise TargetError(
-            "maps of each word are several targets, which cannot be part of another",
-            remedy=Remedy("ask about each word: word=...", "ask about each word: --word WORD"),
+            f"{model.name} writes words and embeds no picture by itself; ask about likeness to the part of it that sees (its "
+            "vision tower), or take a model that embeds pictures"
         )
-    return [changed(question, lambda one: put[one][0] if isinstance(one, Text) else one)]
-
-
-def _embedded(model: Model, batch: Batch, question: Target) -> Target:
-    """Tell a question about another picture what the model makes of that picture."""
-    prepare = getattr(question, "prepared", None)
-    if prepare is None:
-        return question
-
-    def embed(picture: Any) -> Tensor:
-        if model.text_interface is not None and model.text_interface.generates:
-            raise TargetError(
-                f"{model.name} writes words and embeds no picture by itself; ask about likeness to the part of it that sees (its "
-                "vision tower), or take a model that embeds pictures"
-            )
-        given = picture
-        if len(batch.arguments) + len(batch.keywords) > 1:  # whatever else the model takes stays as it is
-            given = tuple(picture if one is batch.images else one for one in batch.arguments) or {
-                name: picture if one is batch.images else one for name, one in batch.keywords.items()
-            }
-        other = model.read(given)
-        if model.text_interface is not None:  # it may take no picture without a text
-            other = next((heard.batch for heard in model.text_interface.passes(model, other, [])), other)
-        with torch.no_grad(), model.around_forward(model.module):
-            return model.read_output(called(model.module, other), other).embedding.detach()
-
-    made: Target = prepare(embed)
-    return made
+    given = picture
+    if len(batch.arguments) + len(batch.keywords) > 1:  # whatever else the model takes stays as it is
+        given = tuple(picture if one is batch.images else one for one in batch.arguments) or {
+            name: picture if one is batch.images else one for name, one in batch.keywords.items()
+        }
+    other = model.read(given)
+    if model.text_interface is not None:  # it may take no picture without a text
+        other = next((heard.batch for heard in model.text_interface.passes(model, other, [])), other)
+    with torch.no_grad(), model.around_forward(model.module):
+        return model.read_output(called(model.module, other), other).embedding.detach()
 
 
 def _watching(model: Model, batch: Batch, questions: Sequence[Target]) -> Model:
     """Have the layers watched that the questions read."""
-    names = {name for question in questions for one in leaves(question) for name in getattr(one, "watches", tuple)()}
+    names = {name for target in questions for name in target.needs_layers()}
     return with_layer_outputs(model, batch, sorted(names)) if names else model

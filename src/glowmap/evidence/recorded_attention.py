@@ -27,7 +27,7 @@ from glowmap.layers.align import LayoutProof, gradients, is_bottleneck
 from glowmap.layers.layout import token_layouts
 from glowmap.methods import Attention, Block
 from glowmap.shapes import Scores, crossed
-from glowmap.targets import Each
+from glowmap.targets import pin_images
 
 _TRIES = 4  # readings of a sequence that are put to the proof
 _ALIGNED = 0.7  # how well tokens must depend on their own part of the picture: of six cells few can rank high
@@ -55,7 +55,7 @@ def output_gradients(scored: ScoredPass) -> list[Tensor]:
 def own_gradients(scored: ScoredPass) -> list[Tensor]:
     """Return for each block the gradient of the score that the head gives to its tokens, by its or the pooling's weights."""
     forward_pass = scored.forward_pass
-    target = Each([scored.pinned(image) for image in range(len(scored.images))])
+    target = pin_images(scored.target, scored.forward_pass.output)
 
     def rescore() -> Scores:
         return scored.score_batch(called(forward_pass.module, forward_pass.batch.copied()), target)

@@ -12,7 +12,7 @@ from glowmap.errors import Remedy, TargetError
 from glowmap.evidence.forward_pass import ForwardPass
 from glowmap.evidence.kinds import EVIDENCE, EvidenceKind
 from glowmap.shapes import Maps, Scores
-from glowmap.targets import Target, by_callable, checked, settled
+from glowmap.targets import Target
 
 Made = TypeVar("Made")
 
@@ -76,19 +76,19 @@ class ScoredPass:
         """Score another output of the model for the same batch, by this target or by another."""
         target, count = target or self.target, len(self.images)
         read = self.forward_pass.read(output, count)
-        return checked(target.score(read), count, target.describe(read, 0))
+        return target.checked_score(read)
 
     def score_copies(self, image: int, output: Any, count: int) -> Scores:
         """Score what the model returned for ``count`` changed copies of an image, by this target as it is for that image."""
         target, read = self.pinned(image), self.forward_pass.read(output, count)
-        if by_callable(target):
+        if target.reads_raw_output:
             self._check_copies(target, image, count)
-        return checked(target.score(read), count, target.describe(read, 0))
+        return target.checked_score(read)
 
     def pinned(self, image: int) -> Target:
         """Return the target as it is for one image, where it reads the same classes and places in changed copies of it."""
         if image not in self._pinned:
-            self._pinned[image] = settled(self.target, self.forward_pass.output, image)
+            self._pinned[image] = self.target.pin(self.forward_pass.output, image)
         return self._pinned[image]
 
     def _check_copies(self, target: Target, image: int, count: int) -> None:
@@ -98,13 +98,13 @@ class ScoredPass:
         self._checked.add((image, count))
         copies = repeat_image(self.forward_pass.raw_output, image, len(self.images), count)
         read = self.forward_pass.read(copies, count)
-        scores, score = checked(target.score(read), count, target.describe(read, 0)), self.scores[image]
+        scores, score = target.checked_score(read), self.scores[image]
         if not same_output(scores.detach(), score.detach().expand(count)):
             raise TargetError(
                 f"the target {target.describe(read, 0)!r} scores {count} copies of image {image} otherwise than the image "
                 "itself",
                 remedy=Remedy(
                     "a method that asks again needs a target that treats all images alike: for classes give a tensor of "
-                    "labels, for others targets.Each([...])"
+                    "labels, for others targets.PerImage([...])"
                 ),
             )

@@ -18,7 +18,7 @@ from glowmap.layers.lookup import find_layers
 from glowmap.layers.reader import LayoutReader, single_image
 from glowmap.layers.search import find_layer
 from glowmap.outputs import ModelOutput, is_spatial, names_boxes
-from glowmap.targets import Each, FunctionTarget, Target, leaves
+from glowmap.targets import Target
 
 
 class _OutputNeededError(Exception):
@@ -109,7 +109,7 @@ class LayerSelector:
             if first is batch:
                 raise
             choice = self._find(batch, target)  # the target knows the batch by position, or the first image is blank
-        if has_layer_score(target) and len(batch.images) > 1 and not self.without_gradient:
+        if target.has_layer_score and len(batch.images) > 1 and not self.without_gradient:
             _refuse_other_layers(self.reader, target, choice)
         self.reader.refuse_moving_patches(choice.name, choice.layout)
         self._searched[id(target)] = choice
@@ -136,38 +136,26 @@ class LayerSelector:
 
 def needs_own_layer(target: Target) -> bool:
     """Return whether a target needs a layer of its own, which another target about the same image may not share."""
-    return has_layer_score(target) or _function_of(target) is not None
-
-
-def has_layer_score(target: Target) -> bool:
-    """Return whether a target defines its own score for the layer search."""
-    return any(hasattr(leaf, "said") for leaf in leaves(target))
+    return target.has_layer_score or _function_of(target) is not None
 
 
 def _static_key(target: Target) -> Hashable | None:
     """Return the key of the targets for which a layer is remembered; None where it serves no other target.
 
-    Raises _OutputNeededError where it depends on the model's output. A callable counts by its code and the plain values that it
-    holds: a new one is often made for each call, and keeping it would keep alive what it holds.
+    Raises _OutputNeededError where it depends on the model's output.
     """
-    target_function = _function_of(target)
-    if target_function is not None:
-        function = target_function.function
-        code = getattr(function, "__code__", None)
-        if code is None:
-            return "function", id(function)
-        closure = [cell.cell_contents for cell in function.__closure__ or ()]
-        return "function", code, tuple(value for value in closure if isinstance(value, str | int | float | bool))
-    if not has_layer_score(target):
+    function = _function_of(target)
+    if function is not None:
+        return "function", function.layer_key(_raise_output_needed)
+    if not target.has_layer_score:
         return ("shared",)
     keys = _leaf_keys(target, _raise_output_needed)
     return None if keys is None else ("leaves", keys)
 
 
 def _leaf_keys(target: Target, read_output: Callable[[], ModelOutput]) -> Hashable | None:
-    scored = [leaf for leaf in leaves(target) if hasattr(leaf, "said")]
     with suppress(TargetError):  # it is raised again where the target is scored
-        keys = tuple(leaf.found_as(read_output) if hasattr(leaf, "found_as") else None for leaf in scored)
+        keys = tuple(leaf.layer_key(read_output) for leaf in target.leaves() if leaf.has_layer_score)
         return None if None in keys else keys
     return None
 
@@ -176,10 +164,10 @@ def _raise_output_needed() -> NoReturn:
     raise _OutputNeededError
 
 
-def _function_of(target: Target) -> FunctionTarget | None:
+def _function_of(target: Target) -> Target | None:
     """Return the callable of the user's that a target is, or is made of."""
-    parts = leaves(target)
-    return parts[0] if len(parts) == 1 and isinstance(parts[0], FunctionTarget) else None
+    leaves = target.leaves()
+    return leaves[0] if len(leaves) == 1 and leaves[0].reads_raw_output else None
 
 
 def _layer_score(output: ModelOutput, target: Target) -> LayerScore:
@@ -189,7 +177,7 @@ def _layer_score(output: ModelOutput, target: Target) -> LayerScore:
     or of a few pixels would miss cells that it happens not to use. A detector's is that of all its candidates.
     """
     canvas, has_boxes = output.canvas, names_boxes(output.raw)
-    target_scores = _target_scores(output, target)
+    target_scores = target.layer_score(output)
     if target_scores is not None:
         parts = tuple(target_scores) if len(target_scores) > 1 else ()
         is_detector = output.readers.candidates is not None
@@ -237,33 +225,17 @@ def _signed_sum(values: Tensor) -> Tensor:
     return (values.float() * tree.random_signs(values)).sum()
 
 
-def _target_scores(output: ModelOutput, target: Target) -> Tensor | None:
-    """Return the layer scores of a target (one axis); None if it defines none. Of :class:`Each`, those of the images there."""
-    if isinstance(target, Each):
-        pairs = [(single, output.only(image)) for image, single in enumerate(target.all()[: output.batch])]
-    else:
-        pairs = [(target, output)]
-    scores = [
-        leaf.said(leaf_output).reshape(-1)
-        for single, leaf_output in pairs
-        for leaf in leaves(single)
-        if hasattr(leaf, "said")
-    ]
-    return torch.cat(scores) if scores else None
-
-
 def _refuse_other_layers(reader: LayoutReader, target: Target, choice: Choice) -> None:
     """Raise LayerError where the layer found for the first image's detection does not lead to that of another image."""
     with record(find_layers(reader.module, choice.name)) as recording:
         raw = called(reader.module, reader.batch.copied())
-    scores = _target_scores(reader.read(raw, len(reader.batch.images)), target)
+    scores = target.layer_score(reader.read(raw, len(reader.batch.images)))
     assert scores is not None
     gradient = choice.layout.maps(recording.gradients(scores.sum()[None])[choice.name])
-    by_image = target.all() if isinstance(target, Each) else [target] * len(gradient)
     apart = [
         image
         for image, is_zero in enumerate((gradient == 0).flatten(1).all(1).tolist())
-        if is_zero and has_layer_score(by_image[image])
+        if is_zero and target.for_image(image).has_layer_score
     ]
     if apart:
         raise LayerError(

@@ -1,4 +1,4 @@
-"""What a detector says of one candidate: its class, where its box ends, its mask, and whether there is anything."""
+"""Scores of one of a detector's candidates: its class, the sides of its box, its mask, its objectness."""
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
@@ -10,11 +10,10 @@ from torch import Tensor
 from glowmap import tree
 from glowmap.errors import TargetError
 from glowmap.outputs import DetectedBox, ModelOutput, OutputReaders
-from glowmap.targets._class import ClassQuestion
-from glowmap.targets._target import changed
-from glowmap.targets.classes import Category, Predicted, as_class
+from glowmap.targets._class import ClassTarget
+from glowmap.targets.classes import Category, as_class
 
-SIDES: dict[str, Callable[[Tensor], Tensor]] = {  # of left, top, right, bottom
+SIDES: dict[str, Callable[[Tensor], Tensor]] = {  # of a box: left, top, right, bottom
     "left": lambda box: box[0],
     "top": lambda box: box[1],
     "right": lambda box: box[2],
@@ -22,114 +21,161 @@ SIDES: dict[str, Callable[[Tensor], Tensor]] = {  # of left, top, right, bottom
     "width": lambda box: box[2] - box[0],
     "height": lambda box: box[3] - box[1],
 }
-_CUT = 0.5  # pixels from which on a side counts as cut off at the picture's edge
+PARTS = ("class", "objectness", "mask", *SIDES)  # what may be scored of a candidate
+_CUT = 0.5  # pixels: a box that reaches so far beyond the picture's edge counts as cut off
 
 
-def said_of(answer: ModelOutput, image: int, found: DetectedBox, of: str) -> Tensor:
-    """List what is said of a candidate at one stage: its class, its box in units of its own size, its objectness."""
-    candidates = answer.candidates
-    parts: list[Tensor] = []
-    if candidates.is_anchored or of != "objectness":
-        box = box_of(answer, image, found)
+def part_score(
+    output: ModelOutput,
+    image: int,
+    detection: DetectedBox,
+    part: str,
+    *,
+    category: Any = None,
+    inside: Tensor | None = None,
+) -> Tensor:
+    """Return the score of a part of a detection's candidate, one of ``PARTS``, in the graph of the pass.
+
+    With a ``category``, the score of this target about a class, read off the candidate's class scores. Mask logits are summed
+    over the mask ``inside``, or else where they are positive.
+    """
+    candidates, candidate = output.candidates, detection.candidate
+    if category is not None:
+        return class_of(category, detection).score(class_output(output, image, candidate))[0]
+    if part == "class":
+        return candidates.logits[image][candidate, detection.category]
+    if part == "objectness":
+        return objectness(output, image)[candidate]
+    if part == "mask":
+        mask = candidate_mask(output, image, detection)
+        inside = mask > 0 if inside is None else inside
+        if not inside.any():
+            raise TargetError(
+                f"the mask of {describe_found(output, detection)} is empty; give its class or a side of its box as target"
+            )
+        return sum_inside(mask, inside)
+    box = candidate_box(output, image, detection)
+    if candidates.logits[image].requires_grad and not box.requires_grad:
+        raise TargetError(
+            f"the box of {describe_found(output, detection)} is drawn around its mask and has no gradient; give of='mask'"
+        )
+    return SIDES[part](box)
+
+
+def candidate_scores(output: ModelOutput, image: int, detection: DetectedBox, part: str) -> Tensor:
+    """Return the scores of a candidate that its layer must all lead to: class logit, box / its size, objectness, mask.
+
+    Of a detector of two stages, only those of the stage that computes ``part``: the proposal's objectness, or the rest.
+    """
+    candidates = output.candidates
+    scores: list[Tensor] = []
+    if candidates.is_anchored or part != "objectness":
+        box = candidate_box(output, image, detection)
         sizes = torch.stack([SIDES["width"](box), SIDES["height"](box)] * 2).detach().clamp_min(1)
-        parts += [candidates.logits[image][found.candidate, found.category], (box / sizes).sum()]
-    if of == "objectness" or (candidates.is_anchored and candidates.objectness is not None):
-        parts.append(objectness_of(answer, image)[found.candidate])
+        scores += [candidates.logits[image][detection.candidate, detection.category], (box / sizes).sum()]
+    if part == "objectness" or (candidates.is_anchored and candidates.objectness is not None):
+        scores.append(objectness(output, image)[detection.candidate])
     if candidates.masks is not None:
-        mask = mask_of(answer, image, found)
-        parts.append(sum_inside(mask, mask > 0) / (mask > 0).sum().clamp_min(1))
-    return torch.stack(parts)
+        mask = candidate_mask(output, image, detection)
+        scores.append(sum_inside(mask, mask > 0) / (mask > 0).sum().clamp_min(1))
+    return torch.stack(scores)
 
 
-def levels_of(answer: ModelOutput, found: Sequence[DetectedBox], of: str) -> Hashable:
-    """Tell from which levels of a pyramid detections come, one an image, which decides their layer; None where it is unknown."""
-    candidates = answer.candidates
-    if candidates.levels is None or (of == "objectness" and not candidates.is_anchored):
+def pyramid_levels(output: ModelOutput, detections: Sequence[DetectedBox], part: str) -> Hashable | None:
+    """Return the pyramid levels that detections, one per image, are read from; None where they are unknown.
+
+    They decide which layer is found for the detections.
+    """
+    candidates = output.candidates
+    if candidates.levels is None or (part == "objectness" and not candidates.is_anchored):
         return None
-    return (of == "objectness", *(int(candidates.levels[image][one.candidate]) for image, one in enumerate(found)))
+    levels = [int(candidates.levels[image][detection.candidate]) for image, detection in enumerate(detections)]
+    return (part == "objectness", *levels)
 
 
-def category_of(category: Any, found: DetectedBox) -> ClassQuestion:
-    """Read a question about the classes of a detection, whose own is the predicted one."""
-    own = Category(found.category)
-    return as_class(changed(as_class(category), lambda part: own if isinstance(part, Predicted) else part))
+def class_of(category: Any, detection: DetectedBox) -> ClassTarget:
+    """Return a target about a class of a detection; the predicted class is the detection's."""
+    detected = Category(detection.category)
+    return as_class(as_class(category).map_leaves(lambda leaf: detected if leaf.is_prediction else leaf))
 
 
-def classes_of(answer: ModelOutput, image: int, candidate: int | None) -> ModelOutput:
-    """Read one candidate's class logits as a classifier's answer; there being no object is a class there."""
-    several, names = answer.candidates, answer.class_names
-    logits = several.logits[image][candidate][None]
-    nothing = several.background
-    if several.no_object is not None:
-        logits, nothing = torch.cat([logits, several.no_object[image][candidate].reshape(1, 1)], 1), logits.shape[1]
+def class_output(output: ModelOutput, image: int, candidate: int | None) -> ModelOutput:
+    """Return one candidate's class scores as the output of a classifier; "no object" is a class there."""
+    candidates, names = output.candidates, output.class_names
+    logits = candidates.logits[image][candidate][None]
+    background = candidates.background
+    if candidates.no_object is not None:
+        no_object = candidates.no_object[image][candidate].reshape(1, 1)
+        logits, background = torch.cat([logits, no_object], 1), logits.shape[1]
         names = names and (*names, "no object")
     return replace(
-        answer.only(image),
-        readers=OutputReaders(lambda _: logits, are_exclusive=not several.uses_sigmoid),
+        output.only(image),
+        readers=OutputReaders(lambda _: logits, are_exclusive=not candidates.uses_sigmoid),
         class_names=names,
-        background_index=nothing,
+        background_index=background,
     )
 
 
-def box_of(answer: ModelOutput, image: int, found: DetectedBox) -> Tensor:
-    """Give the box of a detection's candidate: left, top, right, bottom, in the graph of the pass."""
-    box = answer.candidates.boxes[image][found.candidate]
-    return box[found.category] if box.ndim == 2 else box
+def candidate_box(output: ModelOutput, image: int, detection: DetectedBox) -> Tensor:
+    """Return the box of a detection's candidate in the graph of the pass: left, top, right, bottom."""
+    box = output.candidates.boxes[image][detection.candidate]
+    return box[detection.category] if box.ndim == 2 else box
 
 
-def mask_of(answer: ModelOutput, image: int, found: DetectedBox) -> Tensor:
-    """Give the mask of a detection's candidate, in logits. TargetError where the detector has none."""
-    masks = answer.candidates.masks
+def candidate_mask(output: ModelOutput, image: int, detection: DetectedBox) -> Tensor:
+    """Return the mask logits of a detection's candidate. Raises TargetError for a detector without masks."""
+    masks = output.candidates.masks
     if masks is None:
         raise TargetError(
-            f"{answer.model} gives its candidates no masks of their own; ask of its class, or of a side of its box: "
+            f"the candidates of {output.model} have no masks; give the class as target, or a side of the box: "
             f"{', '.join(SIDES)}"
         )
-    return masks[image][found.candidate]
+    return masks[image][detection.candidate]
 
 
-def objectness_of(answer: ModelOutput, image: int) -> Tensor:
-    """Give the logit of there being an object, for each candidate. TargetError where the detector has none."""
-    objectness = answer.candidates.objectness
-    if objectness is None:
+def objectness(output: ModelOutput, image: int) -> Tensor:
+    """Return the logit of there being an object, for each candidate. Raises TargetError for a detector without it."""
+    logits = output.candidates.objectness
+    if logits is None:
         raise TargetError(
-            f"{answer.model} has no score of there being an object at all; ask of its class, or of a side of its box: "
-            f"{', '.join(SIDES)}"
+            f"{output.model} computes no objectness, a score of there being any object; give the class as target, or a side of "
+            f"the box: {', '.join(SIDES)}"
         )
-    return objectness[image]
+    return logits[image]
 
 
-def is_cut(answer: ModelOutput, image: int, found: DetectedBox, of: str) -> bool:
-    """Tell whether the side in question reaches beyond the picture, where the detector cuts it off."""
-    if of not in SIDES:
+def is_cut_off(output: ModelOutput, image: int, detection: DetectedBox, part: str) -> bool:
+    """Return whether the side that is scored reaches beyond the picture's edge, where the detector cuts the box off."""
+    if part not in SIDES:
         return False
-    own, shown = box_of(answer, image, found).detach(), torch.tensor(found.corners)
-    return abs(float(SIDES[of](own)) - float(SIDES[of](shown))) > _CUT
+    before, after = candidate_box(output, image, detection).detach(), torch.tensor(detection.corners)
+    return abs(float(SIDES[part](before)) - float(SIDES[part](after))) > _CUT
 
 
-def overlaps(boxes: Tensor, box: Tensor) -> Tensor:
-    """Measure the overlap (IoU) of boxes with one."""
+def box_overlaps(boxes: Tensor, box: Tensor) -> Tensor:
+    """Return the intersection over union (IoU) of each of some boxes with a box."""
     low, high = torch.maximum(boxes[:, :2], box[:2]), torch.minimum(boxes[:, 2:], box[2:])
-    common = (high - low).clamp_min(0).prod(1)
+    intersections = (high - low).clamp_min(0).prod(1)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(1) + (box[2:] - box[:2]).prod()
-    return common / (areas - common).clamp_min(torch.finfo(boxes.dtype).tiny)
+    return intersections / (areas - intersections).clamp_min(torch.finfo(boxes.dtype).tiny)
 
 
-def sum_inside(mask: Tensor, inside: Tensor) -> Tensor:
-    """Sum a mask's logits at a set of its cells; in half precision such sums overflow."""
-    return (tree.full_precision(mask) * inside).sum()
-
-
-def masks_overlaps(masks: Tensor, mask: Tensor) -> Tensor:
-    """Measure the overlap (IoU) of masks with one."""
+def mask_overlaps(masks: Tensor, mask: Tensor) -> Tensor:
+    """Return the intersection over union (IoU) of each of some masks with a mask."""
     return (masks & mask).flatten(1).sum(1) / (masks | mask).flatten(1).sum(1)
 
 
-def spelled(answer: ModelOutput, found: DetectedBox) -> str:
-    """Spell a detection: its class, score and box."""
-    return f"{answer.name(found.category)} {found.score:.2f} at {', '.join(f'{side:.0f}' for side in found.corners)}"
+def sum_inside(mask: Tensor, inside: Tensor) -> Tensor:
+    """Sum a mask's logits over a set of its cells, in full precision: in half precision such sums overflow."""
+    return (tree.full_precision(mask) * inside).sum()
 
 
-def in_image(answer: ModelOutput, image: int) -> str:
-    """Say in which image, where there are several."""
-    return f" in image {image}" if answer.batch > 1 else ""
+def describe_found(output: ModelOutput, detection: DetectedBox) -> str:
+    """Return a detection's class, score and box, for messages: "car 0.98 at 10, 20, 50, 40"."""
+    corners = ", ".join(f"{side:.0f}" for side in detection.corners)
+    return f"{output.name(detection.category)} {detection.score:.2f} at {corners}"
+
+
+def in_image(output: ModelOutput, image: int) -> str:
+    """Return " in image 1" for a message; nothing for a batch of one."""
+    return f" in image {image}" if output.batch > 1 else ""

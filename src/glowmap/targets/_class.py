@@ -1,7 +1,7 @@
-"""What a question about a class is: a score read off the class scores, in the same way at every place."""
+"""The base class of targets about a class: a score read off the class scores, in the same way at every pixel."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,109 +11,108 @@ from glowmap import tree
 from glowmap.errors import Remedy, TargetError
 from glowmap.outputs import ModelOutput
 from glowmap.shapes import PixelSets, Scores
-from glowmap.targets._target import in_images, of_nothing
+from glowmap.targets._target import Target, empty_images, in_images
 
 
-class ClassQuestion(ABC):
-    """A question about one class of each image: ``read`` says what is read off the class scores, at each place by itself.
+class ClassTarget(Target):
+    """A target about a class of each image: :meth:`read` computes the score from class scores, at each pixel alike.
 
-    As a target by itself it is what is read of a classifier's scores, and of a dense model's the sum over the pixels predicted
-    as its class (Vinogradova et al. 2020, arXiv:2002.11434, eq. 2). Others ask it elsewhere: ``Pixels`` at a set of pixels, and
-    questions about a detection of that detection's class scores.
+    For a classifier the score is what is read off its class scores. For a dense model it is the sum over the pixels predicted as
+    the class (Vinogradova et al. 2020, arXiv:2002.11434, eq. 2). Other targets read it elsewhere: ``Pixels`` at a set of pixels,
+    ``Detection`` off the class scores of a detection.
     """
 
+    reads_class_scores = True
+
     @abstractmethod
-    def chosen(self, answer: ModelOutput, image: int) -> int:
-        """Tell the class that an image is asked about, as an index. TargetError for a class that is none."""
+    def class_index(self, output: ModelOutput, image: int) -> int:
+        """Return the index of the class for one image. Raises TargetError for a class that the model does not have."""
 
-    def indices(self, answer: ModelOutput) -> Tensor:
-        """Tell the class that each image is asked about: one axis, the batch."""
-        return torch.tensor([self.chosen(answer, image) for image in range(answer.batch)])
+    def class_indices(self, output: ModelOutput) -> Tensor:
+        """Return the index of the class for each image: one axis, the batch."""
+        return torch.tensor([self.class_index(output, image) for image in range(output.batch)])
 
-    def read(self, logits: Tensor, answer: ModelOutput) -> Tensor:
-        """Read the score off class scores: batch x class (x places) become batch (x places), in the graph of the pass."""
-        return logits[torch.arange(len(logits)), self.indices(answer).to(logits.device)]
+    def read(self, logits: Tensor, output: ModelOutput) -> Tensor:
+        """Compute the score from class scores: batch x class (x grid) become batch (x grid), in the graph of the pass."""
+        return logits[torch.arange(len(logits)), self.class_indices(output).to(logits.device)]
 
-    def named(self, answer: ModelOutput, image: int) -> str:
-        """Name what is asked of an image: "car", "car rather than bus"."""
-        return answer.name(self.chosen(answer, image))
-
-    def fixed(self, answer: ModelOutput, image: int) -> "ClassQuestion":
-        """Put it to one image alone, with the classes and weights fixed that depend on the model's answer to it."""
+    def pin_class(self, output: ModelOutput, image: int) -> "ClassTarget":
+        """Return the target for one image alone, with the classes and weights fixed that depend on the model's prediction."""
         return self
 
-    def doubts(self, answer: ModelOutput, places: PixelSets | None = None) -> Sequence[str]:
-        """Say what to mind of the score, of a dense model at these places."""
+    def pixels(self, output: ModelOutput) -> PixelSets:
+        """Return the pixels of a dense model that are scored where no others are named: those predicted as the class."""
+        return predicted_pixels(output, self.class_indices(output))
+
+    def cautions_at(self, output: ModelOutput, pixels: PixelSets | None) -> Sequence[str]:
+        """Return what to know before trusting the score, of a dense model that at these pixels."""
         return ()
 
-    def inside(self, answer: ModelOutput) -> PixelSets:
-        """Tell the pixels that a dense model is asked about where no others are named: those predicted as the class."""
-        return predicted(answer, self.indices(answer))
+    def score(self, output: ModelOutput) -> Scores:
+        if output.logits.ndim > 2:
+            return score_at(self, output, self.pixels(output))
+        return self.read(output.logits, output)
 
-    def score(self, answer: ModelOutput) -> Scores:
-        if answer.logits.ndim > 2:
-            return score_at(self, answer, self.inside(answer))
-        return self.read(answer.logits, answer)
+    def describe(self, output: ModelOutput, image: int) -> str:
+        return output.name(self.class_index(output, image))
 
-    def describe(self, answer: ModelOutput, image: int) -> str:
-        return self.named(answer, image)
+    def pin(self, output: ModelOutput, image: int) -> "ClassTarget | PinnedPixels":
+        target = self.pin_class(output, image)
+        if output.logits.ndim == 2:
+            return target
+        return PinnedPixels(target, self.pixels(output)[image], description=self.describe(output, image))
 
-    def pin(self, answer: ModelOutput, image: int) -> "ClassQuestion | PinnedPixels":
-        one = self.fixed(answer, image)
-        if answer.logits.ndim == 2:
-            return one
-        return PinnedPixels(one, self.inside(answer)[image], called=self.describe(answer, image))
+    def replace_prediction(self, replacement: Callable[["ClassTarget | None"], Target]) -> Target:
+        return replacement(self) if any(leaf.is_prediction for leaf in self.leaves()) else self
 
 
 @dataclass(frozen=True)
-class PinnedPixels:
-    """A question about a class at a fixed set of places of the output, and ``around`` it where it is set off from these.
+class PinnedPixels(Target):
+    """A class summed over a fixed set of pixels; with ``around``, the mean over the set minus the mean over the ring around it.
 
-    The sets are as large as the output, for all images alike. This is what questions become that are put again.
+    Both masks have the grid of the output and hold for all images alike. Pinned targets of dense models are of this kind.
     """
 
-    question: ClassQuestion
-    places: Tensor
+    target: ClassTarget
+    inside: Tensor
     around: Tensor | None = None
-    called: str = ""
+    description: str = ""
 
-    def score(self, answer: ModelOutput) -> Scores:
-        return score_at(self.question, answer, self.places, self.around)
+    def score(self, output: ModelOutput) -> Scores:
+        return score_at(self.target, output, self.inside, self.around)
 
-    def describe(self, answer: ModelOutput, image: int) -> str:
-        return self.called or self.question.named(answer, image)
+    def describe(self, output: ModelOutput, image: int) -> str:
+        return self.description or self.target.describe(output, image)
 
 
-def predicted(answer: ModelOutput, indices: Tensor) -> PixelSets:
-    """Find the pixels of each image that are predicted as its class. Raises TargetError where there are none."""
-    found: Tensor = answer.labels == indices.to(answer.labels.device).reshape(-1, *[1] * (answer.labels.ndim - 1))
-    empty = of_nothing(found)
+def predicted_pixels(output: ModelOutput, indices: Tensor) -> PixelSets:
+    """Return the pixels of each image that are predicted as its class. Raises TargetError where there are none."""
+    inside: Tensor = output.labels == indices.to(output.labels.device).reshape(-1, *[1] * (output.labels.ndim - 1))
+    empty = empty_images(inside)
     if empty:
+        remedy = f"give a class that is predicted ({present_classes(output, empty[0])})"
         raise TargetError(
-            f"no pixel is predicted as {answer.name(int(indices[empty[0]]))!r}{in_images(empty, found)}",
-            remedy=Remedy(
-                f"ask for a class that is there ({there(answer, empty[0])}), or give a mask: targets.Pixels(class, mask)",
-                f"ask for a class that is there ({there(answer, empty[0])}), or about what is predicted at a pixel: --at X,Y",
-            ),
+            f"no pixel is predicted as {output.name(int(indices[empty[0]]))!r}{in_images(empty, inside)}",
+            remedy=Remedy(f"{remedy}, or a mask: targets.Pixels(class, mask)", f"{remedy}, or a pixel: --at X,Y"),
         )
-    return found
+    return inside
 
 
-def there(answer: ModelOutput, image: int = 0) -> str:
-    """Name the classes that a dense model predicts in an image, with the share of the pixels of each."""
-    labels = answer.labels[image]
-    shares = [f"{answer.name(i)} {(labels == i).float().mean():.1%}" for i in answer.present(image)[:5]]
+def present_classes(output: ModelOutput, image: int = 0) -> str:
+    """Return the names of the classes that a dense model predicts in an image, with the share of the pixels of each."""
+    labels = output.labels[image]
+    shares = [f"{output.name(index)} {(labels == index).float().mean():.1%}" for index in output.present(image)[:5]]
     return ", ".join(shares) or "none"
 
 
-def score_at(question: ClassQuestion, answer: ModelOutput, places: Tensor, around: Tensor | None = None) -> Scores:
-    """Sum what is read over a set of places; or, where it is set off from those ``around``, subtract the means of both."""
-    values = tree.full_precision(question.read(answer.logits, answer))
+def score_at(target: ClassTarget, output: ModelOutput, inside: Tensor, around: Tensor | None = None) -> Scores:
+    """Sum a class's score over a set of pixels; with ``around``, return the mean over the set minus the mean over that one."""
+    values = tree.full_precision(target.read(output.logits, output))
     if around is None:
-        return (values * places).flatten(1).sum(1)
-    return _mean(values, places) - _mean(values, around)
+        return (values * inside).flatten(1).sum(1)
+    return _mean(values, inside) - _mean(values, around)
 
 
-def _mean(values: Tensor, places: Tensor) -> Scores:
-    counted: Tensor = places.expand_as(values).flatten(1).sum(1)
-    return (values * places).flatten(1).sum(1) / counted
+def _mean(values: Tensor, mask: Tensor) -> Scores:
+    count: Tensor = mask.expand_as(values).flatten(1).sum(1)
+    return (values * mask).flatten(1).sum(1) / count

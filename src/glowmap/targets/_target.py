@@ -1,9 +1,11 @@
-"""What a target is: a question that gets one score per image, and the contract it is held to."""
+"""The base class of all targets, what a target points at in the picture, and the check of its scores."""
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
+import torch
 from jaxtyping import Bool
 from torch import Tensor
 
@@ -11,127 +13,16 @@ from glowmap.errors import TargetError
 from glowmap.outputs import Corners, ModelOutput
 from glowmap.shapes import Scores
 
-
-@runtime_checkable
-class Target(Protocol):
-    """A question: one score per image, and its wording for each image.
-
-    A target may have more to say, and is asked where it does:
-
-    - ``settled(answer, image) -> Target``: the same question to one image alone, with all in it fixed that depends on the
-      model's answer to the unchanged image (:func:`settled`);
-    - ``notes(answer) -> Sequence[str]``: what to mind before trusting a map of this score, for its parts too;
-    - ``with_parts(change) -> Target``: for a question made of others, a copy of it with ``change`` applied to each;
-    - ``said(answer) -> Tensor``: what the model says of the thing in question altogether, by which a layer is found for this
-      question alone (a detection: its class and its box), one number or several, which all are to go through it;
-    - ``found_as(first) -> Hashable``: what such a layer depends on beside the model and the input's shape, so that it may be
-      remembered, or None where it may not be; ``first()`` is the model's answer in a first pass without gradients;
-    - ``of_places(answer) -> bool``: whether it asks about a part of the places, so that no head pools all of them;
-    - ``prepared(embed) -> Target``: what it becomes once ``embed(picture)`` has told the model's embedding of another picture;
-    - ``watches() -> Sequence[str]``: the layers whose output it reads, found in ``answer.intermediates`` by these names, a list
-      with a ``LayerOutput`` for each run of the layer;
-    - ``mark(answer, image) -> Mark | Sequence[Mark] | None``: what it points at in the picture, which figures draw;
-    - ``ranks``: False where it is about no class, so that a figure shows no ranking of classes beside it.
-    """
-
-    def score(self, answer: ModelOutput) -> Scores: ...
-    def describe(self, answer: ModelOutput, image: int) -> str: ...
-
-
-def changed(question: Target, change: Callable[[Target], Target]) -> Target:
-    """Rebuild a question with its innermost parts changed."""
-    with_parts = getattr(question, "with_parts", None)
-    if with_parts is None:
-        return change(question)
-    rebuilt: Target = with_parts(lambda part: changed(part, change))
-    return rebuilt
-
-
-def parts(question: Target) -> list[Target]:
-    """List the questions that one is made of, which may be made of others; none for one that is made of none."""
-    found: list[Target] = []
-
-    def see(part: Target) -> Target:
-        found.append(part)
-        return part
-
-    with_parts = getattr(question, "with_parts", None)
-    if with_parts is not None:
-        with_parts(see)
-    return found
-
-
-def leaves(question: Target) -> list[Target]:
-    """List a question's innermost parts, which of one that is made of none is the question itself."""
-    return [leaf for part in parts(question) for leaf in leaves(part)] or [question]
-
-
-def settled(question: Target, answer: ModelOutput, image: int) -> Target:
-    """Put a question to one image alone, with all in it fixed that depends on the model's answer to the unchanged image.
-
-    When a changed input is scored, a class that was the answer, or the pixels that were predicted, are to stay the same.
-    """
-    settle = getattr(question, "pin", None)
-    if settle is None:
-        return question
-    one: Target = settle(answer, image)
-    return one
-
-
-def cautions_of(question: Target, answer: ModelOutput) -> list[str]:
-    """List what to mind before trusting a map of this score: the question's own notes, or else those of its parts."""
-    cautions = getattr(question, "cautions", None)
-    if cautions is not None:
-        return list(cautions(answer))
-    return [caution for part in parts(question) for caution in cautions_of(part, answer)]
-
-
-def of_places(question: Target, answer: ModelOutput) -> bool:
-    """Tell whether a question is about a part of the places, so that the head does not pool all of them for it."""
-    return any(getattr(one, "of_places", lambda _: answer.is_dense)(answer) for one in leaves(question))
-
-
-def checked(scores: Any, batch: int, wording: str) -> Scores:
-    """Hold a target to its contract, one finite floating score per image; else a TargetError says what came."""
-    if not isinstance(scores, Tensor) or not scores.is_floating_point():
-        what = f"a tensor of {scores.dtype}" if isinstance(scores, Tensor) else type(scores).__name__
-        raise TargetError(
-            f"the target {wording!r} returned {what}; return a floating tensor of {batch} scores, one per image"
-        )
-    if scores.ndim == 0 and batch == 1:
-        return checked(scores[None], batch, wording)
-    if tuple(scores.shape) != (batch,):
-        raise TargetError(
-            f"the target {wording!r} returned the shape {tuple(scores.shape)} for {batch} image{'s' * (batch > 1)}; "
-            f"return one score per image, the shape ({batch},)"
-        )
-    finite = scores.isfinite().tolist()
-    if not all(finite):
-        wrong = [i for i, good in enumerate(finite) if not good]
-        raise TargetError(
-            f"the score of {wording!r} is not finite{in_images(wrong, scores)}; look for NaN or overflow in the model's output"
-        )
-    return scores
-
-
-def of_nothing(sets: Sequence[Tensor] | Tensor) -> list[int]:
-    """List the images whose set of places is empty."""
-    return [image for image, part in enumerate(sets) if not part.any()]
-
-
-def in_images(wrong: Sequence[int], batch: Sequence[Any] | Tensor) -> str:
-    """Say in which images, where there are several."""
-    if len(batch) == 1:
-        return ""
-    return f" in image{'s' * (len(wrong) > 1)} {', '.join(map(str, wrong[:10]))}{', ...' * (len(wrong) > 10)}"
+if TYPE_CHECKING:
+    from glowmap.targets._class import ClassTarget
 
 
 @dataclass(frozen=True, eq=False)
 class Annotation:
-    """One of a point (x, y), a box (left, top, right, bottom), and a region (rows x columns, true inside).
+    """A point (x, y), a box (left, top, right, bottom) or a region (rows x columns, true inside) that figures draw.
 
-    Points and boxes are in shares of what the model saw: 0 is its left or upper edge, 1 its right or lower one. A region covers
-    what the model saw, at any resolution. Raises TargetError for none of the three, or more than one.
+    Points and boxes are in shares of the model's input: 0 is its left or upper edge, 1 its right or lower edge. A region covers
+    the model's input, at any resolution. Raises TargetError unless exactly one of the three is set.
     """
 
     point: tuple[float, float] | None = None
@@ -139,30 +30,200 @@ class Annotation:
     region: Bool[Tensor, "rows columns"] | None = None
 
     def __post_init__(self) -> None:
-        given = sum(one is not None for one in (self.point, self.box, self.region))
-        if given != 1:
-            raise TargetError(f"a mark is one of a point, a box and a region, and this one has {given}; give just one")
+        count = sum(shape is not None for shape in (self.point, self.box, self.region))
+        if count != 1:
+            raise TargetError(
+                f"an annotation is a point, a box or a region, and this one has {count}; give exactly one"
+            )
 
 
-def annotations_of(question: Target, answer: ModelOutput, image: int) -> tuple[Annotation, ...]:
-    """List what a question points at in an image: what it says itself, or else what its parts say, each once."""
-    mark = getattr(question, "annotations", None)
-    if mark is None:
-        return _distinct([one for part in parts(question) for one in annotations_of(part, answer, image)])
-    own: Annotation | Sequence[Annotation] | None = mark(answer, image)
-    return (own,) if isinstance(own, Annotation) else _distinct(own or ())
+class Target(ABC):
+    """A function from the model's output to one score per image, with a description for captions.
+
+    A subclass defines :meth:`score` and :meth:`describe`. The other methods have defaults and are overridden where the target
+    needs more:
+
+    - a target that depends on the model's prediction (the predicted class, the predicted pixels) overrides :meth:`pin`;
+    - a target made of other targets overrides :meth:`children` and :meth:`with_children`. The defaults of all other methods then
+      combine the answers of its children;
+    - a target about a part of the picture overrides :meth:`is_local` and :meth:`annotations`;
+    - a target that not every layer leads to overrides :meth:`layer_score`, :meth:`layer_key` and ``has_layer_score``;
+    - a target that reads the output of inner layers overrides :meth:`needs_layers`.
+    """
+
+    @abstractmethod
+    def score(self, output: ModelOutput) -> Scores:
+        """Return one finite floating score per image of the batch, differentiable with respect to the model's output."""
+
+    @abstractmethod
+    def describe(self, output: ModelOutput, image: int) -> str:
+        """Return what the target means for one image of the batch, for captions and messages: ``"car rather than bus"``."""
+
+    def checked_score(self, output: ModelOutput) -> Scores:
+        """Return the score. Raises TargetError unless it is one finite floating number per image."""
+        return check_scores(self.score(output), output.batch, self.describe(output, 0))
+
+    # targets made of targets
+
+    def children(self) -> Sequence["Target"]:
+        """Return the targets that this target is made of."""
+        return ()
+
+    def with_children(self, children: Sequence["Target"]) -> "Target":
+        """Return a copy with other children, in the order of :meth:`children`."""
+        return self
+
+    def for_image(self, image: int) -> "Target":
+        """Return the target of one image of the batch, where the images have targets of their own."""
+        return self
+
+    def leaves(self) -> list["Target"]:
+        """Return the targets without children that this target is made of; itself, if it has no children."""
+        return [leaf for child in self.children() for leaf in child.leaves()] or [self]
+
+    def map_leaves(self, change: Callable[["Target"], "Target"]) -> "Target":
+        """Return a copy with ``change`` applied to each leaf."""
+        if not self.children():
+            return change(self)
+        return self.with_children([child.map_leaves(change) for child in self.children()])
+
+    # one score for all changed copies of an image
+
+    def pin(self, output: ModelOutput, image: int) -> "Target":
+        """Return the target for one image alone, with everything fixed that depends on the model's prediction for it.
+
+        Methods that change the image score the pinned target: the predicted class and the predicted pixels are then those of
+        the unchanged image. ``output`` is the output for the unchanged batch.
+        """
+        return self.with_children([child.pin(output, image) for child in self.children()]) if self.children() else self
+
+    def moves_with_image(self, output: ModelOutput) -> bool:
+        """Return whether the score means the same for a flipped or resized image once a dense output is flipped back."""
+        return all(child.moves_with_image(output) for child in self.children())
+
+    # what a person reads and sees
+
+    def cautions(self, output: ModelOutput) -> Sequence[str]:
+        """Return what to know before trusting a map of this score."""
+        return [caution for child in self.children() for caution in child.cautions(output)]
+
+    def annotations(self, output: ModelOutput, image: int) -> Sequence[Annotation]:
+        """Return what the target points at in the picture: points, boxes and regions, each once."""
+        return distinct([mark for child in self.children() for mark in child.annotations(output, image)])
+
+    # the search for a layer
+
+    @property
+    def has_layer_score(self) -> bool:
+        """Whether :meth:`layer_score` returns a score, so that the target does not share the layer found for others."""
+        return any(child.has_layer_score for child in self.children())
+
+    def layer_score(self, output: ModelOutput) -> Tensor | None:
+        """Return the scores (one axis) that a layer for this target must all have a gradient of; None if any layer will do.
+
+        For a detection: its class, its box and its mask, which one level of a feature pyramid leads to.
+        """
+        scores = [score for child in self.children() if (score := child.layer_score(output)) is not None]
+        return torch.cat(scores) if scores else None
+
+    def layer_key(self, first: Callable[[], ModelOutput]) -> Hashable | None:
+        """Return what the layer of a leaf depends on besides the model and the input's shape; None if it must not be cached.
+
+        ``first()`` runs the model once without gradients, where the key depends on its output.
+        """
+        return None
+
+    def is_local(self, output: ModelOutput) -> bool:
+        """Return whether the score is about a part of the picture, so that no head pools all places for it."""
+        return any(child.is_local(output) for child in self.children()) if self.children() else output.is_dense
+
+    # what must be done before the model runs
+
+    def needs_layers(self) -> Sequence[str]:
+        """Return the names of the layers whose output :meth:`score` reads, as ``output.intermediates[name]``.
+
+        Each is a list with a ``LayerOutput`` for each run of the layer.
+        """
+        return [name for child in self.children() for name in child.needs_layers()]
+
+    def prepare(self, embed: Callable[[Any], Tensor]) -> "Target":
+        """Return the target that is scored. ``embed`` returns the model's embedding of another picture, 1 x feature."""
+        return self.with_children([child.prepare(embed) for child in self.children()]) if self.children() else self
+
+    def replace_prediction(self, replacement: Callable[["ClassTarget | None"], "Target"]) -> "Target":
+        """Return a copy for a model that predicts no class: ``replacement(None)`` in place of its own prediction.
+
+        A target about the predicted class becomes ``replacement(target)``.
+        """
+        if not self.children():
+            return self
+        return self.with_children([child.replace_prediction(replacement) for child in self.children()])
+
+    # what kind of target it is
+
+    @property
+    def is_class(self) -> bool:
+        """Whether the target is about classes, so that figures show the likeliest classes beside the map."""
+        return any(child.is_class for child in self.children()) if self.children() else True
+
+    @property
+    def is_prediction(self) -> bool:
+        """Whether the target is the model's own prediction, which is explained where no target is given."""
+        return False
+
+    @property
+    def is_detection(self) -> bool:
+        """Whether the target is about boxes that a detector found."""
+        return any(child.is_detection for child in self.children())
+
+    @property
+    def reads_class_scores(self) -> bool:
+        """Whether the score is computed from the model's class scores."""
+        return any(child.reads_class_scores for child in self.children())
+
+    @property
+    def reads_raw_output(self) -> bool:
+        """Whether the score is computed by a callable of the user's, which gets the raw output of the whole batch."""
+        return any(child.reads_raw_output for child in self.children())
 
 
-def ranks(question: Target) -> bool:
-    """Tell whether a question is about classes, of which a figure may show which are the likeliest."""
-    own = getattr(question, "ranks", None)
-    if own is None:
-        return any(map(ranks, parts(question))) if parts(question) else True
-    return bool(own)
+def check_scores(scores: Any, batch: int, description: str) -> Scores:
+    """Return the scores of a target. Raises TargetError unless they are one finite floating number per image."""
+    if not isinstance(scores, Tensor) or not scores.is_floating_point():
+        kind = f"a tensor of {scores.dtype}" if isinstance(scores, Tensor) else type(scores).__name__
+        raise TargetError(
+            f"the target {description!r} returned {kind}; return a floating tensor of {batch} scores, one per image"
+        )
+    if scores.ndim == 0 and batch == 1:
+        return check_scores(scores[None], batch, description)
+    if tuple(scores.shape) != (batch,):
+        raise TargetError(
+            f"the target {description!r} returned the shape {tuple(scores.shape)} for {batch} image{'s' * (batch > 1)}; "
+            f"return one score per image, the shape ({batch},)"
+        )
+    is_finite = scores.isfinite().tolist()
+    if not all(is_finite):
+        wrong = [image for image, finite in enumerate(is_finite) if not finite]
+        raise TargetError(
+            f"the score of {description!r} is not finite{in_images(wrong, scores)}; look for NaN or overflow in the model's "
+            "output"
+        )
+    return scores
 
 
-def _distinct(annotations: Sequence[Annotation]) -> tuple[Annotation, ...]:
-    """Keep each point and box once: two classes may be asked about at one place."""
-    return tuple(
-        {(one.point, one.box, None if one.region is None else id(one.region)): one for one in annotations}.values()
-    )
+def empty_images(masks: Sequence[Tensor] | Tensor) -> list[int]:
+    """Return the images whose mask is empty."""
+    return [image for image, mask in enumerate(masks) if not mask.any()]
+
+
+def in_images(images: Sequence[int], batch: Sequence[Any] | Tensor) -> str:
+    """Return " in images 0, 2" for a message; nothing for a batch of one."""
+    if len(batch) == 1:
+        return ""
+    return f" in image{'s' * (len(images) > 1)} {', '.join(map(str, images[:10]))}{', ...' * (len(images) > 10)}"
+
+
+def distinct(annotations: Sequence[Annotation]) -> list[Annotation]:
+    """Return each point, box and region once: two classes may be explained at the same place."""
+    by_value = {(mark.point, mark.box, None if mark.region is None else id(mark.region)): mark for mark in annotations}
+    return list(by_value.values())

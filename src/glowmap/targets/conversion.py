@@ -1,148 +1,202 @@
-"""Questions as people put them: indices, names, labels of a batch, callables, and lists of these."""
+"""Targets from what people write: indices, names, the labels of a batch, callables, and lists of these."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from glowmap.errors import Remedy, TargetError, summarise
+from glowmap.errors import Remedy, TargetError, is_whole_number, summarise
 from glowmap.outputs import ModelOutput
 from glowmap.shapes import Scores
-from glowmap.targets._target import Annotation, Target, annotations_of, cautions_of, checked, leaves, settled
+from glowmap.targets._target import Annotation, Target
 from glowmap.targets.classes import Category, Predicted
 from glowmap.targets.pixels import Pixels
 from glowmap.targets.regions import Region
 
 
 @dataclass(frozen=True)
-class Each:
-    """One question for each image of the batch, in its order."""
+class PerImage(Target):
+    """A target for each image of the batch, in its order. Raises TargetError where there are not as many as images."""
 
-    questions: Sequence[Any]
+    targets: Sequence[Any]
 
     @cached_property
-    def _all(self) -> list[Target]:
-        if not isinstance(self.questions, Sequence) or isinstance(self.questions, str):
-            raise TargetError(f"Each takes a list of questions, one for each image, not {self.questions!r}")
-        return [as_target(question) for question in self.questions]
+    def _targets(self) -> list[Target]:
+        if not isinstance(self.targets, Sequence) or isinstance(self.targets, str):
+            raise TargetError(f"PerImage takes a list of targets, one for each image, not {self.targets!r}")
+        return [as_target(target) for target in self.targets]
 
-    def _targets(self, answer: ModelOutput) -> list[Target]:
-        if len(self._all) != answer.batch:
-            raise TargetError(f"{len(self._all)} targets for {answer.batch} images; give one target for each image")
-        return self._all
+    def children(self) -> Sequence[Target]:
+        return self._targets
 
-    def all(self) -> list[Target]:
-        """List the questions."""
-        return self._all
+    def with_children(self, children: Sequence[Target]) -> "PerImage":
+        return PerImage(children)
 
-    def of(self, answer: ModelOutput, image: int) -> Target:
-        """Tell which question an image gets."""
-        return self._targets(answer)[image]
+    def for_image(self, image: int) -> Target:
+        return self._targets[image]
 
-    def score(self, answer: ModelOutput) -> Scores:
-        return torch.stack([self._score(answer, target, i) for i, target in enumerate(self._targets(answer))])
+    def score(self, output: ModelOutput) -> Scores:
+        return torch.stack([self._score(output, image) for image in range(len(self._for_batch(output)))])
 
-    def _score(self, answer: ModelOutput, target: Target, image: int) -> Tensor:
-        if by_callable(target):  # what it reads is its own affair, so it gets all and its image is picked after
-            return checked(target.score(answer), answer.batch, target.describe(answer, image))[image]
-        return target.score(answer.only(image))[0]
+    def describe(self, output: ModelOutput, image: int) -> str:
+        return self._for_batch(output)[image].describe(*self._at(output, image))
 
-    def pin(self, answer: ModelOutput, image: int) -> Target:
-        target = self.of(answer, image)
-        return settled(target, answer, image) if by_callable(target) else settled(target, answer.only(image), 0)
+    def pin(self, output: ModelOutput, image: int) -> Target:
+        return self._for_batch(output)[image].pin(*self._at(output, image))
 
-    def cautions(self, answer: ModelOutput) -> list[str]:
-        several = [
-            (image, cautions_of(target, answer.only(image))) for image, target in enumerate(self._targets(answer))
-        ]
+    def cautions(self, output: ModelOutput) -> list[str]:
         return [
-            f"{caution} (image {image})" if answer.batch > 1 else caution
-            for image, cautions in several
-            for caution in cautions
+            f"{caution} (image {image})" if output.batch > 1 else caution
+            for image, target in enumerate(self._for_batch(output))
+            for caution in target.cautions(output.only(image))
         ]
 
-    def with_parts(self, change: Callable[[Target], Target]) -> "Each":
-        return Each([change(question) for question in self._all])
+    def annotations(self, output: ModelOutput, image: int) -> Sequence[Annotation]:
+        return self._for_batch(output)[image].annotations(output.only(image), 0)
 
-    def annotations(self, answer: ModelOutput, image: int) -> Sequence[Annotation]:
-        return annotations_of(self.of(answer, image), answer.only(image), 0)
+    def layer_score(self, output: ModelOutput) -> Tensor | None:
+        targets = self._targets[: output.batch]  # the search may run the first image alone
+        scores = [target.layer_score(output.only(image)) for image, target in enumerate(targets)]
+        known = [score for score in scores if score is not None]
+        return torch.cat(known) if known else None
 
-    def describe(self, answer: ModelOutput, image: int) -> str:
-        target = self._targets(answer)[image]
-        return target.describe(answer if by_callable(target) else answer.only(image), 0)
+    def _for_batch(self, output: ModelOutput) -> list[Target]:
+        if len(self._targets) != output.batch:
+            raise TargetError(f"{len(self._targets)} targets for {output.batch} images; give one target for each image")
+        return self._targets
+
+    def _score(self, output: ModelOutput, image: int) -> Tensor:
+        target = self._targets[image]
+        if target.reads_raw_output:
+            return target.checked_score(output)[image]
+        return target.score(output.only(image))[0]
+
+    def _at(self, output: ModelOutput, image: int) -> tuple[ModelOutput, int]:
+        """Cut the output down to one image, except for a callable, which gets the raw output of the whole batch."""
+        return (output, image) if self._targets[image].reads_raw_output else (output.only(image), 0)
+
+
+def pin_images(target: Target, output: ModelOutput) -> PerImage:
+    """Return the target pinned to each image of the batch."""
+    return PerImage([target.pin(output, image) for image in range(output.batch)])
 
 
 @dataclass(frozen=True)
-class FunctionTarget:
-    """A callable of the user's own, from the model's raw output to one score per image."""
+class FunctionTarget(Target):
+    """A callable of the user's, from the model's raw output to one score per image."""
 
     function: Callable[[Any], Tensor]
+    reads_raw_output = True
 
-    def score(self, answer: ModelOutput) -> Any:  # held to the contract by checked()
+    def score(self, output: ModelOutput) -> Any:  # check_scores() says what is wrong with it
         try:
-            return self.function(answer.raw)
+            return self.function(output.raw)
         except Exception as error:
             raise TargetError(
-                f"the target {self.describe(answer, 0)!r} raised {summarise(error)}; "
-                f"it is called with the raw output of {answer.model}, here {type(answer.raw).__name__}"
+                f"the target {self.describe(output, 0)!r} raised {summarise(error)}; "
+                f"it is called with the raw output of {output.model}, here {type(output.raw).__name__}"
             ) from error
 
-    def describe(self, answer: ModelOutput, image: int) -> str:
+    def describe(self, output: ModelOutput, image: int) -> str:
         return getattr(self.function, "__name__", type(self.function).__name__)
 
+    def layer_key(self, first: Callable[[], ModelOutput]) -> Any:
+        """Return the function's code and the plain values of its closure.
 
-def by_callable(question: Target) -> bool:
-    """Tell whether a question, or a part of it, is a callable of the user's own, which reads the output of the whole batch."""
-    return any(isinstance(one, FunctionTarget) for one in leaves(question))
+        A function is often made anew for each call, and holding it would hold all that it refers to.
+        """
+        code = getattr(self.function, "__code__", None)
+        if code is None:
+            return id(self.function)
+        values = [cell.cell_contents for cell in getattr(self.function, "__closure__", None) or ()]
+        return code, tuple(value for value in values if isinstance(value, str | int | float | bool))
 
 
-# One question, as people put it. A list or tuple of these asks several.
-TargetLike: TypeAlias = int | str | Target | Region | Tensor | NDArray[Any] | Callable[[Any], Tensor] | None
+@runtime_checkable
+class HasScore(Protocol):
+    """An object with the two methods that a target must have, though it is no subclass of :class:`Target`."""
+
+    def score(self, output: ModelOutput) -> Tensor: ...
+    def describe(self, output: ModelOutput, image: int) -> str: ...
 
 
-def as_target(question: Any) -> Target:
-    """Read a question as people put it: None (the predicted class), an index, a name, labels of a batch, a target, a callable."""
-    if question is None:
+@dataclass(frozen=True)
+class _Wrapped(Target):
+    """An object with ``score`` and ``describe`` as a target."""
+
+    scorer: HasScore
+
+    def score(self, output: ModelOutput) -> Any:  # check_scores() says what is wrong with it
+        return self.scorer.score(output)
+
+    def describe(self, output: ModelOutput, image: int) -> str:
+        return self.scorer.describe(output, image)
+
+
+# One target, as people write it. A list or tuple of these is several targets.
+TargetLike: TypeAlias = int | str | Target | HasScore | Region | Tensor | NDArray[Any] | Callable[[Any], Tensor] | None
+
+
+def as_target(target: Any) -> Target:
+    """Return the target for None (the model's prediction), an index, a name, labels of a batch, a callable, or a target.
+
+    An object that has ``score`` and ``describe`` is wrapped. Raises TargetError for anything else.
+    """
+    if target is None:
         return Predicted()
-    if isinstance(question, type):
+    if isinstance(target, type):
         raise TargetError(
-            f"{question.__name__} is a kind of target, not one; make one: targets.{question.__name__}(...)"
+            f"{target.__name__} is a class, not an instance", remedy=Remedy(f"make one: targets.{target.__name__}(...)")
         )
-    if isinstance(question, Target):
-        return question
-    if isinstance(question, Region):
-        return Pixels(None, question)
-    if isinstance(question, bool):
-        raise TargetError(f"a target is a class, a set of pixels or a callable, not {question!r}")
-    if isinstance(question, int | np.integer | str):
-        return Category(question if isinstance(question, str) else int(question))
-    if isinstance(question, Tensor | np.ndarray):
-        return _labels(question)
-    if callable(question):
-        return FunctionTarget(question)
+    if isinstance(target, Target):
+        return target
+    if isinstance(target, HasScore):
+        return _wrap(target)
+    if isinstance(target, Region):
+        return Pixels(None, target)
+    if isinstance(target, bool):
+        raise TargetError(f"a target is a class, a set of pixels or a callable, not {target!r}")
+    if isinstance(target, str) or is_whole_number(target):
+        return Category(target if isinstance(target, str) else int(target))
+    if isinstance(target, Tensor | np.ndarray):
+        return _labels(target)
+    if callable(target):
+        return FunctionTarget(target)
     raise TargetError(
-        f"a target is a class index or name, a question of glowmap.targets, a callable, or a list of those, not "
-        f"{type(question).__name__}"
+        f"a target is a class index or name, a target of glowmap.targets, a callable, or a list of those, not "
+        f"{type(target).__name__}"
     )
 
 
-def as_questions(target: Any) -> list[Target]:
-    """Split a target into its questions: a list or tuple asks several."""
+def as_targets(target: Any) -> list[Target]:
+    """Return the targets in a list or tuple, or one target alone. Raises TargetError for an empty list."""
     if isinstance(target, list | tuple):
         if not target:
             raise TargetError("an empty list of targets; give at least one, or None for the predicted class")
-        return [as_target(question) for question in target]
+        return [as_target(member) for member in target]
     return [as_target(target)]
 
 
-def _labels(labels: Tensor | NDArray[Any]) -> Category | Each:
+def _wrap(scorer: HasScore) -> Target:
+    """Wrap an object that has score and describe. TargetError where it has other methods of a target, which would be ignored."""
+    ignored = [name for name in vars(Target) if not name.startswith("_") and hasattr(scorer, name)]
+    others = sorted({*ignored} - {"score", "describe"})
+    if others:
+        raise TargetError(
+            f"{type(scorer).__name__} has {', '.join(others)}, which is read only from subclasses of Target",
+            remedy=Remedy("make it a subclass of glowmap.targets.Target"),
+        )
+    return _Wrapped(scorer)
+
+
+def _labels(labels: Tensor | NDArray[Any]) -> Category | PerImage:
     if isinstance(labels, np.ndarray) and labels.dtype.kind == "U" and labels.ndim == 1:
-        return Each(tuple(map(str, labels)))
+        return PerImage(tuple(map(str, labels)))
     if isinstance(labels, np.ndarray) and labels.dtype.kind not in "iuf":
         raise TargetError(f"the classes of a batch are one axis of integers or names, not an array of {labels.dtype}")
     indices = torch.as_tensor(labels)
@@ -153,4 +207,4 @@ def _labels(labels: Tensor | NDArray[Any]) -> Category | Each:
             f"the class indices of a batch are one integer axis, not {indices.dtype} of shape {tuple(indices.shape)}",
             remedy=Remedy("for a set of pixels pass targets.Pixels(class, mask)"),
         )
-    return Each(tuple(indices.tolist()))
+    return PerImage(tuple(indices.tolist()))

@@ -1,4 +1,4 @@
-"""Questions about what a detector found: the score of one detection before suppression, or where its box ends."""
+"""Targets about what a detector found: the score of a detection before suppression, or where its box ends."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,354 +12,361 @@ from glowmap.outputs import DetectedBox, ModelOutput, pixels_to_shares
 from glowmap.registry import near_names
 from glowmap.shapes import Scores
 from glowmap.targets._candidate import (
-    SIDES,
-    box_of,
-    category_of,
-    classes_of,
+    PARTS,
+    box_overlaps,
+    candidate_box,
+    candidate_mask,
+    candidate_scores,
+    class_of,
+    class_output,
+    describe_found,
     in_image,
-    is_cut,
-    levels_of,
-    mask_of,
-    masks_overlaps,
-    objectness_of,
-    overlaps,
-    said_of,
-    spelled,
-    sum_inside,
+    is_cut_off,
+    mask_overlaps,
+    part_score,
+    pyramid_levels,
 )
-from glowmap.targets._target import Annotation, Target
+from glowmap.targets._target import Annotation, Target, distinct
 from glowmap.targets.classes import as_class
 
-_PARTS = ("class", "objectness", "mask", *SIDES)
-_SHOWN = 5  # of the detections, where an error says what was found
+_LISTED = 5  # detections that an error message lists
+
+
+class _DetectionTarget(Target):
+    """A target about boxes that the detector found."""
+
+    is_detection = True
+
+    def is_local(self, output: ModelOutput) -> bool:
+        return True
+
+    def moves_with_image(self, output: ModelOutput) -> bool:
+        return False
 
 
 @dataclass(frozen=True)
-class Detection:
-    """One detection of those that a detector kept (the surest is 0): its score before suppression, or where its box ends.
+class Detection(_DetectionTarget):
+    """One of the detections that a detector returned (0 has the highest score): its score before suppression, or its box.
 
-    ``of`` is what of it is asked about: "class", the logit of its class; "objectness", the logit of there being an object at
-    all (of a detector of two stages, that of its proposal; of FCOS, its centerness); "mask", the sum of its mask's logits where
-    they are positive, of a model whose candidates have masks of their own; or "left", "top", "right", "bottom",
-    "width" or "height" of its box, in pixels of the input, before the box is cut off at the picture's edges. ``category`` asks
-    how much the same candidate speaks for another class, an index or a name, or puts any question about classes to it:
+    ``of`` is the part of it that is scored:
+
+    - "class": the logit of its class;
+    - "objectness": the logit of there being any object (of a detector of two stages, that of its proposal; of FCOS, its
+      centerness);
+    - "mask": the sum of its mask's logits where they are positive, of a model whose candidates have masks;
+    - "left", "top", "right", "bottom", "width" or "height" of its box, in pixels of the input, before the box is cut off at the
+      picture's edges.
+
+    ``category`` scores another class of the same candidate: an index, a name or a target about classes,
     ``Contrast("car", "bus")``. In changed images the candidate is followed: by its number where that is an anchor or a cell, else
-    by its mask or its box (the largest overlap, IoU; of equal ones itself, else the likelier).
+    by its mask or its box (the largest IoU; of equal ones the same number, else the likelier).
 
-    The layer found for it is the last through which all passes that is said of this candidate, class and box alike: the level of
-    the pyramid that it came from. ``hires_cam`` there is ODAM (Zhao and Chan, ICLR 2023, arXiv:2304.06354) without its
-    smoothing.
+    The layer found for it is the last layer that its class and its box both depend on: the level of the pyramid that it comes
+    from. ``hires_cam`` there is ODAM (Zhao and Chan, ICLR 2023, arXiv:2304.06354) without its smoothing.
 
-    Raises TargetError for a number beyond what was found, with the first of these, and for a model that is no detector.
+    Raises TargetError for a number beyond the detections, and lists the first of these; and for a model that is no detector.
     """
 
     number: int = 0
     of: str = "class"
     category: Any = None
+    has_layer_score = True
 
     def __post_init__(self) -> None:
         if not is_whole_number(self.number, 0):
             raise TargetError(
-                f"a detection has a number, 0 for the surest, and not {self.number!r}; give such a number"
+                f"a detection has a number from 0, which has the highest score, not {self.number!r}; give such a number"
             )
-        _refuse_odd(self.of, self.category)
+        _check_part(self.of, self.category)
 
-    def score(self, answer: ModelOutput) -> Scores:
-        several = [self._found(answer, image) for image in range(answer.batch)]
-        return torch.stack([_value(answer, image, found, self) for image, found in enumerate(several)])
+    def score(self, output: ModelOutput) -> Scores:
+        detections = enumerate(self._all_found(output))
+        return torch.stack(
+            [part_score(output, image, detection, self.of, category=self.category) for image, detection in detections]
+        )
 
-    def describe(self, answer: ModelOutput, image: int) -> str:
-        found = self._found(answer, image)
-        named = f"{answer.name(found.category)} {found.score:.2f}"
+    def describe(self, output: ModelOutput, image: int) -> str:
+        detection = self._found(output, image)
+        box = f"{output.name(detection.category)} {detection.score:.2f}"
         if self.category is not None:
-            asked = category_of(self.category, found).describe(classes_of(answer, image, found.candidate), 0)
-            return f"{asked} in box {self.number} ({named})"
+            target = class_of(self.category, detection)
+            return (
+                f"{target.describe(class_output(output, image, detection.candidate), 0)} in box {self.number} ({box})"
+            )
         part = "" if self.of == "class" else f"{self.of} of "
-        return f"{part}{named} (box {self.number})"
+        return f"{part}{box} (box {self.number})"
 
-    def pin(self, answer: ModelOutput, image: int) -> Target:
-        return _followed(answer, image, self._found(answer, image), self, self.describe(answer, image))
+    def pin(self, output: ModelOutput, image: int) -> "PinnedDetection":
+        detection = self._found(output, image)
+        return _pin(output, image, detection, self.of, description=self.describe(output, image), category=self.category)
 
-    def said(self, answer: ModelOutput) -> Tensor:
-        several = [self._found(answer, image) for image in range(answer.batch)]
-        return torch.stack([said_of(answer, image, found, self.of) for image, found in enumerate(several)]).sum(0)
+    def layer_score(self, output: ModelOutput) -> Tensor:
+        detections = enumerate(self._all_found(output))
+        return torch.stack(
+            [candidate_scores(output, image, detection, self.of) for image, detection in detections]
+        ).sum(0)
 
-    def found_as(self, first: Callable[[], ModelOutput]) -> Hashable:
-        answer = first()
-        return levels_of(answer, [self._found(answer, image) for image in range(answer.batch)], self.of)
+    def layer_key(self, first: Callable[[], ModelOutput]) -> Hashable | None:
+        output = first()
+        return pyramid_levels(output, self._all_found(output), self.of)
 
-    def of_places(self, answer: ModelOutput) -> bool:
-        return True
+    def annotations(self, output: ModelOutput, image: int) -> list[Annotation]:
+        return [Annotation(box=pixels_to_shares(self._found(output, image).corners, output.input_size))]
 
-    def annotations(self, answer: ModelOutput, image: int) -> Annotation:
-        return Annotation(box=pixels_to_shares(self._found(answer, image).corners, answer.input_size))
-
-    def cautions(self, answer: ModelOutput) -> list[str]:
-        several = [self._found(answer, image) for image in range(answer.batch)]
-        cut = [image for image, found in enumerate(several) if is_cut(answer, image, found, self.of)]
+    def cautions(self, output: ModelOutput) -> list[str]:
         return [
-            f"{self.describe(answer, image)}: the detector's own box reaches beyond the picture's edge, where it is cut off; the "
-            "score and the map are of the box before that"
-            for image in cut
+            f"{self.describe(output, image)}: the candidate's box reaches beyond the picture's edge, where the detector cuts it "
+            "off; the score and the map are of the box before that"
+            for image, detection in enumerate(self._all_found(output))
+            if is_cut_off(output, image, detection, self.of)
         ]
 
-    def _found(self, answer: ModelOutput, image: int) -> DetectedBox:
-        several = answer.candidates.detections[image]
-        if self.number < len(several):
-            return _known(answer, several[self.number])
-        if not several:
-            raise TargetError(_nothing(answer, image))
+    def _all_found(self, output: ModelOutput) -> list[DetectedBox]:
+        return [self._found(output, image) for image in range(output.batch)]
+
+    def _found(self, output: ModelOutput, image: int) -> DetectedBox:
+        detections = output.candidates.detections[image]
+        if self.number < len(detections):
+            return _with_candidate(output, detections[self.number])
+        if not detections:
+            raise TargetError(_nothing_found(output, image))
         raise TargetError(
-            f"there is no detection {self.number}{in_image(answer, image)}: {answer.model} found {len(several)}, "
-            f"{_listed(answer, image)}; give a number from 0 to {len(several) - 1}"
+            f"there is no detection {self.number}{in_image(output, image)}: {output.model} found {len(detections)}, "
+            f"{_list_found(output, image)}; give a number from 0 to {len(detections) - 1}"
         )
 
 
-@dataclass(frozen=True)
-class AllDetections:
-    """All detections that were found with at least the score ``above``, of one class where ``category`` names it: their sum.
+def for_detector(target: Target) -> Target:
+    """Replace the model's own prediction in a target by the detection with the highest score."""
+    return target.replace_prediction(lambda category: Detection(category=category))
 
-    ``of`` is what of them is summed, as in :class:`Detection`. Raises TargetError where there is none, with the highest score.
+
+@dataclass(frozen=True)
+class AllDetections(_DetectionTarget):
+    """The sum over all detections with at least the score ``above``, of one class if ``category`` names it.
+
+    ``of`` is the part of each that is summed, as in :class:`Detection`. Raises TargetError where there is none, and says what the
+    highest score is.
     """
 
     above: int | float = 0.5
     of: str = "class"
     category: int | str | None = None
+    has_layer_score = True
 
     def __post_init__(self) -> None:
         if not is_number(self.above) or not 0 <= self.above <= 1:
-            raise TargetError(
-                f"detections are asked about above a score from 0 to 1, not {self.above!r}; give such a score"
-            )
-        _refuse_odd(self.of, None)
+            raise TargetError(f"above is a score from 0 to 1, not {self.above!r}; give such a score")
+        _check_part(self.of, None)
 
-    def score(self, answer: ModelOutput) -> Scores:
-        return torch.stack(
-            [
-                torch.stack([_value(answer, image, found, self) for found in self._found(answer, image)]).sum()
-                for image in range(answer.batch)
-            ]
-        )
+    def score(self, output: ModelOutput) -> Scores:
+        return torch.stack([self._sum(output, image, part_score) for image in range(output.batch)])
 
-    def describe(self, answer: ModelOutput, image: int) -> str:
-        count = len(self._found(answer, image))
+    def describe(self, output: ModelOutput, image: int) -> str:
+        count = len(self._found(output, image))
         part = "" if self.of == "class" else f"{self.of} of "
-        named = "" if self.category is None else f"{answer.name(answer.index(self.category))}, "
-        return f"{part}{named}{count} box{'es' * (count > 1)} of at least {self.above:g}"
+        name = "" if self.category is None else f"{output.name(output.index(self.category))}, "
+        return f"{part}{name}{count} box{'es' * (count > 1)} of at least {self.above:g}"
 
-    def pin(self, answer: ModelOutput, image: int) -> Target:
-        wording = self.describe(answer, image)
-        return _Together(
-            tuple(_followed(answer, image, found, self, wording) for found in self._found(answer, image)), wording
+    def pin(self, output: ModelOutput, image: int) -> "PinnedDetections":
+        description = self.describe(output, image)
+        detections = self._found(output, image)
+        pinned = [_pin(output, image, detection, self.of, description=description) for detection in detections]
+        return PinnedDetections(tuple(pinned), description)
+
+    def layer_score(self, output: ModelOutput) -> Tensor:
+        return torch.stack([self._sum(output, image, candidate_scores) for image in range(output.batch)]).sum(0)
+
+    def layer_key(self, first: Callable[[], ModelOutput]) -> Hashable | None:
+        output = first()
+        levels = [pyramid_levels(output, [detection], self.of) for detection in self._found(output, 0)]
+        return levels[0] if output.batch == 1 and len(set(levels)) == 1 else None
+
+    def annotations(self, output: ModelOutput, image: int) -> list[Annotation]:
+        detections = self._found(output, image)
+        return distinct(
+            [Annotation(box=pixels_to_shares(detection.corners, output.input_size)) for detection in detections]
         )
 
-    def said(self, answer: ModelOutput) -> Tensor:
-        return torch.stack(
-            [
-                said_of(answer, image, found, self.of)
-                for image in range(answer.batch)
-                for found in self._found(answer, image)
-            ]
-        ).sum(0)
+    def _sum(
+        self, output: ModelOutput, image: int, score: Callable[[ModelOutput, int, DetectedBox, str], Tensor]
+    ) -> Tensor:
+        detections = self._found(output, image)
+        return torch.stack([score(output, image, detection, self.of) for detection in detections]).sum(0)
 
-    def found_as(self, first: Callable[[], ModelOutput]) -> Hashable:
-        answer = first()
-        levels = [levels_of(answer, [found], self.of) for found in self._found(answer, 0)]
-        return levels[0] if answer.batch == 1 and len(set(levels)) == 1 else None
-
-    def annotations(self, answer: ModelOutput, image: int) -> list[Annotation]:
-        return [
-            Annotation(box=pixels_to_shares(found.corners, answer.input_size)) for found in self._found(answer, image)
-        ]
-
-    def of_places(self, answer: ModelOutput) -> bool:
-        return True
-
-    def _found(self, answer: ModelOutput, image: int) -> list[DetectedBox]:
-        several = answer.candidates.detections[image]
-        if not several:
-            raise TargetError(_nothing(answer, image))
-        wanted = None if self.category is None else answer.index(self.category)
-        fitting = [found for found in several if wanted in (None, found.category)]
-        if not fitting:
-            named = answer.name(answer.index(self.category or 0))
+    def _found(self, output: ModelOutput, image: int) -> list[DetectedBox]:
+        detections = output.candidates.detections[image]
+        if not detections:
+            raise TargetError(_nothing_found(output, image))
+        category = None if self.category is None else output.index(self.category)
+        of_class = [detection for detection in detections if category in (None, detection.category)]
+        if not of_class:
+            name = output.name(output.index(self.category or 0))
             raise TargetError(
-                f"{answer.model} found no {named}{in_image(answer, image)}, but {_listed(answer, image)}; ask for a class that "
-                "is there"
+                f"{output.model} found no {name}{in_image(output, image)}, but {_list_found(output, image)}; give a class that "
+                "was found"
             )
-        sure = [_known(answer, found) for found in fitting if found.score >= self.above]
-        if not sure:
+        above = [_with_candidate(output, detection) for detection in of_class if detection.score >= self.above]
+        if not above:
             raise TargetError(
-                f"{answer.model} found nothing with a score of at least {self.above:g}{in_image(answer, image)}: the highest is "
-                f"{max(found.score for found in fitting):.2g}",
-                remedy=Remedy(
-                    "ask above a lower one: AllDetections(above=...)", "ask above a lower one: --above SCORE"
-                ),
+                f"{output.model} found nothing with a score of at least {self.above:g}{in_image(output, image)}: the highest is "
+                f"{max(detection.score for detection in of_class):.2g}",
+                remedy=Remedy("give a lower one: AllDetections(above=...)", "give a lower one: --above SCORE"),
             )
-        return sure
+        return above
 
 
 @dataclass(frozen=True)
-class _Followed:
-    """One candidate in changed images: the same anchor, or the mask, else the box, that overlaps the remembered one most."""
+class PinnedDetection(_DetectionTarget):
+    """One candidate, followed in changed images: the same anchor, or the candidate with the largest IoU with the first one.
 
-    candidate: int | None
-    found: DetectedBox
-    box: Tensor  # before it was cut off
+    The IoU is that of the masks where the detector has them (``inside``), else of the boxes.
+    """
+
+    detection: DetectedBox
+    is_anchored: bool
+    box: Tensor  # before it is cut off at the picture's edge
     of: str
     category: Any
-    called: str
-    inside: Tensor | None = None  # where its mask was
+    description: str
+    inside: Tensor | None = None  # the mask in the unchanged image
 
-    def score(self, answer: ModelOutput) -> Scores:
-        return torch.stack([_value(answer, image, self._now(answer, image), self) for image in range(answer.batch)])
+    def score(self, output: ModelOutput) -> Scores:
+        return torch.stack([self._part_score(output, image) for image in range(output.batch)])
 
-    def describe(self, answer: ModelOutput, image: int) -> str:
-        return self.called
+    def describe(self, output: ModelOutput, image: int) -> str:
+        return self.description
 
-    def of_places(self, answer: ModelOutput) -> bool:
-        return True
+    def _part_score(self, output: ModelOutput, image: int) -> Tensor:
+        detection = self._follow(output, image)
+        return part_score(output, image, detection, self.of, category=self.category, inside=self.inside)
 
-    def _now(self, answer: ModelOutput, image: int) -> DetectedBox:
-        candidates = answer.candidates
-        if self.candidate is not None:
-            return self.found
-        boxes, sure = candidates.boxes[image].detach(), candidates.logits[image][:, self.found.category].detach()
+    def _follow(self, output: ModelOutput, image: int) -> DetectedBox:
+        """Return the detection with the number that its candidate has in a changed image."""
+        candidates = output.candidates
+        if self.is_anchored:
+            return self.detection
+        boxes, logits = candidates.boxes[image].detach(), candidates.logits[image][:, self.detection.category].detach()
         if not len(boxes):
             raise TargetError(
-                f"{answer.model} has no candidates left in a changed image in which {self.called} is looked for"
+                f"{output.model} has no candidates in a changed image, so {self.description} has no score there"
             )
         if candidates.masks is not None and self.inside is not None and self.inside.any():
-            common = masks_overlaps(candidates.masks[image].detach() > 0, self.inside)
+            overlaps = mask_overlaps(candidates.masks[image].detach() > 0, self.inside)
         else:
-            common = overlaps(boxes[:, self.found.category] if boxes.ndim == 3 else boxes, self.box)
-        nearest = torch.nonzero(common == common.max())[:, 0]
-        if self.found.candidate in nearest.tolist():  # as in the unchanged image, whatever else has the same box
-            return self.found
-        return replace(self.found, candidate=int(nearest[sure[nearest].argmax()]))
+            overlaps = box_overlaps(boxes[:, self.detection.category] if boxes.ndim == 3 else boxes, self.box)
+        nearest = torch.nonzero(overlaps == overlaps.max())[:, 0]
+        if self.detection.candidate in nearest.tolist():  # as in the unchanged image, even if others have the same box
+            return self.detection
+        return replace(self.detection, candidate=int(nearest[logits[nearest].argmax()]))
 
 
 @dataclass(frozen=True)
-class _Together:
-    """The sum of several questions to one image."""
+class PinnedDetections(_DetectionTarget):
+    """The sum of several pinned detections of one image."""
 
-    parts: tuple[Target, ...]
-    called: str
+    detections: tuple[PinnedDetection, ...]
+    description: str
 
-    def score(self, answer: ModelOutput) -> Scores:
-        return torch.stack([part.score(answer) for part in self.parts]).sum(0)
+    def score(self, output: ModelOutput) -> Scores:
+        return torch.stack([detection.score(output) for detection in self.detections]).sum(0)
 
-    def describe(self, answer: ModelOutput, image: int) -> str:
-        return self.called
-
-    def of_places(self, answer: ModelOutput) -> bool:
-        return True
+    def describe(self, output: ModelOutput, image: int) -> str:
+        return self.description
 
 
-def _value(answer: ModelOutput, image: int, found: DetectedBox, asked: Any) -> Tensor:
-    """Give what is asked ``of`` a candidate, or how it answers a question about classes."""
-    candidates, candidate = answer.candidates, found.candidate
-    if isinstance(asked, Detection | _Followed) and asked.category is not None:
-        return category_of(asked.category, found).score(classes_of(answer, image, candidate))[0]
-    if asked.of == "class":
-        return candidates.logits[image][candidate, found.category]
-    if asked.of == "objectness":
-        return objectness_of(answer, image)[candidate]
-    if asked.of == "mask":
-        mask = mask_of(answer, image, found)
-        inside = asked.inside if isinstance(asked, _Followed) and asked.inside is not None else mask > 0
-        if not inside.any():
-            raise TargetError(f"the mask of {spelled(answer, found)} covers nothing; ask of its class or its box")
-        return sum_inside(mask, inside)
-    box = box_of(answer, image, found)
-    if candidates.logits[image].requires_grad and not box.requires_grad:
-        raise TargetError(
-            f"the box of {spelled(answer, found)} is drawn around its mask, so no evidence leads to its sides; ask of='mask'"
-        )
-    return SIDES[asked.of](box)
-
-
-def _followed(answer: ModelOutput, image: int, found: DetectedBox, asked: Any, wording: str) -> _Followed:
-    kept = found.candidate if answer.candidates.is_anchored else None
-    category = asked.category if isinstance(asked, Detection) else None
+def _pin(
+    output: ModelOutput, image: int, detection: DetectedBox, part: str, *, description: str, category: Any = None
+) -> PinnedDetection:
+    candidates = output.candidates
     if category is not None:
-        category = category_of(category, found).fixed(classes_of(answer, image, found.candidate), 0)
-    inside = None if answer.candidates.masks is None else mask_of(answer, image, found).detach() > 0
-    return _Followed(kept, found, box_of(answer, image, found).detach(), asked.of, category, wording, inside)
+        category = class_of(category, detection).pin_class(class_output(output, image, detection.candidate), 0)
+    inside = None if candidates.masks is None else candidate_mask(output, image, detection).detach() > 0
+    box = candidate_box(output, image, detection).detach()
+    return PinnedDetection(detection, candidates.is_anchored, box, part, category, description, inside)
 
 
-def _known(answer: ModelOutput, found: DetectedBox) -> DetectedBox:
-    if found.candidate is None:
+def _with_candidate(output: ModelOutput, detection: DetectedBox) -> DetectedBox:
+    """Return a detection whose candidate is known. Raises TargetError for one whose candidate is unknown."""
+    if detection.candidate is None:
         raise TargetError(
-            f"which candidate became {spelled(answer, found)} cannot be told, as the suppression of {answer.model} changes boxes "
-            "or scores",
+            f"the candidate of {describe_found(output, detection)} is unknown, as the suppression of {output.model} changes "
+            "boxes or scores",
             remedy=Remedy(
-                "use targets.SimilarDetection with d_rise, or target=a callable from the output to one score per image"
+                "give targets.SimilarDetection with d_rise, or target=a callable from the output to one score per image"
             ),
         )
-    return found
+    return detection
 
 
-def _refuse_odd(of: Any, category: Any) -> None:
-    if of not in _PARTS:
-        near = near_names(of, _PARTS) if isinstance(of, str) else f"there are {', '.join(_PARTS)}"
-        raise TargetError(f"nothing {of!r} can be asked of a detection; {near}")
-    if category is not None and of != "class":
-        raise TargetError(f"a category is for of='class', and {of!r} is of the box as it is; leave one of the two out")
+def _check_part(part: Any, category: Any) -> None:
+    if part not in PARTS:
+        near = near_names(part, PARTS) if isinstance(part, str) else f"there are {', '.join(PARTS)}"
+        raise TargetError(f"a detection has no part {part!r}; {near}")
+    if category is not None and part != "class":
+        raise TargetError(
+            f"category is for of='class', and {part!r} does not depend on a class; leave one of the two out"
+        )
     if category is not None:
-        as_class(category)  # which refuses what is none
+        as_class(category)  # raises for what is no class
 
 
-def _nothing(answer: ModelOutput, image: int) -> str:
+def _nothing_found(output: ModelOutput, image: int) -> str:
     return (
-        f"{answer.model} found nothing{in_image(answer, image)}; give another picture, lower the model's score threshold "
-        "(score_thresh, of R-CNNs roi_heads.score_thresh), or ask about a class: its score is that of the likeliest candidate"
+        f"{output.model} found nothing{in_image(output, image)}; give another picture, lower the model's score threshold "
+        "(score_thresh, of R-CNNs roi_heads.score_thresh), or give a class as target: its score is that of the likeliest "
+        "candidate"
     )
 
 
-def _listed(answer: ModelOutput, image: int) -> str:
-    several = answer.candidates.detections[image]
-    first = "; ".join(f"{number}: {spelled(answer, found)}" for number, found in enumerate(several[:_SHOWN]))
-    return first + ("; ..." if len(several) > _SHOWN else "")
+def _list_found(output: ModelOutput, image: int) -> str:
+    detections = output.candidates.detections[image]
+    listed = enumerate(detections[:_LISTED])
+    descriptions = "; ".join(f"{number}: {describe_found(output, detection)}" for number, detection in listed)
+    return descriptions + ("; ..." if len(detections) > _LISTED else "")
 
 
 @dataclass(frozen=True)
-class SimilarDetection:
-    """How like one detection the likest one found is: its overlap (IoU) times its score, if it is of the same class.
+class SimilarDetection(Target):
+    """The largest similarity of any detection to a given one: IoU times score, for detections of the same class.
 
-    ``box`` is left, top, right, bottom in the pixels of the detector's input; ``category`` the label as the model gives it, or
-    its name. The detector answers as torchvision's do: for each image a dict of ``boxes``, ``labels`` and ``scores``. Petsiuk
-    et al., CVPR 2021, arXiv:2006.03204, eq. 1: the largest product of IoU, likeness of the class probabilities and objectness;
-    with one label and one score for each detection, the last two are that score, or nothing for another label.
+    ``box`` is left, top, right, bottom in pixels of the detector's input; ``category`` the label as the model returns it, or its
+    name. The detector returns what torchvision's do: for each image a dict of ``boxes``, ``labels`` and ``scores``. Petsiuk et
+    al., CVPR 2021, arXiv:2006.03204, eq. 1: the largest product of IoU, similarity of the class probabilities, and objectness. As
+    each detection has one label and one score, the last two factors are this score, and zero for another label.
     """
 
     category: Any
     box: Any
+    is_detection = True
 
-    def score(self, answer: ModelOutput) -> Scores:
-        found = _detections(answer)
-        label, box = self._label(answer), self._box()
-        return torch.stack([_likeness(one, label, box) for one in found])
+    def score(self, output: ModelOutput) -> Scores:
+        detections = _raw_detections(output)
+        label, box = self._label(output), self._box()
+        return torch.stack([_largest_similarity(of_image, label, box) for of_image in detections])
 
-    def describe(self, answer: ModelOutput, image: int) -> str:
+    def describe(self, output: ModelOutput, image: int) -> str:
         corners = ", ".join(f"{corner:.0f}" for corner in self._box().tolist())
-        label = self._label(answer)
-        named = answer.class_names is not None and label < len(answer.class_names)
-        return f"{answer.name(label) if named else f'class {label}'} at {corners}"
+        label = self._label(output)
+        has_name = output.class_names is not None and label < len(output.class_names)
+        return f"{output.name(label) if has_name else f'class {label}'} at {corners}"
 
-    def annotations(self, answer: ModelOutput, image: int) -> Annotation:
-        return Annotation(box=pixels_to_shares(self._box().tolist(), answer.input_size))
+    def annotations(self, output: ModelOutput, image: int) -> list[Annotation]:
+        return [Annotation(box=pixels_to_shares(self._box().tolist(), output.input_size))]
 
-    def _label(self, answer: ModelOutput) -> int:
+    def moves_with_image(self, output: ModelOutput) -> bool:
+        return False
+
+    def _label(self, output: ModelOutput) -> int:
         if not isinstance(self.category, str):
             if not is_whole_number(self.category):
                 raise TargetError(
                     f"the class of a detection is a label or a name, not {self.category!r}; give one of these"
                 )
             return int(self.category)
-        names = answer.class_names or ()
+        names = output.class_names or ()
         if self.category not in names:
-            raise TargetError(f"no class {self.category!r} in {answer.model}; {near_names(self.category, names)}")
+            raise TargetError(f"no class {self.category!r} in {output.model}; {near_names(self.category, names)}")
         return list(names).index(self.category)
 
     def _box(self) -> Tensor:
@@ -372,21 +379,21 @@ class SimilarDetection:
         return box
 
 
-def _detections(answer: ModelOutput) -> Sequence[Mapping[str, Tensor]]:
-    raw: Any = answer.raw
-    parts = {"boxes", "labels", "scores"}
-    fits = isinstance(raw, list | tuple) and all(isinstance(one, Mapping) and parts <= set(one) for one in raw)
-    if not fits or len(raw) != answer.batch:
+def _raw_detections(output: ModelOutput) -> Sequence[Mapping[str, Tensor]]:
+    raw: Any = output.raw
+    keys = {"boxes", "labels", "scores"}
+    fits = isinstance(raw, list | tuple) and all(isinstance(item, Mapping) and keys <= set(item) for item in raw)
+    if not fits or len(raw) != output.batch:
         raise TargetError(
-            f"{answer.model} does not answer with boxes, labels and scores for each of {answer.batch} images",
+            f"{output.model} does not return boxes, labels and scores for each of {output.batch} images",
             remedy=Remedy("pass target=a callable from its output to one score per image"),
         )
     return list(raw)
 
 
-def _likeness(found: Mapping[str, Tensor], label: int, box: Tensor) -> Tensor:
-    boxes, scores = found["boxes"].float(), found["scores"].float()
+def _largest_similarity(detections: Mapping[str, Tensor], label: int, box: Tensor) -> Tensor:
+    boxes, scores = detections["boxes"].float(), detections["scores"].float()
     if not len(boxes):
         return scores.new_zeros(())
-    likeness: Tensor = overlaps(boxes, box.to(boxes.device)) * scores * (found["labels"] == label)
-    return likeness.amax()
+    similarities: Tensor = box_overlaps(boxes, box.to(boxes.device)) * scores * (detections["labels"] == label)
+    return similarities.amax()

@@ -1,28 +1,31 @@
-"""Questions about words: how well a sentence fits a picture, in the model's own terms."""
+"""Targets about texts: how well a sentence fits the picture, as the model itself scores it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from glowmap import tree
 from glowmap.errors import Remedy, TargetError, is_whole_number
 from glowmap.outputs import ModelOutput
 from glowmap.shapes import Scores
+from glowmap.targets._target import Target
 
 
 @dataclass(frozen=True)
-class Text:
-    """A sentence: how well it fits the picture, as the model itself judges it.
+class Text(Target):
+    """A sentence: how well it fits the picture, as the model itself scores it.
 
-    For models that compare pictures and texts (CLIP, SigLIP) its likeness to the picture, scaled as the model's logits are, or
-    with ``against`` how much likelier than other sentences it is, in the mean; for those that match them, the logit of a match;
-    for those that write (captions, answers, chats) the sum of the log-probabilities of its words, given the picture
-    and the ``prompt``, which is what the model is asked beside. Without a ``text``, what the model itself says. ``word`` asks
-    about one word alone, by its place from 0 or as it is written; ``each_word`` for a map of the sentence and one of each word.
+    - Models that compare pictures with texts (CLIP, SigLIP): the similarity, scaled as the model's logits are; with ``against``,
+      the difference from the mean similarity of these other sentences.
+    - Models that match a picture and a text: the logit of a match.
+    - Models that write (captions, answers, chats): the sum of the log-probabilities of the sentence's words, given the picture
+      and the ``prompt``, a question or an instruction. Without a ``text``, the sentence that the model writes. ``word`` selects
+      one word, by its number from 0 or as it is written. ``each_word`` gives a map of the sentence and one of each word.
 
-    Raises TargetError for an empty sentence, for what is no sentence or no word, and where the model takes no texts.
+    Raises TargetError for an empty sentence, for what is no sentence or no word, and for a model that takes no texts.
     """
 
     text: str | None = None
@@ -33,17 +36,21 @@ class Text:
 
     def __post_init__(self) -> None:
         others = _sentences(self.against)
-        object.__setattr__(self, "against", others)  # as one that can be told from others by its hash
-        for name, sentence in (("text", self.text), ("prompt", self.prompt), *(("against", one) for one in others)):
-            _check(name, sentence)
+        object.__setattr__(self, "against", others)  # a tuple can be hashed
+        for field, sentence in (
+            ("text", self.text),
+            ("prompt", self.prompt),
+            *(("against", other) for other in others),
+        ):
+            _check_sentence(field, sentence)
         if others and self.text is None:
             raise TargetError(
-                f"against {others[0]!r} stands no sentence",
+                f"no sentence is set against {others[0]!r}",
                 remedy=Remedy("give one: targets.Text('...', against=...)", "give one: --text SENTENCE"),
             )
         if self.text in others:
             raise TargetError(
-                f"{self.text!r} is set against itself, which is nothing",
+                f"{self.text!r} is set against itself, which gives zero",
                 remedy=Remedy("leave it out of against=...", "leave it out of --against"),
             )
         _check_word(self.word)
@@ -54,21 +61,42 @@ class Text:
             )
         if self.each_word and self.word is not None:
             raise TargetError(
-                f"the word {self.word!r} is one word, and each_word asks about all; leave one of them out"
+                f"the word {self.word!r} is one word, and each_word is all of them; leave one of them out"
             )
 
-    def score(self, answer: ModelOutput) -> NoReturn:
+    def score(self, output: ModelOutput) -> NoReturn:
         raise TargetError(
-            f"{answer.model} takes no text that glowmap could give it",
+            f"glowmap knows no way to give {output.model} a text",
             remedy=Remedy(
-                "load a model of pictures and texts by name, or with its "
-                "processor: glowmap.load(module, processor=...)",
+                "load a model of pictures and texts by name, or with its processor: glowmap.load(module, processor=...)",
                 "load a model of pictures and texts by name: --model hf/NAME or open_clip/NAME",
             ),
         )
 
-    def describe(self, answer: ModelOutput, image: int) -> str:
+    def describe(self, output: ModelOutput, image: int) -> str:
         return repr(self.text) if self.text is not None else "what the model says"
+
+
+def for_text_generator(target: Target) -> Target:
+    """Replace the model's own prediction in a target by the sentence that it writes."""
+    return target.replace_prediction(lambda category: Text() if category is None else category)
+
+
+def texts_in(target: Target) -> list[Text]:
+    """Return the texts that a target is, or is made of."""
+    return [leaf for leaf in target.leaves() if isinstance(leaf, Text)]
+
+
+def replace_texts(target: Target, replacements: Mapping[Text, Sequence[Target]]) -> list[Target]:
+    """Replace the texts in a target by the targets that score them; a text alone may become several targets."""
+    if isinstance(target, Text):
+        return list(replacements[target])
+    if any(text.each_word for text in texts_in(target)):
+        raise TargetError(
+            "each_word makes a target of each word, and these cannot be part of one target",
+            remedy=Remedy("give one word: word=...", "give one word: --word WORD"),
+        )
+    return [target.map_leaves(lambda leaf: replacements[leaf][0] if isinstance(leaf, Text) else leaf)]
 
 
 def _sentences(against: Any) -> tuple[Any, ...]:
@@ -84,81 +112,82 @@ def _check_word(word: Any) -> None:
         return
     if not isinstance(word, str):
         raise TargetError(
-            f"a word is its place from 0 or as it is written, not {word!r}; for several give a list of questions"
+            f"word is its number from 0, or the word as it is written, not {word!r}; for several words give a list of targets"
         )
     if not word.strip():
-        raise TargetError("word is empty; give one as it is written, or its place from 0")
+        raise TargetError("word is empty; give the word as it is written, or its number from 0")
 
 
-def _check(name: str, sentence: Any) -> None:
-    if sentence is None and name != "against":
+def _check_sentence(field: str, sentence: Any) -> None:
+    if sentence is None and field != "against":
         return
     if not isinstance(sentence, str):
-        raise TargetError(f"{name} is a sentence, not {type(sentence).__name__}; for several give a list of questions")
+        raise TargetError(f"{field} is a sentence, not {type(sentence).__name__}; for several give a list of targets")
     if not sentence.strip():
-        raise TargetError(f"{name} is an empty sentence; give words")
+        raise TargetError(f"{field} is an empty sentence; give words")
 
 
 @dataclass(frozen=True)
 class TokenSpan:
-    """Some words of a sentence: their tokens, and the places of the text at which the logits speak of each.
+    """Some words of a sentence: their tokens, and the position in the text whose logits predict each of them.
 
-    A place is counted from the text's end, from -1; ``word`` is the one that is asked about, or None for the whole sentence.
+    Positions are counted from the end of the text, from -1. ``word`` is the word of the target, None for the whole sentence.
     """
 
     sentence: str
     tokens: tuple[int, ...]
-    places: tuple[int, ...]
+    positions: tuple[int, ...]
     word: str | None = None
 
 
 @dataclass(frozen=True)
-class TokenLogProbability:
-    """Words that a model writes, or would have to: the sum of the log-probabilities of their tokens, given the words before.
+class TokenLogProbability(Target):
+    """The sum of the log-probabilities of the tokens of some words, each given the picture, the prompt and the tokens before.
 
-    One :class:`TokenSpan` for all images, or one for each. The log-probabilities are over the whole vocabulary, in float32 or
-    wider;
-    their sum over a sentence is the log-probability of the sentence, of which Selvaraju et al. take Grad-CAM for a caption (ICCV
-    2017, arXiv:1610.02391, on image captioning). The token that ends a sentence is not among them. Raises TargetError where the
-    model says no words, or has not so many in its vocabulary.
+    ``spans`` is one :class:`TokenSpan` for all images, or one for each. The log-probabilities are over the whole vocabulary, in
+    float32 or wider; their sum over a sentence is the log-probability of the sentence, of which Selvaraju et al. take Grad-CAM
+    for a caption (ICCV 2017, arXiv:1610.02391, on image captioning). The token that ends the sentence does not count. Raises
+    TargetError for a model that writes nothing, and for a token beyond its vocabulary.
     """
 
-    spoken: tuple[TokenSpan, ...]
-    prompt: str | None = None  # what they answer, where a caption is to say so
+    spans: tuple[TokenSpan, ...]
+    prompt: str | None = None  # for the description
 
-    def score(self, answer: ModelOutput) -> Scores:
-        logits = answer.token_logits
-        return torch.stack([_summed(logits[image], self._of(answer, image)) for image in range(answer.batch)])
-
-    def describe(self, answer: ModelOutput, image: int) -> str:
-        one = self._of(answer, image)
-        said = repr(one.sentence) if one.word is None else f"{one.word!r} in {one.sentence!r}"
-        return said if self.prompt is None else f"{said} to {self.prompt!r}"
-
-    def pin(self, answer: ModelOutput, image: int) -> "TokenLogProbability":
-        return replace(self, spoken=(self._of(answer, image),))
-
-    def _of(self, answer: ModelOutput, image: int) -> TokenSpan:
-        if len(self.spoken) == 1:
-            return self.spoken[0]
-        if answer.image is not None and answer.image < len(self.spoken):  # cut down to one image of the batch
-            return self.spoken[answer.image]
-        if len(self.spoken) != answer.batch:
-            raise TargetError(
-                f"{len(self.spoken)} images have words of their own, and {answer.batch} are asked about; "
-                "explain the images one by one"
-            )
-        return self.spoken[image]
-
-
-def _summed(logits: Tensor, spoken: TokenSpan) -> Tensor:
-    """Sum log-probabilities: ``logits`` are place x vocabulary."""
-    vocabulary = logits.shape[-1]
-    if max(spoken.tokens) >= vocabulary:
-        raise TargetError(
-            f"{spoken.sentence!r} has the token {max(spoken.tokens)}, and the model knows {vocabulary}; give the tokenizer or "
-            "processor that belongs to this model"
+    def score(self, output: ModelOutput) -> Scores:
+        logits = output.token_logits
+        return torch.stack(
+            [_log_probability(logits[image], self._span(output, image)) for image in range(output.batch)]
         )
-    at = logits[list(spoken.places)]
-    told = (at if at.dtype == torch.float64 else at.float()).log_softmax(-1)
-    return told[torch.arange(len(spoken.tokens)), list(spoken.tokens)].sum()
+
+    def describe(self, output: ModelOutput, image: int) -> str:
+        span = self._span(output, image)
+        words = repr(span.sentence) if span.word is None else f"{span.word!r} in {span.sentence!r}"
+        return words if self.prompt is None else f"{words} to {self.prompt!r}"
+
+    def pin(self, output: ModelOutput, image: int) -> "TokenLogProbability":
+        return replace(self, spans=(self._span(output, image),))
+
+    def _span(self, output: ModelOutput, image: int) -> TokenSpan:
+        if len(self.spans) == 1:
+            return self.spans[0]
+        if output.image is not None and output.image < len(
+            self.spans
+        ):  # the output is cut down to one image of the batch
+            return self.spans[output.image]
+        if len(self.spans) != output.batch:
+            raise TargetError(
+                f"there are words for {len(self.spans)} images, and the batch has {output.batch}; explain the images one by one"
+            )
+        return self.spans[image]
+
+
+def _log_probability(logits: Tensor, span: TokenSpan) -> Tensor:
+    """Return the sum of the log-probabilities of a span's tokens; ``logits`` are position x vocabulary."""
+    vocabulary = logits.shape[-1]
+    if max(span.tokens) >= vocabulary:
+        raise TargetError(
+            f"{span.sentence!r} has the token {max(span.tokens)}, and the vocabulary of the model ends at {vocabulary - 1}; give "
+            "the tokenizer or processor that belongs to this model"
+        )
+    log_probabilities = tree.full_precision(logits[list(span.positions)]).log_softmax(-1)
+    return log_probabilities[torch.arange(len(span.tokens)), list(span.tokens)].sum()
