@@ -527,7 +527,7 @@ def test_flips_move_a_place_but_no_mean():
     model = backbone()
     assert glowmap.explain(model, batch(), target=Unit(1, "first"), smooth="flips").raw.isfinite().all()
     for question in (Unit(1, "first", "max"), Direction([1.0] * 480, "first")):
-        with pytest.raises(TargetError, match="to other places, where .* does not read them; use 'noise'"):
+        with pytest.raises(TargetError, match="to other places, where .* does not read them; use noise"):
             glowmap.explain(model, batch(), target=question, smooth="flips")
         assert glowmap.explain(model, batch(), target=question, smooth="noise").raw.isfinite().all()
 
