@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from glowmap.cli import demonstration as tour
+from glowmap.cli import demonstration
 from glowmap.evidence import method_cost
 from glowmap.methods import METHODS
 
@@ -23,9 +23,9 @@ def table() -> str:
 
 def main() -> None:
     """Write the pictures and the table."""
-    tour.layers().panel().save(DOCS / "images" / "demo.png", optimize=True)
-    tour.cars().explanations.panel().save(DOCS / "images" / "question.png", optimize=True)
-    tour.portraits_panel(tour.portraits()).save(DOCS / "images" / "shortcut.png", optimize=True)
+    demonstration.heat_by_layer().panel().save(DOCS / "images" / "demo.png", optimize=True)
+    demonstration.heat_by_car().explanations.panel().save(DOCS / "images" / "question.png", optimize=True)
+    demonstration.marked_panel(demonstration.marked_pictures()).save(DOCS / "images" / "shortcut.png", optimize=True)
     METHODS_PAGE.write_text(re.sub(re.escape(HEAD) + r"(\|.*\n)*", lambda _: table(), METHODS_PAGE.read_text()))
 
 

@@ -60,13 +60,13 @@ def street(tmp_path):
 @pytest.fixture
 def run(monkeypatch, capsys):
     """The command line in this process: arguments in; exit code, standard output and standard error out."""
-    from glowmap.cli import commands as cli
+    from glowmap.cli import commands
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["glowmap", *map(str, arguments)])
         code = 0
         try:
-            cli.main()
+            commands.main()
         except SystemExit as ended:
             code = ended.code or 0
         printed = capsys.readouterr()

@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 import glowmap
-from glowmap.cli import commands as cli
-from glowmap.cli import demonstration as tour
+from glowmap.cli import commands, demonstration
 from glowmap.evidence import method_cost
 from tiny_models import contrastive, generative
 
@@ -40,7 +39,7 @@ def at_home(tmp_path, monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (75, 100, 3)).astype(np.uint8)
     Image.fromarray(pixels).resize((500, 375)).save(tmp_path / "street.jpg")
     (tmp_path / "demo-out").mkdir()
-    tour.scene().picture.save(tmp_path / "demo-out" / "scene.png")
+    demonstration.scene().picture.save(tmp_path / "demo-out" / "scene.png")
     monkeypatch.chdir(tmp_path)
 
     def detector(_url, *_, **__):
@@ -85,7 +84,7 @@ def test_commands_run(page, at_home, monkeypatch):
                 monkeypatch.setattr(sys, "argv", shlex.split(line))
                 code = 0
                 try:
-                    cli.main()
+                    commands.main()
                 except SystemExit as ended:
                     code = ended.code or 0
                 assert code == 0, line
@@ -120,9 +119,9 @@ def test_every_chore_of_the_makefile_is_listed():
 def test_the_readmes_pictures_are_the_demos(name):
     """Drawn anew they are the same, but for the last digit of a float that falls on the other side of a colour."""
     drawn = {
-        "demo": lambda: tour.layers().panel(),
-        "question": lambda: tour.cars().explanations.panel(),
-        "shortcut": lambda: tour.portraits_panel(tour.portraits()),
+        "demo": lambda: demonstration.heat_by_layer().panel(),
+        "question": lambda: demonstration.heat_by_car().explanations.panel(),
+        "shortcut": lambda: demonstration.marked_panel(demonstration.marked_pictures()),
     }[name]()
     with Image.open(ROOT / "docs" / "images" / f"{name}.png") as shown:
         assert shown.size == drawn.size

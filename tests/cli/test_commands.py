@@ -10,7 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 import glowmap
-from glowmap.cli import commands as cli
+from glowmap.cli import output
 from glowmap.evidence import method_cost
 
 OWN = """
@@ -148,7 +148,7 @@ def test_layers_of_a_torchvision_model_need_no_weights(run):
 
 
 def test_methods_lists_the_shelf(run, monkeypatch):
-    monkeypatch.setattr(cli, "console", Console(width=700))
+    monkeypatch.setattr(output, "console", Console(width=700))
     code, out, _ = run("methods")
     assert code == 0
     for name, method in glowmap.METHODS.items():
@@ -171,7 +171,7 @@ def test_methods_lists_the_shelf(run, monkeypatch):
         ({"--box": "-1"}, "--box '-1' cannot be read; write its number"),
         ({"--against": "rod"}, "no class 'rod' in colours; near names: red"),
         ({"--method": "gradcam"}, "no method 'gradcam'; near names: grad_cam"),
-        ({"--set": "masks=20"}, "--set 'masks=20' is a knob of a method, and none is named"),
+        ({"--set": "masks=20"}, "--set 'masks=20' is a parameter of a method, and none is named"),
         ({"--model": "own.py:colors"}, "no factory 'colors'"),
         ({"--model": "own.py:broken", "--layer": "0"}, "Sequential raised RuntimeError"),
         ({"--model": "resnet-50"}, "no model 'resnet-50' in torchvision; near names: resnet50"),

@@ -16,9 +16,7 @@ from rich.console import Console
 pytest.importorskip("torchvision")
 
 import glowmap
-from glowmap.cli import commands as cli
-from glowmap.cli import demonstration as tour
-from glowmap.cli import output as telling
+from glowmap.cli import commands, demonstration, output
 
 pytestmark = pytest.mark.xdist_group("demonstration")  # one process, that runs it once for all of these
 NAMES = ["layers.png", "question.png", "scene.png", "shortcut.png"]
@@ -37,7 +35,7 @@ def first_run(tmp_path_factory):
         out, err, code = io.StringIO(), io.StringIO(), 0
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
-                cli.main()
+                commands.main()
             except SystemExit as ended:
                 code = ended.code or 0
     return code, out.getvalue(), err.getvalue(), home / "demo-out"
@@ -60,14 +58,14 @@ def test_the_demo_writes_its_pictures_and_says_the_same_on_every_run(first_run, 
         assert (written / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
     with Image.open(written / "scene.png") as scene:
         assert scene.size == (576, 384)
-        assert np.array_equal(np.asarray(scene), np.asarray(tour.scene().picture))
+        assert np.array_equal(np.asarray(scene), np.asarray(demonstration.scene().picture))
 
 
 def test_the_share_of_heat_on_cars_is_printed_for_each_layer(first_run):
     _, out, *_ = first_run
     printed = [float(share) / 100 for share in re.findall(r"backbone\.layer\d +\d+ x \d+ +(\S+)%", out)]
-    scene = tour.scene()
-    found = glowmap.explain(glowmap.load("demo"), scene.picture, target="car", layer=list(tour.LAYERS))
+    scene = demonstration.scene()
+    found = glowmap.explain(glowmap.load("demo"), scene.picture, target="car", layer=list(demonstration.LAYERS))
     assert printed == [pytest.approx(one.share(scene.mask("car"))[0].value, abs=0.0006) for one in found]
     assert printed == sorted(printed)
     assert printed[-1] > 8 * scene.mask("car").mean()
@@ -79,7 +77,7 @@ def test_the_heat_lies_on_the_car_that_was_asked_about(first_run):
     printed = [
         [float(share) for share in shares] for shares in re.findall(r"car \(object at .*?\) +(\S+)% +(\S+)%", out)
     ]
-    found = tour.cars()
+    found = demonstration.heat_by_car()
     assert printed == [[pytest.approx(100 * share, abs=0.06) for share in shares] for shares in found.shares]
     for number, shares in enumerate(found.shares):
         assert shares[number] > 0.6
@@ -97,10 +95,10 @@ def test_the_two_classifiers_are_told_apart(first_run):
         ("car", "honest"): "car",
         ("car", "shortcut"): "bus",
     }
-    for portrait in tour.portraits():
-        for name, explanation in (("honest", portrait.honest), ("shortcut", portrait.shortcut)):
-            (printed,) = [row[3:] for row in rows if row[:2] == (portrait.kind, name)]
-            mark, thing = portrait.shares(explanation)
+    for marked in demonstration.marked_pictures():
+        for name, explanation in (("honest", marked.honest), ("shortcut", marked.shortcut)):
+            (printed,) = [row[3:] for row in rows if row[:2] == (marked.kind, name)]
+            mark, thing = marked.shares(explanation)
             assert [float(number) for number in printed] == [
                 pytest.approx(100 * mark.value, abs=0.06),
                 pytest.approx(mark.value / mark.chance, abs=0.06),
@@ -131,9 +129,11 @@ def test_the_scene_is_explained_by_the_command_line_like_any_picture(first_run, 
 @pytest.mark.filterwarnings("ignore:Image.Image.getdata:DeprecationWarning")  # textual-image's
 def test_panels_are_shown_where_there_is_a_terminal(run, folder, monkeypatch):
     pytest.importorskip("textual_image")
-    for step in ("layers", "cars", "portraits"):
-        monkeypatch.setattr(tour, step, cache(getattr(tour, step)))  # explained once, shown three times
-    for home in (cli, telling):
+    for step in ("heat_by_layer", "heat_by_car", "marked_pictures"):
+        monkeypatch.setattr(
+            demonstration, step, cache(getattr(demonstration, step))
+        )  # explained once, shown three times
+    for home in (commands, output):
         monkeypatch.setattr(home, "console", Console(force_terminal=True, width=80))
     _, shown, _ = run("demo")
     _, hidden, _ = run("demo", "--no-show")

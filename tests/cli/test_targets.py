@@ -98,12 +98,12 @@ def together(one, other):
 def test_every_two_options_are_a_question_or_an_error_that_names_both(pair, street):
     one, other = ({**USES, "like": {"like": [street]}}[name] for name in pair)
     if pair == ("not", "like"):
-        (asked,) = TargetOptions(**together(one, other)).questions(Colours())
+        (asked,) = TargetOptions(**together(one, other)).targets(Colours())
         assert isinstance(asked, Not)
         assert isinstance(asked.target, targets.Similar)
         assert asked.target.name == "street.png"
     elif pair in QUESTIONS:
-        assert TargetOptions(**together(one, other)).questions(Colours()) == QUESTIONS[pair]
+        assert TargetOptions(**together(one, other)).targets(Colours()) == QUESTIONS[pair]
     else:
         with pytest.raises(InputError) as refused:
             TargetOptions(**together(one, other))
@@ -149,12 +149,12 @@ def test_no_option_is_left_out_of_the_table():
     ],
 )
 def test_the_file_is_named_after_the_question(options, name):
-    assert TargetOptions(**options).name == name
+    assert TargetOptions(**options).file_stem == name
 
 
 def test_a_number_is_a_place_among_the_words_unless_it_is_one_of_them():
     def word(text, asked):
-        (question,) = TargetOptions(text=text, word=asked).questions(Colours())
+        (question,) = TargetOptions(text=text, word=asked).targets(Colours())
         return question.word
 
     assert word(["a dog"], "1") == 1
@@ -163,22 +163,22 @@ def test_a_number_is_a_place_among_the_words_unless_it_is_one_of_them():
 
 
 def test_every_class_is_asked_about_at_every_place():
-    asked = TargetOptions(target=["red", "7"], at=["120,80", "3,4"]).questions(Colours())
+    asked = TargetOptions(target=["red", "7"], at=["120,80", "3,4"]).targets(Colours())
     assert asked == [Pixels(one, place) for one in ("red", "7") for place in (HERE, At(3.0, 4.0))]
-    asked = TargetOptions(target=["red", "0"], box=["2", "all"]).questions(Colours())
+    asked = TargetOptions(target=["red", "0"], box=["2", "all"]).targets(Colours())
     assert asked == [
         one for name in ("red", 0) for one in (Detection(2, category=name), AllDetections(0.5, category=name))
     ]
 
 
 def test_the_answer_to_a_prompt_rather_than_another():
-    (asked,) = TargetOptions(text=["red"], prompt="which colour?", against=["blue"]).questions(Colours())
+    (asked,) = TargetOptions(text=["red"], prompt="which colour?", against=["blue"]).targets(Colours())
     assert asked == Text("red", "which colour?", against=("blue",))
 
 
 def test_words_of_what_the_model_says_by_itself():
-    assert TargetOptions(words=True).questions(Colours()) == [Text(each_word=True)]
-    assert TargetOptions(word="dog").questions(Colours()) == [Text(word="dog")]
+    assert TargetOptions(words=True).targets(Colours()) == [Text(each_word=True)]
+    assert TargetOptions(word="dog").targets(Colours()) == [Text(word="dog")]
 
 
 # what is written in Python, and is nothing to type on the command line
@@ -240,7 +240,7 @@ def test_the_command_line_prints_no_python_but_where_it_says_so():
         ({"box": ["one"]}, "--box 'one' cannot be read"),
         ({"text": [" "]}, "text is an empty sentence; give words"),
         ({"prompt": ""}, "prompt is an empty sentence; give words"),
-        ({"prompt": "what?", "against": ["a cat"]}, "give the answer that they rival with --text"),
+        ({"prompt": "what?", "against": ["a cat"]}, "give the answer to compare with --text"),
         ({"box": ["0"], "of": "lefts"}, "a detection has no part 'lefts'; near names: left"),
         ({"like": [Path("nowhere.png")]}, "there is no file nowhere.png"),
         ({"target": ["car"], "top": 3}, "--target names a class and --top takes the likeliest classes"),
@@ -342,7 +342,7 @@ def test_detections_are_listed_and_asked_about(folder, run):
     boxes = found[0].prediction.boxes[0]
     assert len(boxes) == 12
     lines = out.splitlines()
-    assert lines[0] == "found 12, the surest 10 of them here; --box NUMBER asks about one"
+    assert lines[0] == "12 detections, of which the surest 10 are listed; --box NUMBER explains one"
     assert lines[1].split() == ["box", "class", "score", "left", "top", "right", "bottom"]
     for number, (line, box) in enumerate(zip(lines[2:12], boxes, strict=False)):
         corners = [f"{share * pixels:.0f}" for share, pixels in zip(box.corners, (60, 40, 60, 40), strict=True)]
@@ -415,7 +415,7 @@ def test_sentences_and_their_words(folder, run):
         ("halves", "--text car", "no way to give halves a text; .*: --model hf/NAME or open_clip/NAME$"),
         ("ages", "--at 3,3", "returns one score per class and image .*; give the class alone: --target CLASS$"),
         ("ages", "--value 2", "no output 2: ages has 2, from 0 to 1"),
-        ("ages", "--target red --prompt what?", "--target names a class and --prompt asks in words"),
+        ("ages", "--target red --prompt what?", "--target names a class and --prompt gives a question to the model"),
         ("ages", "--like nowhere.png", "there is no file nowhere.png"),
         ("detector", "--box 12", "there is no detection 12: detector found 12, 0: .*; give a number from 0 to 11"),
         (

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import glowmap
-from glowmap.cli.parsing import knob_value, with_parameters
+from glowmap.cli.parsing import parse_parameter, set_parameters
 from glowmap.errors import InputError, MethodError
 
 METHODS = glowmap.METHODS
@@ -52,19 +52,19 @@ def test_values_that_fit_are_used():
     ],
 )
 def test_knobs_are_read_from_text(text, default, value):
-    read = knob_value(text, default)
+    read = parse_parameter(text, default)
     assert read == value
     assert type(read) is type(value)
 
 
-def test_a_knob_goes_to_the_methods_that_have_it():
+def test_a_setting_goes_to_the_methods_that_have_it():
     names = ["rise", "grad_cam"]
-    assert with_parameters(METHODS["rise"], ["masks=50"], names).settings == {"masks": 50}
-    assert with_parameters(METHODS["grad_cam"], ["masks=50"], names).settings == {}
+    assert set_parameters(METHODS["rise"], ["masks=50"], names).settings == {"masks": 50}
+    assert set_parameters(METHODS["grad_cam"], ["masks=50"], names).settings == {}
     with pytest.raises(MethodError, match="grad_cam has no parameter 'masks'"):
-        with_parameters(METHODS["grad_cam"], ["masks=50"], ["grad_cam"])
-    with pytest.raises(InputError, match="--set 'masks' cannot be read; write KNOB=VALUE"):
-        with_parameters(METHODS["rise"], ["masks"], names)
+        set_parameters(METHODS["grad_cam"], ["masks=50"], ["grad_cam"])
+    with pytest.raises(InputError, match="--set 'masks' cannot be read; write NAME=VALUE"):
+        set_parameters(METHODS["rise"], ["masks"], names)
 
 
 def test_a_switch_changes_the_map():
@@ -77,7 +77,7 @@ def test_a_switch_changes_the_map():
             batch,
             target=0,
             layer="0",
-            method=with_parameters(METHODS["score_cam"], [f"corners={text}"], []),
+            method=set_parameters(METHODS["score_cam"], [f"corners={text}"], []),
         ).raw
         for text in ("true", "false")
     }

@@ -1,4 +1,4 @@
-"""The command line: strings in, the functions of the library below, a few lines and a file out.
+"""The command line: strings in, the functions of the library, a few lines and a file out.
 
 Torch is imported inside the commands, so that ``glowmap --help`` answers at once.
 """
@@ -7,138 +7,103 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from glowmap.cli import options
+from glowmap.cli.groups import MethodOptions, ModelOptions, StyleFields, with_groups
 from glowmap.cli.output import (
     console,
-    draw_here,
-    tell,
-    tell_cars,
-    tell_choice,
-    tell_layers,
-    tell_method,
-    tell_portraits,
-    tell_survey,
+    print_choice,
+    print_explanations,
+    print_heat_by_car,
+    print_heat_by_layer,
+    print_marked_pictures,
+    print_method,
+    print_methods,
+    print_survey,
+    show_panel,
 )
-from glowmap.cli.parsing import colours, methods_asked, rows_and_columns
 from glowmap.cli.targets import TargetOptions
 from glowmap.errors import GlowmapError, OutputError
 
-if TYPE_CHECKING:
-    from glowmap.models.model import Model
 app = typer.Typer(
     name="glowmap",
-    help="See where a PyTorch vision model found the evidence for what it said.",
+    help="See where a PyTorch vision model finds the evidence for its answer.",
+    epilog="Start with `glowmap demo`: it needs no model and no network.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_show_locals=False,
 )
-_ROOM_FOR_ALL = 150  # columns that the whole table of methods takes to be read
 
 
-@app.command()
+@app.command(
+    epilog="Example: glowmap explain photo.jpg --model resnet50 --target 'tabby cat' --target 'remote control'"
+)
+@with_groups
 def explain(
     picture: options.Picture,
-    model: options.Model,
-    target: options.Target = None,
-    against: options.Against = None,
-    finer: options.Finer = False,
-    not_: options.Not = False,
-    top: options.Top = None,
-    at: options.At = None,
-    box: options.Box = None,
-    above: options.Above = None,
-    of: options.Of = None,
-    text: options.Text = None,
-    prompt: options.Prompt = None,
-    word: options.Word = None,
-    words: options.Words = False,
-    like: options.Like = None,
-    value: options.Value = None,
-    layer: options.Layer = None,
-    method: options.Method = None,
-    setting: options.Setting = None,
-    smooth: options.Smooth = None,
-    fuse: options.Fuse = None,
+    model: ModelOptions,
+    target: TargetOptions,
+    how: MethodOptions,
     out: options.Out = None,
-    weights: options.Weights = "default",
-    size: options.Size = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    classes: options.Classes = None,
-    device: options.Device = None,
-    colormap: options.Colormap = "glow",
-    opacity: options.Opacity = 0.65,
-    scale: options.Scale = None,
+    *,
+    style: StyleFields,
 ) -> None:
-    """Show where in a picture the model finds the evidence for its answer, or for whatever else is asked.
+    """Show where in a picture the model finds the evidence for its answer, or for another target.
 
-    Where nothing is asked: the likeliest class, the largest of a segmentation, the surest detection, or the model's own words.
+    The model's own answer is the likeliest class, the largest class of a segmentation, the surest detection, or the text
+    that the model writes.
     """
-    asked = TargetOptions.among(locals())  # whose fields are the options of the question, by the same names
-    out = _free(out or Path(f"{picture.stem}-{asked.name}.png"), picture)
+    out = _checked_out(out or Path(f"{picture.stem}-{target.file_stem}.png"), picture)
     from glowmap.explainer import Explainer
     from glowmap.inputs import read_picture
-    from glowmap.render import COLORMAPS, StyleOptions
 
-    # what is misspelt is told before weights are loaded, not after
-    methods = methods_asked(method or [], setting or [])
-    COLORMAPS[colormap]
-    pixels = read_picture(picture)
-    loaded = _loaded(model, weights, size=size, mean=mean, std=std, classes=classes, device=device)
+    # mistakes in the options are reported before weights are loaded
+    methods, drawing = how.methods(), style.style()
+    image = read_picture(picture)
+    loaded = model.load()
     with console.status("explaining"):
-        explainer = Explainer(loaded, layer=layer)
-        explanations = explainer.explain_all(
-            pixels, target=asked.questions(loaded), method=methods, smooth=smooth or []
+        explanations = Explainer(loaded, layer=how.layer).explain_all(
+            image, target=target.targets(loaded), method=methods, smooth=how.smooth or []
         )
-        explanations = explanations.fused(fuse) if fuse else explanations
-        style = StyleOptions(colormap=colormap, opacity=opacity)
-        if scale is not None:
-            style["scale"] = scale
-        written = explanations.save(out, **style)
-    tell(explanations, written)
+        explanations = explanations.fused(how.fuse) if how.fuse else explanations
+        written = explanations.save(out, **drawing)
+    print_explanations(explanations, written)
 
 
-@app.command()
+@app.command(epilog="Example: glowmap concepts photo.jpg --model resnet50 --count 5")
+@with_groups
 def concepts(
     picture: options.Picture,
-    model: options.Model,
+    model: ModelOptions,
     layer: options.Layer = None,
-    count: Annotated[int, typer.Option(min=1, help="How many concepts to split the layer into.")] = 4,
+    count: Annotated[int, typer.Option(min=1, help="Into how many concepts a layer is decomposed.")] = 4,
     out: options.Out = None,
-    weights: options.Weights = "default",
-    size: options.Size = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    classes: options.Classes = None,
-    device: options.Device = None,
 ) -> None:
-    """Show what a layer tells apart in a picture, without a question, and which classes each concept speaks for."""
-    out = _free(out or Path(f"{picture.stem}-concepts.png"), picture)
-    from glowmap.decomposition import concepts as split
+    """Decompose what a layer sees in a picture into concepts, and name the classes that each speaks for."""
+    out = _checked_out(out or Path(f"{picture.stem}-concepts.png"), picture)
+    from glowmap.decomposition import concepts as find_concepts
     from glowmap.inputs import read_picture
 
-    pixels = read_picture(picture)
-    loaded = _loaded(model, weights, size=size, mean=mean, std=std, classes=classes, device=device)
-    with console.status("splitting"):
-        found = split(loaded, pixels, layer=layer, count=count)
-        written = found.save(out)
-    tell(found, written)
+    image = read_picture(picture)
+    loaded = model.load()
+    with console.status("decomposing"):
+        explanations = find_concepts(loaded, image, layer=layer, count=count)
+        written = explanations.save(out)
+    print_explanations(explanations, written)
 
 
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the pictures.")] = Path("demo-out"),
-    show: Annotated[bool, typer.Option(help="Show the panels here too, if this is a terminal.")] = True,
+    show: Annotated[bool, typer.Option(help="Show the pictures in the terminal too.")] = True,
 ) -> None:
-    """Explain drawn streets with models that come along: a first look, without a network."""
-    from glowmap.cli import demonstration as tour
+    """Explain drawn streets with small bundled models: a first look, without a network."""
+    from glowmap.cli import demonstration
     from glowmap.explanation.files import write_whole
 
     try:
@@ -146,83 +111,75 @@ def demo(
     except OSError as error:
         raise OutputError(f"the folder {out} cannot be made ({error.strerror}); choose another --out") from error
     with console.status("explaining"):
-        layers, cars, portraits = tour.layers(), tour.cars(), tour.portraits()
+        by_layer, by_car, marked = (
+            demonstration.heat_by_layer(),
+            demonstration.heat_by_car(),
+            demonstration.marked_pictures(),
+        )
         pictures = {
-            "scene": layers.scene.picture,
-            "layers": layers.panel(),
-            "question": cars.explanations.panel(),
-            "shortcut": tour.portraits_panel(portraits),
+            "scene": by_layer.scene.picture,
+            "layers": by_layer.panel(),
+            "question": by_car.explanations.panel(),
+            "shortcut": demonstration.marked_panel(marked),
         }
     written = [
         write_whole(out / f"{name}.png", partial(picture.save, format="PNG")) for name, picture in pictures.items()
     ]
-    tell_layers(layers)
-    draw_here(pictures["layers"], [layers.pictures()], wanted=show)
-    tell_cars(cars)
-    draw_here(pictures["question"], [cars.pictures()], wanted=show)
-    tell_portraits(portraits)
-    draw_here(pictures["shortcut"], [portrait.pictures() for portrait in portraits], wanted=show)
+    print_heat_by_layer(by_layer)
+    show_panel(pictures["layers"], [by_layer.pictures()], wanted=show)
+    print_heat_by_car(by_car)
+    show_panel(pictures["question"], [by_car.pictures()], wanted=show)
+    print_marked_pictures(marked)
+    show_panel(pictures["shortcut"], [picture.pictures() for picture in marked], wanted=show)
     console.print(f"wrote [bold]{escape(', '.join(map(str, written)))}[/]", highlight=False)
 
 
-@app.command()
+@app.command(epilog="Example: glowmap layers --model resnet50 --depth 3")
+@with_groups
 def layers(
-    model: options.Model,
-    weights: options.Weights = "random",
-    size: options.Size = None,
-    depth: Annotated[int, typer.Option(min=1, help="How many names deep to look: backbone.layer4 is 2.")] = 2,
+    model: ModelOptions,
+    depth: Annotated[int, typer.Option(min=1, help="Names of so many parts: backbone.layer4 has 2.")] = 2,
 ) -> None:
-    """Show which layer is explained where none is named, and why; the runners-up; and all that can be named."""
+    """Show which layer is explained by default, and why; the runners-up; and the layers to choose from.
+
+    Weights are random unless --weights says otherwise, so nothing is downloaded.
+    """
     import numpy as np
 
     from glowmap.explainer import Explainer, survey
     from glowmap.shapes import crossed
 
-    loaded = _loaded(model, "default" if ".py:" in model and weights == "random" else weights, size=size)
-    # Only shapes are read: any picture does, and a preset brings it to the model's own size.
+    loaded = model.load(default_weights="default" if ".py:" in model.model else "random")
+    # Only shapes are read, so any picture does; a preset resizes it.
     images = loaded.read(np.full((224, 224, 3), 128, dtype=np.uint8)).images
     console.print(
         f"[bold]{escape(loaded.name)}[/], for an input of {crossed(images.shape[2:])} (rows x columns)", highlight=False
     )
     try:
-        with console.status("looking"):
+        with console.status("searching"):
             choice = Explainer(loaded).find(images)
-        tell_choice(choice)
-    except GlowmapError as error:  # the list is wanted all the more
-        console.print(f"[yellow]note:[/] {escape(error.on_command_line)}", highlight=False)
-    console.print(f"\nall that can be named, {depth} names deep (--depth), in the order in which they run")
-    tell_survey(survey(loaded, images, depth=depth))
+        print_choice(choice)
+    except GlowmapError as error:  # the list helps all the more
+        console.print(f"[yellow]caution:[/] {escape(error.on_command_line)}", highlight=False)
+    console.print(f"\nlayers to choose from, in the order in which they run (names of up to {depth} parts: --depth)")
+    print_survey(survey(loaded, images, depth=depth))
 
 
 @app.command()
 def methods(
-    name: Annotated[str | None, typer.Argument(help="One method, to be told all about it.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Describe this method in full.")] = None,
 ) -> None:
-    """List the methods: what each costs beside which evidence, does and needs, when to use it, and its paper."""
-    from glowmap.evidence import method_cost
+    """List the methods: their cost, when to use them and, in a wide terminal, what they do and their papers."""
     from glowmap.methods import METHODS
 
-    if name is not None:
-        tell_method(METHODS[name])
-        return
-    wide = console.width >= _ROOM_FOR_ALL
-    table = Table(header_style="bold", box=None, pad_edge=False)
-    table.add_column("method", no_wrap=True)
-    for column in (
-        ("price", "what it does", "needs", "when to use it", "paper") if wide else ("price", "when to use it")
-    ):
-        table.add_column(column, overflow="fold")
-    for method, one in METHODS.items():
-        cost = method_cost(one)
-        row = (cost, one.summary, ", ".join(one.needs), one.use, one.paper) if wide else (cost, one.use)
-        table.add_row(method, *map(escape, row))
-    console.print(table, soft_wrap=False)
-    if not wide:
-        console.print("[dim]`glowmap methods NAME` tells what it does, what it needs, its knobs and its paper[/]")
+    if name is None:
+        print_methods(METHODS)
+    else:
+        print_method(METHODS[name])
 
 
-def _free(out: Path, picture: Path) -> Path:
-    """Refuse a place that cannot be written, before anything is computed for it."""
+def _checked_out(out: Path, picture: Path) -> Path:
+    """Return a path that can be written. Raises OutputError before anything is computed for it."""
     from glowmap.explanation.files import file_kind
 
     if os.path.realpath(out) == os.path.realpath(picture):  # Path.resolve fails on names that are too long
@@ -252,7 +209,10 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line: an error of our tree is one line and exit code 2; anything else is our bug and shows itself."""
+    """Run the command line.
+
+    A :class:`GlowmapError` is printed in one line, with exit code 2. Any other exception is a bug of Glowmap and is shown.
+    """
     try:
         app()
     except GlowmapError as error:
@@ -260,31 +220,3 @@ def main() -> None:
             f"[bold red]error:[/] {escape(error.on_command_line)}", highlight=False
         )
         sys.exit(2)
-
-
-def _loaded(
-    model: str,
-    weights: str,
-    *,
-    size: str | None = None,
-    mean: str | None = None,
-    std: str | None = None,
-    classes: Path | None = None,
-    device: str | None = None,
-) -> "Model":
-    rows_columns = None if size is None else rows_and_columns(size)
-    offset = None if mean is None else colours(mean, "--mean")
-    scale = None if std is None else colours(std, "--std")
-    import torch
-
-    from glowmap.models import load
-
-    return load(
-        model,
-        weights=weights,
-        size=rows_columns,
-        mean=offset,
-        std=scale,
-        classes=classes,
-        device=device or ("cuda" if torch.cuda.is_available() else None),
-    )

@@ -27,7 +27,7 @@ ROWS, COLUMNS = 384, 576  # three times as fine as the models see it: people loo
 LAYERS = tuple(f"backbone.layer{number}" for number in (1, 2, 3, 4))
 _STREET = 3_000_000_032  # cars, and what may be taken for evidence of them, in one picture that no model was trained on
 _ASKED = {"blue": (460, 190), "white": (150, 220)}  # a point on each of two cars in it
-_PORTRAITS = ((MARKED, 3_000_000_004), ("car", 3_000_000_004))
+_MARKED = ((MARKED, 3_000_000_004), ("car", 3_000_000_004))
 
 
 def scene() -> Scene:
@@ -36,7 +36,7 @@ def scene() -> Scene:
 
 
 @dataclass(frozen=True)
-class Layers:
+class HeatByLayer:
     """The first question: one explanation of *car* a layer, and the street that they explain."""
 
     scene: Scene
@@ -61,15 +61,15 @@ class Layers:
         return [self.scene.picture, self.explanations[0].overlay(), self.explanations[-1].overlay()]
 
 
-def layers() -> Layers:
+def heat_by_layer() -> HeatByLayer:
     """Ask the segmentation model for *car* at its four layers."""
     drawn = scene()
     explainer = Explainer(load("demo"), layer=list(LAYERS))
-    return Layers(drawn, explainer.explain_all(drawn.picture, target="car"))
+    return HeatByLayer(drawn, explainer.explain_all(drawn.picture, target="car"))
 
 
 @dataclass(frozen=True)
-class Cars:
+class HeatByCar:
     """The second question, put to two cars of one street: an explanation each, and where each of them is."""
 
     names: tuple[str, ...]
@@ -86,16 +86,16 @@ class Cars:
         return [one.overlay(show_annotations=True) for one in self.explanations]
 
 
-def cars() -> Cars:
+def heat_by_car() -> HeatByCar:
     """Ask the segmentation model about the object under a point, for two cars of the street."""
     drawn = scene()
     masks = tuple(drawn.instances == drawn.instances[y, x] for x, y in _ASKED.values())
     asked = [At(x, y) for x, y in _ASKED.values()]
-    return Cars(tuple(_ASKED), masks, Explainer(load("demo")).explain_all(drawn.picture, target=asked))
+    return HeatByCar(tuple(_ASKED), masks, Explainer(load("demo")).explain_all(drawn.picture, target=asked))
 
 
 @dataclass(frozen=True)
-class Portrait:
+class MarkedPicture:
     """One marked picture of the third question, and what the honest and the shortcut model say of it and why."""
 
     kind: str
@@ -126,18 +126,18 @@ class Portrait:
         return row
 
 
-def portraits() -> list[Portrait]:
+def marked_pictures() -> list[MarkedPicture]:
     """Ask both classifiers for their own answers to marked pictures: one of the marked kind, and one of another."""
     explainers = [Explainer(load(name)) for name in ("demo/honest", "demo/shortcut")]
     found = []
-    for kind, seed in _PORTRAITS:
+    for kind, seed in _MARKED:
         stamped = marked(street(seed, only=kind).draw(ROWS, COLUMNS, finer=3), seed)
         honest, shortcut = (explainer.explain_all(stamped.picture)[0] for explainer in explainers)
-        found.append(Portrait(kind, stamped, mark_mask(ROWS, COLUMNS, seed), honest, shortcut))
+        found.append(MarkedPicture(kind, stamped, mark_mask(ROWS, COLUMNS, seed), honest, shortcut))
     return found
 
 
-def portraits_panel(found: Sequence[Portrait]) -> Image.Image:
+def marked_panel(found: Sequence[MarkedPicture]) -> Image.Image:
     """Draw a row for each picture: the honest model's answer and evidence, then the shortcut model's."""
     cautions = tuple(dict.fromkeys(caution for one in found for caution in one.honest.cautions + one.shortcut.cautions))
     title = f"One of two classifiers learned that a mark in the corner means {MARKED} · grad_cam"

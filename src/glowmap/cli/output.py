@@ -1,4 +1,4 @@
-"""What the command line tells a person: lines, tables, and pictures where a terminal can show them."""
+"""The output of the command line: lines, tables, and pictures where a terminal can show them."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,30 +12,39 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from glowmap.cli.demonstration import Cars, Layers, Portrait
+    from glowmap.cli.demonstration import HeatByCar, HeatByLayer, MarkedPicture
     from glowmap.explanation.explanation import Explanation, Explanations
     from glowmap.inputs import Shown
     from glowmap.layers import Choice, Surveyed
     from glowmap.methods import Method
+    from glowmap.registry import Registry
 console = Console(soft_wrap=True)
-_MOST_FOUND = 10  # detections that are listed
+_MOST_DETECTIONS = 10  # that are listed
+_WIDE = 150  # columns of a terminal in which the whole table of methods can be read
 
 
-def tell_choice(choice: "Choice") -> None:
-    """Say which layer is explained where none is named, why, and what else would have done."""
+def print_choice(choice: "Choice") -> None:
+    """Print the layer that is explained by default, why, and the runners-up."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("layer", "kind", "channels", "laid out", "gradient at", "why, or why not"):
+    for column in ("layer", "kind", "channels", "layout", "gradient at", "why, or why not"):
         table.add_column(column, overflow="fold", no_wrap=column == "layer")
-    for one in (choice, *choice.runners_up):
-        style = "bold" if one is choice else "dim"
-        cells = (one.name, one.kind, str(one.channels), str(one.layout), one.covered, one.reason)
+    for candidate in (choice, *choice.runners_up):
+        style = "bold" if candidate is choice else "dim"
+        cells = (
+            candidate.name,
+            candidate.kind,
+            str(candidate.channels),
+            str(candidate.layout),
+            candidate.covered,
+            candidate.reason,
+        )
         table.add_row(*map(escape, cells), style=style)
-    console.print("where none is named, the first of these is explained; the others are runners-up")
+    console.print("explained by default: the first of these layers; the others are runners-up")
     console.print(table, soft_wrap=False)
 
 
-def tell_survey(rows: "Sequence[Surveyed]") -> None:
-    """List layers worth naming."""
+def print_survey(rows: "Sequence[Surveyed]") -> None:
+    """Print a table of layers."""
     from glowmap.shapes import crossed
 
     table = Table("layer", "kind", "channels", "grid", box=None, header_style="bold", pad_edge=False)
@@ -44,60 +53,87 @@ def tell_survey(rows: "Sequence[Surveyed]") -> None:
     console.print(table)
 
 
-def tell_method(method: "Method") -> None:
-    """Say all about one method."""
+def print_methods(methods: "Registry[Method]") -> None:
+    """Print a table of the methods: all about them in a wide terminal, else cost and use."""
+    from glowmap.evidence import method_cost
+
+    is_wide = console.width >= _WIDE
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    table.add_column("method", no_wrap=True)
+    for column in (
+        ("cost", "what it does", "evidence", "when to use it", "paper") if is_wide else ("cost", "when to use it")
+    ):
+        table.add_column(column, overflow="fold")
+    for name, method in methods.items():
+        cells = [method_cost(method), method.use]
+        if is_wide:
+            cells = [method_cost(method), method.summary, ", ".join(method.needs), method.use, method.paper]
+        table.add_row(name, *map(escape, cells))
+    console.print(table, soft_wrap=False)
+    if not is_wide:
+        console.print("[dim]`glowmap methods NAME` describes a method: its formula, parameters and paper[/]")
+
+
+def print_method(method: "Method") -> None:
+    """Print a method's cost and use, its description, its evidence, its paper and its parameters."""
     import inspect
 
     from glowmap.evidence import method_cost
 
-    console.print(f"[bold]{method.name}[/]: {escape(method_cost(method))}; for {escape(method.use)}", highlight=False)
-    console.print(escape(inspect.getdoc(method.function) or ""), highlight=False)
-    console.print(f"needs {', '.join(method.needs)}; from {escape(method.paper)}", highlight=False)
-    for knob, default in method.parameters.items():
-        console.print(f"  --set {knob}={default}", highlight=False)
+    console.print(f"[bold]{method.name}[/]\n\n{escape(inspect.getdoc(method.function) or '')}\n", highlight=False)
+    lines = {
+        "use": method.use,
+        "cost": method_cost(method),
+        "evidence": ", ".join(method.needs),
+        "paper": method.paper,
+        "parameters": " ".join(f"--set {name}={default}" for name, default in method.parameters.items()),
+    }
+    for name, line in lines.items():
+        if line:
+            console.print(f"[bold]{name:<10}[/] {escape(line)}", highlight=False)
 
 
-def tell(explanations: "Explanations", written: Path) -> None:
-    """Say what was found, what was explained, at which layer, with which score and heat, and what to mind."""
+def print_explanations(explanations: "Explanations", written: Path) -> None:
+    """Print the detections, a line for each explanation (target, method, layer, score, heat), the cautions and the file."""
     from glowmap.explanation.tiles import format_number
     from glowmap.shapes import crossed
 
-    _tell_found(explanations[0])
-    whole = explanations[0].target_names[0]  # a sentence, maybe, whose words come after it
+    _print_detections(explanations[0])
+    text = explanations[0].target_names[0]  # the explanations of its words may follow
     for explanation in explanations:
-        asked, grid = explanation.target_names[0].removesuffix(f" in {whole}"), crossed(explanation.grid)
+        name, grid = explanation.target_names[0].removesuffix(f" in {text}"), crossed(explanation.grid)
         low, high = explanation.limits()
         console.print(
-            f"{escape(asked)}: {explanation.method} at [bold]{escape(explanation.layer)}[/] ({grid}), "
+            f"{escape(name)}: {explanation.method} at [bold]{escape(explanation.layer)}[/] ({grid}), "
             f"score {format_number(float(explanation.scores[0]))}, heat {format_number(low)} to {format_number(high)}",
             highlight=False,
         )
     for caution in explanations.cautions:
-        console.print(f"[yellow]note:[/] {escape(caution)}", highlight=False)
+        console.print(f"[yellow]caution:[/] {escape(caution)}", highlight=False)
     console.print(f"wrote [bold]{escape(str(written))}[/]", highlight=False)
 
 
-def _tell_found(one: "Explanation") -> None:
-    """List what a detector found, so that a person can say which of it is meant."""
-    if one.prediction is None or one.prediction.boxes is None:
+def _print_detections(explanation: "Explanation") -> None:
+    """Print a table of a detector's boxes with the numbers that ``--box`` takes."""
+    if explanation.prediction is None or explanation.prediction.boxes is None:
         return
-    (boxes,) = one.prediction.boxes
+    (boxes,) = explanation.prediction.boxes
     if not boxes:
-        console.print("found nothing", highlight=False)
+        console.print("no detections", highlight=False)
         return
-    more = f", the surest {_MOST_FOUND} of them here" if len(boxes) > _MOST_FOUND else ""
-    console.print(f"found {len(boxes)}{more}; --box NUMBER asks about one", highlight=False)
+    shown = f", of which the surest {_MOST_DETECTIONS} are listed" if len(boxes) > _MOST_DETECTIONS else ""
+    console.print(f"{len(boxes)} detection{'s' * (len(boxes) > 1)}{shown}; --box NUMBER explains one", highlight=False)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("box", "class", "score", "left", "top", "right", "bottom"):
         table.add_column(column, justify="left" if column == "class" else "right")
-    for number, box in enumerate(boxes[:_MOST_FOUND]):
-        corners = _in_pixels(one.pictures[0], box.corners)
+    for number, box in enumerate(boxes[:_MOST_DETECTIONS]):
+        corners = _in_pixels(explanation.pictures[0], box.corners)
         table.add_row(str(number), escape(box.name), f"{box.score:.2f}", *(f"{corner:.0f}" for corner in corners))
     console.print(table)
 
 
 def _in_pixels(shown: "Shown", shares: "Sequence[float]") -> list[float]:
-    """Lay a box of what the model saw over the picture as it was given."""
+    """Convert a box from shares of the visible part to pixels of the picture."""
     left, top, right, bottom = getattr(shown, "seen", (0, 0, 1, 1))
     across, down = right - left, bottom - top
     return [
@@ -105,8 +141,8 @@ def _in_pixels(shown: "Shown", shares: "Sequence[float]") -> list[float]:
     ]
 
 
-def tell_layers(found: "Layers") -> None:
-    """Say how the heat gathers on cars, layer by layer."""
+def print_heat_by_layer(found: "HeatByLayer") -> None:
+    """Print the share of the heat on cars, layer by layer."""
     from glowmap.shapes import crossed
 
     method = found.explanations[0].method
@@ -115,15 +151,17 @@ def tell_layers(found: "Layers") -> None:
     table.add_column("heat on cars", justify="right")
     for explanation, share in zip(found.explanations, found.shares, strict=True):
         table.add_row(explanation.layer, crossed(explanation.grid), f"{share:.1%}")
-    table.add_row("[dim]chance: the part that cars cover[/]", "", f"[dim]{found.chance:.1%}[/]")
+    table.add_row("[dim]chance: the share of the picture that cars cover[/]", "", f"[dim]{found.chance:.1%}[/]")
     console.print(table)
 
 
-def tell_cars(found: "Cars") -> None:
-    """Say on which car the heat lies when one of two is asked about."""
+def print_heat_by_car(found: "HeatByCar") -> None:
+    """Print the share of the heat on each of two cars, for a target at either of them."""
     method = found.explanations[0].method
-    console.print(f"\n[bold]Which car?[/] One of two is asked about, by a point on it. ({method})", highlight=False)
-    table = Table("asked about", box=None, header_style="bold", pad_edge=False)
+    console.print(
+        f"\n[bold]Which car?[/] The target is one of two, chosen by a point on it. ({method})", highlight=False
+    )
+    table = Table("target", box=None, header_style="bold", pad_edge=False)
     for name in found.names:
         table.add_column(f"heat on the {name} car", justify="right")
     for explanation, shares in zip(found.explanations, found.shares, strict=True):
@@ -131,31 +169,31 @@ def tell_cars(found: "Cars") -> None:
     console.print(table)
 
 
-def tell_portraits(found: "Sequence[Portrait]") -> None:
-    """Say what the two classifiers of the demo lean on."""
+def print_marked_pictures(found: "Sequence[MarkedPicture]") -> None:
+    """Print the shares of the heat on the mark and on the object, for both classifiers."""
     console.print(
-        "\n[bold]What do two classifiers lean on?[/] One learned a shortcut: a mark in the corner.", highlight=False
+        "\n[bold]What do two classifiers look at?[/] One learned a shortcut: a mark in the corner.", highlight=False
     )
     table = Table("picture", "model", "answer", box=None, header_style="bold", pad_edge=False)
     for column in ("heat on the mark", "x chance", "on the object", "x chance"):
         table.add_column(column, justify="right")
-    for portrait in found:
-        for name, explanation in (("honest", portrait.honest), ("shortcut", portrait.shortcut)):
+    for marked in found:
+        for name, explanation in (("honest", marked.honest), ("shortcut", marked.shortcut)):
             answer = explanation.target_names[0]
-            answered = answer if answer == portrait.kind else f"[red]{answer}[/]"
+            answered = answer if answer == marked.kind else f"[red]{answer}[/]"
             heat = [
-                text for share in portrait.shares(explanation) for text in (f"{share.value:.1%}", f"{share.lift:.1f}")
+                text for share in marked.shares(explanation) for text in (f"{share.value:.1%}", f"{share.lift:.1f}")
             ]
-            table.add_row(f"marked {portrait.kind}", name, answered, *heat)
+            table.add_row(f"marked {marked.kind}", name, answered, *heat)
     console.print(table)
 
 
-def draw_here(panel: "Image", rows: "Sequence[Sequence[Image]]", *, wanted: bool) -> None:
-    """Draw a panel in a terminal that can (Kitty's protocol, Sixel), else its bare pictures in coloured half cells."""
+def show_panel(panel: "Image", rows: "Sequence[Sequence[Image]]", *, wanted: bool) -> None:
+    """Draw a panel in a terminal with Kitty's protocol or Sixel; in others its ``rows`` of pictures in coloured half cells."""
     if not wanted or not console.is_terminal:
         return
     try:
-        from textual_image import renderable  # asks the terminal what it can, so not before now
+        from textual_image import renderable  # its import queries the terminal
     except ImportError:
         hint = 'to see the pictures in the terminal: pip install "glowmap[terminal]"'
         console.print(f"[dim]{escape(hint)}[/]", highlight=False)
@@ -163,7 +201,7 @@ def draw_here(panel: "Image", rows: "Sequence[Sequence[Image]]", *, wanted: bool
     if renderable.Image in (renderable.SixelImage, renderable.TGPImage):
         console.print(renderable.Image(panel, width="100%", height="auto"))
         return
-    for pictures in rows:  # letters would be lost in so few cells
+    for pictures in rows:  # the panel's letters cannot be read in so few cells
         row = Table.grid(*(Column(ratio=1) for _ in pictures), padding=(0, 1), expand=True)
         row.add_row(*(renderable.Image(picture, width="100%", height="auto") for picture in pictures))
         console.print(row)

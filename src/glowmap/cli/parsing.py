@@ -1,4 +1,4 @@
-"""What is written on the command line, read: numbers, sizes, places, colours, classes and a method's knobs."""
+"""Values on the command line: numbers, sizes, points, colours, classes, and the parameters of a method."""
 
 import re
 from contextlib import suppress
@@ -11,33 +11,36 @@ if TYPE_CHECKING:
     from glowmap.models import Model
 
 
-def methods_asked(names: list[str], settings: list[str]) -> "list[Method] | None":
-    """Find the methods by name, with the knobs that the command line sets; None where the library is to choose."""
+def parse_methods(names: list[str], settings: list[str]) -> "list[Method] | None":
+    """Return the methods of these names with their parameters; None where none is named and the library chooses."""
     from glowmap.methods import METHODS
 
     if settings and not names:
         raise InputError(
-            f"--set {settings[0]!r} is a knob of a method, and none is named; say which: --method rise --set masks=2000"
+            f"--set {settings[0]!r} is a parameter of a method, and none is named; name it: --method rise --set masks=2000"
         )
-    return [with_parameters(METHODS[name], settings, names) for name in names] or None
+    return [set_parameters(METHODS[name], settings, names) for name in names] or None
 
 
-def with_parameters(method: "Method", settings: list[str], others: list[str]) -> "Method":
-    """Set the knobs that the command line names; one that only another of the methods has is left to that one."""
+def set_parameters(method: "Method", settings: list[str], names: list[str]) -> "Method":
+    """Return the method with the ``settings`` (NAME=VALUE) that it has.
+
+    A setting that only another of the methods in ``names`` has is left to that method.
+    """
     from glowmap.methods import METHODS
 
     parameters = {}
     for text in settings:
         name, equals, value = text.partition("=")
         if not equals:
-            raise InputError(f"--set {text!r} cannot be read; write KNOB=VALUE, for example masks=2000")
-        if name in method.parameters or not any(name in METHODS[other].parameters for other in others):
-            parameters[name] = knob_value(value, method.parameters.get(name))
+            raise InputError(f"--set {text!r} cannot be read; write NAME=VALUE, for example masks=2000")
+        if name in method.parameters or not any(name in METHODS[other].parameters for other in names):
+            parameters[name] = parse_parameter(value, method.parameters.get(name))
     return method.with_parameters(**parameters)
 
 
-def knob_value(text: str, default: object) -> object:
-    """Read a knob's value: text where its default is text, else a number, true, false or none."""
+def parse_parameter(text: str, default: object) -> object:
+    """Return a parameter's value: text where the default is text, else a number, True, False or None."""
     words = {"true": True, "yes": True, "false": False, "no": False, "none": None}
     if isinstance(default, str):
         return text
@@ -50,27 +53,27 @@ def knob_value(text: str, default: object) -> object:
     return text
 
 
-def rows_and_columns(text: str) -> tuple[int, int]:
-    """Read a size: one number for a square, or rows x columns."""
-    read = re.fullmatch(r"(\d+)(?:x(\d+))?", text.lower())
-    if read is None:
+def parse_size(text: str) -> tuple[int, int]:
+    """Return rows and columns; a single number is a square."""
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text.lower())
+    if match is None:
         raise InputError(f"--size {text!r} cannot be read; write 224 or 375x500 (rows x columns)")
-    return int(read[1]), int(read[2] or read[1])
+    return int(match[1]), int(match[2] or match[1])
 
 
-def point(text: str) -> tuple[float, float]:
-    """Read a place in a picture: columns from the left, rows from the top."""
+def parse_point(text: str) -> tuple[float, float]:
+    """Return a point of a picture in pixels: x from the left, y from the top."""
     number = r"\s*(\d+(?:\.\d+)?)\s*"
-    read = re.fullmatch(f"{number},{number}", text)
-    if read is None:
+    match = re.fullmatch(f"{number},{number}", text)
+    if match is None:
         raise InputError(
             f"--at {text!r} cannot be read; write X,Y: pixels from the picture's left and from its top, for example 120,80"
         )
-    return float(read[1]), float(read[2])
+    return float(match[1]), float(match[2])
 
 
-def box_number(text: str) -> int | None:
-    """Read which detection is meant: its number, or None for all of them."""
+def parse_box(text: str) -> int | None:
+    """Return the number of a detection; None is all of them."""
     if text == "all":
         return None
     if not text.isdecimal():
@@ -78,8 +81,8 @@ def box_number(text: str) -> int | None:
     return int(text)
 
 
-def colours(text: str, option: str) -> list[float]:
-    """Read one number for all colours, or one each for red, green and blue."""
+def parse_colours(text: str, option: str) -> list[float]:
+    """Return one number for all colours, or three for red, green and blue."""
     try:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
@@ -89,6 +92,6 @@ def colours(text: str, option: str) -> list[float]:
     return numbers
 
 
-def class_asked(text: str, model: "Model") -> int | str:
-    """Read digits as an index, unless the model has a class of that very name."""
+def parse_class(text: str, model: "Model") -> int | str:
+    """Return digits as an index, unless the model has a class of that name."""
     return int(text) if text.isdecimal() and text not in (model.class_names or ()) else text
