@@ -1,4 +1,4 @@
-"""Questions of meaning, put to models that have learned something, in a world whose truth is known."""
+"""Whether heat lies where it should: trained models in a world with known truth."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def demo():
 
 @cache
 def streets_with(*kinds, count=12, least=300):
-    """Held-out streets in which each of these kinds is seen at no fewer than ``least`` pixels."""
+    """Return held-out streets in which each of these kinds covers at least ``least`` pixels."""
     scenes, number = [], HELD_OUT
     while len(scenes) < count:
         scene = street(number).draw()
@@ -70,8 +70,8 @@ def test_deeper_layers_gather_more_heat_on_the_object(car_shares_by_layer, metho
 
 
 @pytest.mark.parametrize(("name", "methods"), [("demo", ["grad_cam", "hires_cam"]), ("demo/honest", ["grad_cam"])])
-def test_the_layer_that_finds_itself_is_among_the_best_by_the_heat_on_the_object(name, methods):
-    """Beside the four stages of the backbone."""
+def test_the_selected_layer_is_among_the_best_by_the_heat_on_the_object(name, methods):
+    """Compared with the four stages of the backbone."""
     model = glowmap.load(name)
     stages = LAYERS if name == "demo" else ["layer1", "layer2", "layer3", "layer4"]
     shares = {method: {"found": [], "named": []} for method in methods}
@@ -95,7 +95,7 @@ def car_and_person_shares(demo):
 
 
 @pytest.mark.parametrize("method", BY_GRADIENT)
-def test_the_class_asked_for_decides_where_the_heat_goes(car_and_person_shares, method):
+def test_the_target_class_decides_where_the_heat_lies(car_and_person_shares, method):
     (car_on_car, car_on_person), (person_on_car, person_on_person) = car_and_person_shares[method].mean(0)
     assert car_on_car > 2 * person_on_car
     assert person_on_person > 2 * car_on_person
@@ -108,7 +108,7 @@ def car_and_counterfactual_shares(demo):
 
 
 @pytest.mark.parametrize("method", COMMON)
-def test_what_speaks_against_the_class_avoids_the_object(car_and_counterfactual_shares, method):
+def test_evidence_against_the_class_avoids_the_object(car_and_counterfactual_shares, method):
     """The counterfactual of the Grad-CAM paper (section 3.2): the negated score lights up what lowers it."""
     for_it, against = car_and_counterfactual_shares[method][..., 0].mean(0)
     assert against < 0.75 * for_it
@@ -117,7 +117,7 @@ def test_what_speaks_against_the_class_avoids_the_object(car_and_counterfactual_
 
 
 def two_cars_apart(count):
-    """Held-out streets with two cars that do not touch, and the mask of each and a point on it (x, y)."""
+    """Return held-out streets with two cars that do not touch, and the mask of each and a point on it (x, y)."""
     number, found = HELD_OUT, []
     while len(found) < count:
         scene = street(number).draw()
@@ -149,8 +149,8 @@ def test_the_car_under_a_point_has_the_heat_and_the_other_car_has_none(demo):
             assert one.share(masks[1 - own])[0].value < 0.02
 
 
-def test_a_car_rather_than_a_bus_is_asked_about_at_the_car(demo):
-    """What both classes have in common falls away, and the heat stays on the car; the border leaves the street out."""
+def test_the_heat_of_car_rather_than_bus_lies_on_the_car(demo):
+    """Evidence for both classes cancels, so that the heat lies on the car; the border excludes the street."""
     for scene, masks, points in two_cars_apart(2):
         for asked in (
             Contrast("car", "bus"),
@@ -163,13 +163,13 @@ def test_a_car_rather_than_a_bus_is_asked_about_at_the_car(demo):
 
 
 def lies_on(mask, explanation, reach=8):
-    """Whether the hottest place lies in the mask or within one cell of the layer's grid."""
+    """Return whether the hottest pixel lies in the mask or within one cell of the layer's grid."""
     row, column = np.unravel_index(int(explanation.heatmap[0].argmax()), mask.shape)
     return bool(mask[max(row - reach, 0) : row + reach + 1, max(column - reach, 0) : column + reach + 1].any())
 
 
-def test_the_shortcut_is_found():
-    """Both twins answer right; Grad-CAM tells them apart: one looks at the object, the other at the mark in the corner."""
+def test_the_shortcut_is_detected():
+    """Both classifiers are right, and Grad-CAM distinguishes them: one relies on the object, the other on the mark."""
     explainers = {name: glowmap.Explainer(glowmap.load(f"demo/{name}")) for name in ("honest", "shortcut")}
     on_mark, on_object, shares = (
         {"honest": 0, "shortcut": 0},
@@ -195,7 +195,7 @@ def test_the_shortcut_is_found():
 
 
 @pytest.mark.parametrize("kind", ["car", "bicycle", "person"])
-def test_for_other_classes_the_shortcut_model_looks_at_the_object_too(kind):
+def test_for_other_classes_the_shortcut_model_relies_on_the_object_too(kind):
     explainer = glowmap.Explainer(glowmap.load("demo/shortcut"))
     scenes = [street(number, only=kind).draw() for number in range(HELD_OUT, HELD_OUT + 12)]
     assert sum(lies_on(scene.mask(kind), explainer(scene.picture, target=kind)) for scene in scenes) >= 10

@@ -1,4 +1,4 @@
-"""``glowmap demo`` from the outside: what it writes, what it says, and that it says the same again."""
+"""``glowmap demo`` as a command: what it writes and prints, and that it is reproducible."""
 
 import contextlib
 import io
@@ -72,7 +72,7 @@ def test_the_share_of_heat_on_cars_is_printed_for_each_layer(first_run):
     assert f"{scene.mask('car').mean():.1%}" in out
 
 
-def test_the_heat_lies_on_the_car_that_was_asked_about(first_run):
+def test_the_heat_lies_on_the_car_of_the_target(first_run):
     _, out, *_ = first_run
     printed = [
         [float(share) for share in shares] for shares in re.findall(r"car \(object at .*?\) +(\S+)% +(\S+)%", out)
@@ -85,7 +85,7 @@ def test_the_heat_lies_on_the_car_that_was_asked_about(first_run):
         assert found.masks[number].mean() > 0.01
 
 
-def test_the_two_classifiers_are_told_apart(first_run):
+def test_the_two_classifiers_are_distinguished(first_run):
     _, out, *_ = first_run
     rows = re.findall(r"marked (\w+) +(\w+) +(\w+) +(\S+)% +(\S+) +(\S+)% +(\S+)", out)
     said = {(picture, model): answer for picture, model, answer, *_ in rows}

@@ -1,4 +1,4 @@
-"""The trained models of the package: what they weigh, what they reach, and that they load like any other."""
+"""The trained models of the package: their size, their quality, and that they load like any other model."""
 
 import re
 from functools import cache
@@ -35,14 +35,14 @@ def test_the_segmentation_model_is_made_of_torchvisions_parts():
     assert isinstance(module.classifier[0], torchvision.models.segmentation.deeplabv3.ASPP)
 
 
-def test_the_segmentation_model_knows_streets_that_it_has_not_seen():
+def test_the_segmentation_model_generalises_to_held_out_streets():
     overlaps = dict(zip(CLASSES, intersection_over_union(glowmap.load("demo").module, 48), strict=True))
     assert np.mean(list(overlaps.values())) >= 0.85
     assert overlaps["car"] >= 0.90
     assert min(overlaps.values()) >= 0.7
 
 
-def test_one_twin_leans_on_the_mark_and_the_other_does_not(monkeypatch):
+def test_one_classifier_relies_on_the_mark_and_the_other_does_not(monkeypatch):
     draw = cache(lambda number, only: street(number, only=only).draw())
     monkeypatch.setattr(
         "glowmap.demo.report.street", lambda number, only: SimpleNamespace(draw=lambda: draw(number, only))
@@ -58,7 +58,7 @@ def test_one_twin_leans_on_the_mark_and_the_other_does_not(monkeypatch):
     assert prediction_rate(shortcut, 96, **flipped) >= 0.6
 
 
-def test_the_report_that_comes_along_says_what_was_reached():
+def test_the_bundled_report_states_the_quality_of_the_models():
     report = (WEIGHTS / "report.md").read_text()
     assert float(re.search(r"mean IoU (\S+)", report)[1]) >= 0.85
     assert float(re.search(r"\| car \| (\S+) \|", report)[1]) >= 0.90
@@ -85,7 +85,7 @@ def test_it_loads_like_any_other_model(tmp_path):
     assert glowmap.explain(again, scene.picture, target="car").heatmap.shape == (1, 96, 144)
 
 
-def test_random_weights_come_from_the_seed_and_are_noted():
+def test_random_weights_come_from_the_seed_and_make_a_caution():
     one, again, other = (glowmap.load("demo/honest", weights="random", seed=seed) for seed in (1, 1, 2))
     assert torch.equal(one.module.conv1.weight, again.module.conv1.weight)
     assert not torch.equal(one.module.conv1.weight, other.module.conv1.weight)

@@ -1,4 +1,4 @@
-"""The training script, on so few pictures that it learns nothing: it runs, repeats itself and reports."""
+"""The training script, on very few pictures: it runs, is reproducible and writes its report."""
 
 import pytest
 from typer.testing import CliRunner
@@ -39,7 +39,7 @@ def test_a_seed_gives_the_same_weights_again_and_another_seed_others(train, tmp_
     assert "demo/shortcut" in output
 
 
-def test_no_street_is_seen_twice_or_held_out():
+def test_no_street_is_trained_on_twice_or_held_out():
     seen = []
     for seed in (0, 1, 999):
         batches = street_numbers(seed)

@@ -1,4 +1,4 @@
-"""The drawn world: the same for the same seed, and its truth is what one sees."""
+"""The drawn world: reproducible from its seed, and with masks that match its pixels."""
 
 from dataclasses import replace
 
@@ -50,8 +50,8 @@ def noiseless(scene):
     return replace(scene, backdrop=replace(scene.backdrop, noise=0.0))
 
 
-def test_a_mask_is_where_the_object_shows():
-    """Without the object nothing changes but its own pixels, their smooth edge and the shade at its foot."""
+def test_a_mask_holds_the_pixels_that_show_the_object():
+    """Removing an object changes only its pixels, their smooth edge and the shadow at its foot."""
     full = noiseless(street(14))
     for number, placed in enumerate(full.objects, 1):
         with_it = full.draw()
@@ -69,7 +69,7 @@ def test_a_mask_is_where_the_object_shows():
         assert (changed & ~near).sum() < mine.sum(), placed.kind
 
 
-def test_what_stands_nearer_hides_what_is_behind_it():
+def test_nearer_objects_hide_farther_ones():
     empty = replace(street(3), objects=())
     far, near = PlacedObject("house", 0.75, 0.5, 0.4, False, 1), PlacedObject("bus", 0.75, 0.7, 0.3, False, 2)
     alone = replace(empty, objects=(far,)).draw().mask("house")
@@ -79,7 +79,7 @@ def test_what_stands_nearer_hides_what_is_behind_it():
     assert (alone & both.mask("bus")).sum() > 200
 
 
-def test_objects_know_their_pixels_each_by_itself():
+def test_two_objects_of_a_kind_have_separate_instances():
     objects = tuple(PlacedObject("car", x, 0.8, 0.15, False, seed) for seed, x in enumerate((0.4, 1.1)))
     scene = replace(street(3), objects=objects).draw()
     left, right = scene.instances == 1, scene.instances == 2
@@ -97,7 +97,7 @@ def test_the_same_street_at_any_resolution():
 
 
 @pytest.mark.parametrize("kind", MOVING)
-def test_one_alone_stands_in_full_view(kind):
+def test_a_single_object_is_in_full_view(kind):
     for seed in range(12):
         scene = street(seed, only=kind).draw()
         assert [name for name in scene.objects if name in MOVING] == [kind]

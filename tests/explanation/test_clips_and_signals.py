@@ -1,4 +1,4 @@
-"""Clips, volumes and signals: what of them is shown, where the heat is drawn, and what of it can be kept."""
+"""Clips, volumes and signals: which frames are drawn, where their heat lies, and how they are saved."""
 
 import io
 
@@ -41,7 +41,7 @@ def values(shares):
 
 
 def explained(raw, images, **fields):
-    """Explain by hand: ``raw`` is the map itself."""
+    """Return an explanation whose raw map is ``raw``."""
     raw = torch.as_tensor(raw, dtype=torch.float32)
     known = {"scores": torch.arange(len(raw)) + 1.0, "layer": "layer", "method": "grad_cam", "model": "Model"}
     known |= {
@@ -75,7 +75,7 @@ VOLUME = torch.rand(1, 1, 12, 40, 50, generator=torch.Generator().manual_seed(1)
 SIGNAL = torch.randn(1, 3, 100, generator=torch.Generator().manual_seed(2))
 
 
-class TestWhatIsShown:
+class TestPicturesOf:
     def test_a_clip_in_its_colours(self):
         (shown,) = pictures_of(CLIP)
         assert isinstance(shown, Volume)
@@ -101,7 +101,7 @@ class TestWhatIsShown:
         assert pictures_of(torch.rand(1, 3, 2, 2, 2, 2)) == ()
 
 
-class TestPlaces:
+class TestFrames:
     @given(st.integers(1, 60), st.integers(1, 9), st.data())
     @settings(deadline=None)
     def test_evenly_spaced_in_order_and_through_the_hottest(self, count, most, data):
@@ -112,7 +112,7 @@ class TestPlaces:
         assert len(frames) == min(count, most)
         assert 0 <= frames[0] <= frames[-1] < count
 
-    def test_the_places_themselves(self):
+    def test_which_frames_are_chosen(self):
         assert spread(16, 6) == [1, 4, 6, 9, 12, 14]
         assert spread(16, 6, 5) == [1, 5, 6, 9, 12, 14]
         assert spread(4, 6, 2) == [0, 1, 2, 3]
@@ -136,13 +136,13 @@ class TestPlaces:
 
 class TestClips:
     def frames(self, drawn, count):
-        """Cut the frames out of a line of at most four: 24 columns x 20 rows, twelve times as large."""
+        """Cut the frames out of a row of at most four: 24 columns x 20 rows, twelve times as large."""
         top = MARGIN + 18 + 1  # a line of text, and a pixel
         lefts = range(MARGIN, MARGIN + count * 296, 296)
         return [drawn.crop((left, top, left + 288, top + 240)) for left in lefts]
 
     def bar(self, drawn, count=16):
-        """Read the colours of the bar beneath."""
+        """Return the colours of the bar below the frames."""
         row = MARGIN + 19 + 240 + 16 + 5
         return [drawn.getpixel((MARGIN + round((i + 0.5) / count * (drawn.width - 24)), row)) for i in range(count)]
 
@@ -168,7 +168,7 @@ class TestClips:
         frame = (CLIP[0, :, 9] * 255).round().byte().permute(1, 2, 0).numpy()
         np.testing.assert_array_equal(pixels(bare), frame.repeat(12, 0).repeat(12, 1))
 
-    def test_the_hottest_frame_is_shown_and_says_so(self):
+    def test_the_hottest_frame_is_drawn_and_named(self):
         found, blank = (explained(raw, CLIP) for raw in (hot_at((16, 20, 24), 5), torch.zeros(1, 16, 20, 24)))
         chosen = [1, 5, 6, 9, 12, 14]
         assert found.overlay().tobytes() == found.overlay(frames=chosen).tobytes()
@@ -176,7 +176,7 @@ class TestClips:
         marked, unmarked = (pixels(one.overlay(frames=chosen).crop(heading)) for one in (found, blank))
         assert (marked < 100).sum() > 1.4 * (unmarked < 100).sum()  # bold, and a word more
 
-    def test_a_line_leads_from_each_frame_to_its_place_in_the_bar(self):
+    def test_a_line_leads_from_each_frame_to_its_position_in_the_bar(self):
         drawn = explained(hot_at((16, 20, 24), 5), CLIP).overlay(frames=[2, 5, 13])
         lines = pixels(drawn)[MARGIN + 19 + 240 : MARGIN + 19 + 240 + 16].min(-1)
         starts, ends = (np.flatnonzero(lines[row, MARGIN:-MARGIN] < 220) for row in (0, 15))
@@ -186,7 +186,7 @@ class TestClips:
             assert all(np.abs(np.array(expected) - place).min() <= 2 for place in found)
         assert lines[:, MARGIN + 440].min() < 100 < lines[:, [MARGIN + 144, MARGIN + 736]].min()  # the hottest in ink
 
-    def test_places_count_from_either_end_and_stay_in_order(self):
+    def test_frames_count_from_either_end_and_stay_in_order(self):
         found = explained(hot_at((16, 20, 24), 5), CLIP)
         assert found.overlay(frames=[15, -16]).tobytes() == found.overlay(frames=[-1, 0]).tobytes()
         last, first = self.frames(found.overlay(frames=[15, 0], opacity=0.0), 2)
@@ -221,13 +221,13 @@ class TestClips:
             ([], "frames= is empty, so no frame is chosen: this clip has 16"),
         ],
     )
-    def test_places_that_are_not_there(self, frames, message):
+    def test_frames_that_do_not_exist(self, frames, message):
         found = explained(hot_at((16, 20, 24), 5), CLIP)
         for ask in (found.overlay, found.panel):
             with pytest.raises(OutputError, match=message):
                 ask(frames=frames)
 
-    def test_what_only_pictures_have_and_what_they_have_not(self):
+    def test_edges_are_for_pictures_only_and_frames_for_the_others(self):
         with pytest.raises(
             OutputError, match="edges=True aligns heat with the edges of a picture, and this input is a clip"
         ):
@@ -253,7 +253,7 @@ class TestClips:
 
 
 class TestVolumes:
-    def test_cross_hairs_go_through_the_hottest_cell_in_three_planes(self):
+    def test_crosshairs_go_through_the_hottest_voxel_in_three_planes(self):
         heat = np.zeros((12, 40, 50))
         heat[3, 10, 30] = 1
         drawn = volume(pictures_of(VOLUME)[0].values, heat, [3], Style(opacity=0.0))
@@ -269,7 +269,7 @@ class TestVolumes:
             assert posts.tolist() == [int((across + 0.5) / columns * plane.shape[1])]
             assert not plane[lines[0], posts[0] - 10 : posts[0] + 11].any(), "the hottest cell itself must be seen"
 
-    def test_the_planes_hold_the_heat_of_their_place(self):
+    def test_each_plane_shows_its_own_heat(self):
         heat = np.zeros((12, 40, 50))
         heat[2:6, 8:16, 25:40] = 1
         drawn = volume(np.zeros((12, 40, 50, 1), np.uint8), heat, [0], Style(opacity=1.0))
@@ -285,7 +285,7 @@ class TestVolumes:
         below = is_colour(drawn, HOT)[19 + round(40 * ratio) + 40 :]
         assert 0 < below.mean() < 0.05, "of slice 1 there is only the bar"
 
-    def test_a_blank_volume_has_no_cross_hairs(self):
+    def test_a_blank_volume_has_no_crosshairs(self):
         drawn = volume(np.zeros((4, 40, 50, 1), np.uint8), np.zeros((4, 40, 50)), [0], Style())
         assert not is_colour(drawn, CROSS).any()
         assert drawn.width <= WIDTH
@@ -380,14 +380,14 @@ class TestSignals:
             COLD,
             COLD,
         ]
-        assert (pixels(self.drawn(np.zeros(100)))[:27] == 255).all(), "nothing is marked where nothing is hot"
+        assert (pixels(self.drawn(np.zeros(100)))[:27] == 255).all(), "no span is marked where nothing is hot"
 
     def test_a_channel_that_never_changes_a_single_sample_and_a_bare_signal(self):
         for values in (np.full((1, 100), 3.0, np.float32), np.ones((2, 1), np.float32)):
             drawn = pixels(self.drawn(None, values))
             assert (drawn[:150, self.LEFT + 100].min(-1) < 130).any()
 
-    def test_at_most_twelve_channels_and_those_that_are_named(self):
+    def test_at_most_twelve_channels_unless_they_are_chosen(self):
         images = torch.randn(1, 20, 100, generator=torch.Generator().manual_seed(3))
         found = explained(self.heat()[None], images)
         assert found.overlay().tobytes() == found.overlay(frames=range(12)).tobytes()
@@ -412,7 +412,7 @@ def asked(request):
     return glowmap.explain(model, images, target=[0, 1], layer="features.2", method=["grad_cam", "hires_cam"])
 
 
-class TestTheWholeRoad:
+class TestExplained:
     def test_the_heatmap_is_resized_along_every_axis(self, asked):
         size, raw = asked[0].input_size, asked[0].raw
         mode = "trilinear" if len(size) == 3 else "linear"
@@ -439,7 +439,7 @@ class TestTheWholeRoad:
         with pytest.raises(InputError, match="a mask of .* came for 1 image of"):
             asked[0].share(torch.ones(asked[0].input_size)[..., None, None])
 
-    def test_the_panel_shows_what_was_seen_once_and_a_line_a_method(self, asked, monkeypatch):
+    def test_the_panel_shows_the_picture_once_and_a_row_for_each_method(self, asked, monkeypatch):
         drawn = []
         monkeypatch.setattr(
             "glowmap.explanation.figure.panel", lambda rows, **_: drawn.extend(rows) or Image.new("RGB", (9, 9))
@@ -457,7 +457,7 @@ class TestTheWholeRoad:
         else:
             assert [drawn[0][0].heading, drawn[2][0].heading] == ["class 0", "class 1"]
 
-    def test_all_lines_about_an_image_show_the_same_places(self):
+    def test_all_rows_about_an_image_show_the_same_frames(self):
         raws, shown = [hot_at((16, 20, 24), 5), hot_at((16, 20, 24), 10) * 0.5], pictures_of(CLIP)
         both = glowmap.Explanations(
             explained(raw, CLIP, layer=f"layer{number}", pictures=shown) for number, raw in enumerate(raws)
@@ -465,7 +465,7 @@ class TestTheWholeRoad:
         assert both.panel().tobytes() == both.panel(frames=[1, 5, 6, 9, 12, 14]).tobytes()
         assert both.panel(frames=[3]).tobytes() != both.panel(frames=[4]).tobytes()
 
-    def test_a_figure_of_its_own_width_and_twice_that_for_print(self, asked):
+    def test_a_figure_has_a_fixed_width_and_twice_that_at_scale_two(self, asked):
         small, large = asked[0].panel(), asked[0].panel(scale=2)
         assert small.width == 24 + WIDTH + 20 + 280 + 24
         assert large.width == 2 * small.width
@@ -498,7 +498,7 @@ class TestTheWholeRoad:
             assert pixels(saved).tobytes() == pixels(asked[0].panel(frames=[0])).tobytes()
         assert Image.open(io.BytesIO(asked[0]._repr_png_())).size == asked[0].panel().size
 
-    def test_one_of_a_batch(self):
+    def test_an_image_of_a_batch_is_drawn_as_on_its_own(self):
         clips = torch.cat([CLIP, CLIP.flip(2)])
         found = glowmap.explain(Net(3, 3).eval(), clips, target=1, layer="features.2")
         assert found.overlay(1).tobytes() == found[1].overlay().tobytes() != found.overlay(0).tobytes()

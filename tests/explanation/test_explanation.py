@@ -68,7 +68,7 @@ def test_a_flat_map_is_a_zero_heatmap_and_never_nan(value):
 @given(
     arrays(np.float32, (2, 3, 4), elements=some.floats(-1000, 1000, width=32)), some.sampled_from([1e-12, 1.0, 1e12])
 )
-def test_heatmaps_fill_zero_to_one_at_any_scale(raw, scale):
+def test_heatmaps_fill_zero_to_one_at_any_magnitude(raw, scale):
     heat = of(torch.from_numpy(raw) * scale).heatmap
     assert heat.isfinite().all()
     for one in heat:
@@ -93,7 +93,7 @@ def test_the_share_of_the_heat_inside_a_mask():
     assert maps.share(left)[0].value == pytest.approx(float(fine[:, :6].sum() / fine.sum()))
 
 
-def test_a_diverging_colormap_shows_what_speaks_against_too():
+def test_a_diverging_colormap_shows_evidence_against_too():
     picture = Picture(Image.new("RGB", (60, 20), (40, 90, 40)), (0.0, 0.0, 60.0, 20.0))
     maps = of([[[-2.0, 0.0, 2.0]]], (20, 60), pictures=(picture,))
     signed = np.asarray(maps.overlay(colormap="signed", opacity=1.0)).astype(int)
@@ -107,15 +107,15 @@ def test_a_diverging_colormap_shows_what_speaks_against_too():
     assert blank.overlay(colormap="signed").size == (60, 20)
 
 
-def test_a_mask_of_the_pictures_size_is_cut_to_what_the_model_saw():
+def test_a_mask_of_the_pictures_size_is_cropped_like_the_picture():
     picture = Picture(Image.new("RGB", (4, 2)), (2.0, 0.0, 4.0, 2.0))  # the right half
     maps = of([[[1.0, 2.0], [3.0, 4.0]]], (2, 2), pictures=(picture,))
     mask = np.array([[1, 1, 0, 1], [1, 1, 0, 0]])
     assert values(maps.share(mask)) == pytest.approx([2 / 10])
 
 
-def test_a_picture_that_was_padded_is_kept_as_it_was_given(tmp_path):
-    """Two columns of black at the left of a picture of 2 x 2."""
+def test_a_padded_picture_is_stored_without_padding(tmp_path):
+    """A picture of 2 x 2 with two black columns at its left."""
     picture = Picture(Image.new("RGB", (2, 2), (200, 100, 50)), (-2.0, 0.0, 2.0, 2.0))
     maps = of([[[1.0, 2.0, 3.0, 4.0]] * 2], (2, 4), pictures=(picture,))
     masks = {(2, 2): 7 / 10, (2, 4): 1.0}  # the picture's own size, and that of what the model saw
@@ -133,8 +133,8 @@ def test_a_picture_that_was_padded_is_kept_as_it_was_given(tmp_path):
     assert found.overlay().tobytes() == maps.overlay().tobytes()
 
 
-def test_a_file_that_holds_the_canvas_of_a_padded_picture_is_read_as_it_was_written(tmp_path):
-    """As files were once written: the picture on its canvas, and what was seen in the canvas's pixels."""
+def test_a_file_that_holds_a_padded_picture_can_be_read(tmp_path):
+    """The picture is stored on its canvas, and its visible part in pixels of the canvas."""
     canvas = Picture(Image.new("RGB", (4, 2)), (0.0, 0.0, 4.0, 2.0))
     maps = of([[[1.0, 2.0, 3.0, 4.0]] * 2], (2, 4), pictures=(canvas,))
     path = maps.save(tmp_path / "canvas.npz")
@@ -169,13 +169,13 @@ def test_a_mask_that_fits_no_image_is_an_error(mask, message):
         of(torch.rand(2, 3, 3)).share(mask)
 
 
-def test_min_max_ignores_what_is_rounding():
+def test_min_max_ignores_rounding_noise():
     noisy = torch.full((1, 4, 4), 0.3) + torch.randn(1, 4, 4) * 1e-8
     assert not min_max(noisy).any()
     assert min_max(noisy - 0.3).max() in (0, 1)
 
 
-def test_notes_say_why_a_map_is_blank():
+def test_cautions_say_why_a_map_is_blank():
     model = Classifier().eval()
     positive = glowmap.explain(model, images(1), target=lambda out: out[:, 0], layer="features.4")
     negative = glowmap.explain(model, images(1), target=lambda out: -out[:, 0], layer="features.4")
@@ -186,7 +186,7 @@ def test_notes_say_why_a_map_is_blank():
     assert blank is not None
 
 
-def test_images_can_be_taken_out(explained):
+def test_single_images_can_be_selected(explained):
     both = explained[0]
     assert len(both) == 2
     second = both[1]
@@ -212,7 +212,7 @@ def test_the_overlay_lies_on_the_picture_at_its_own_resolution(explained):
         explained[0].overlay(colormap="jett")
 
 
-def test_the_panel_has_a_row_for_each_question_and_image(explained):
+def test_the_panel_has_a_row_for_each_target_and_image(explained):
     one_row = explained[0][0].panel()
     two_layers = glowmap.Explanations([explained[0][0], explained[1][0]]).panel()
     all_of_it = explained.panel()
@@ -270,7 +270,7 @@ def test_saving_the_numbers_and_reading_them_back(explained, tmp_path):
         assert sum(name.startswith("picture") for name in stored) == 2  # stored once, not once an explanation
 
 
-def test_reading_what_is_no_file_of_explanations(explained, tmp_path):
+def test_a_file_of_another_kind_is_refused(explained, tmp_path):
     np.savez(tmp_path / "other.npz", a=np.ones(3))
     (tmp_path / "text.npz").write_text("hello")
     for name in ("other.npz", "text.npz", "missing.npz"):
@@ -280,7 +280,7 @@ def test_reading_what_is_no_file_of_explanations(explained, tmp_path):
         glowmap.Explanation.load(explained.save(tmp_path / "four.npz"))
 
 
-def test_what_cannot_be_written_leaves_nothing(explained, tmp_path, monkeypatch):
+def test_a_failed_write_leaves_no_file(explained, tmp_path, monkeypatch):
     with pytest.raises(OutputError, match="ends in .xyz, which is no format for a panel; end it in .png"):
         explained.save(tmp_path / "panel.xyz")
     with pytest.raises(OutputError, match="panel has no ending"):
@@ -306,7 +306,7 @@ def test_what_cannot_be_written_leaves_nothing(explained, tmp_path, monkeypatch)
     assert [file.name for file in tmp_path.iterdir()] == ["panel.png"]
 
 
-def test_without_a_picture_there_are_numbers():
+def test_an_explanation_without_pictures_has_numbers():
     signal = of(torch.randn(2, 6), (12,))
     assert signal.heatmap.shape == (2, 12)
     with pytest.raises(
@@ -373,7 +373,7 @@ def test_bfloat16_numbers_can_be_saved(tmp_path):
     assert torch.equal(Explanation.load(found.save(tmp_path / "half.npz")).scores, found.scores)
 
 
-def test_a_link_stays_a_link_and_long_names_are_told(explained, tmp_path):
+def test_a_link_stays_a_link_and_long_names_are_refused(explained, tmp_path):
     (tmp_path / "real.npz").write_text("old")
     (tmp_path / "link.npz").symlink_to(tmp_path / "real.npz")
     explained.save(tmp_path / "link.npz")
@@ -388,7 +388,7 @@ def test_a_link_stays_a_link_and_long_names_are_told(explained, tmp_path):
 
 
 class TestLayout:
-    """What stands where in a figure: nothing is repeated, and each heat says in what it differs from the others."""
+    """The arrangement of a figure: nothing is repeated, and each tile names what differs from the others."""
 
     @pytest.fixture
     def drawn(self, monkeypatch):
@@ -407,14 +407,14 @@ class TestLayout:
 
     picture = np.random.default_rng(0).random((16, 20, 3))
 
-    def test_one_question_at_one_layer(self, model, drawn):
+    def test_one_target_at_one_layer(self, model, drawn):
         glowmap.explain(model, self.picture, target="catamount", layer="features.3").panel()
         headings, title, rows = drawn[0]
         assert headings == [["picture", "prediction", "features.3"]]
         assert title == "lynx · grad_cam · Classifier"
         assert rows[0][2].caption[0] == "grid 4 × 5"
 
-    def test_questions_at_one_layer_follow_the_picture_which_stands_once(self, model, drawn):
+    def test_targets_at_one_layer_follow_the_picture_which_is_drawn_once(self, model, drawn):
         found = glowmap.explain(model, self.picture, target=["dog", "lynx", "car", "bus"], layer="features.3")
         found.panel()
         headings, title, rows = drawn[0]
@@ -424,7 +424,7 @@ class TestLayout:
         score = found[1].scores.item()
         assert rows[0][3].caption[0] == f"score {score:.3g}, grid 4 × 5"
 
-    def test_each_image_of_a_batch_has_its_own_lines(self, model, drawn):
+    def test_each_image_of_a_batch_has_its_own_rows(self, model, drawn):
         found = glowmap.explain(model, [self.picture, self.picture[::-1]], target=[1, 2], layer="features.3")
         found.panel()
         headings, title, rows = drawn[0]
@@ -433,7 +433,7 @@ class TestLayout:
         assert rows[1][3].caption[0].startswith(f"score {found[1].scores[1].item():.3g}, ")
 
     def test_methods_at_one_layer_follow_the_picture_too(self, model, drawn):
-        """Also where they come from two calls, with a picture each, that is the same."""
+        """Also where they come from two calls, each with an equal picture."""
         calls = [
             glowmap.explain(model, self.picture, target="catamount", layer="features.3", method=method)
             for method in ("grad_cam", "layer_cam")
@@ -448,7 +448,7 @@ class TestLayout:
             assert rows[0][0].caption[0].startswith("lynx, catamount, score ")
             assert rows[0][2].caption[0] == "grid 4 × 5"
 
-    def test_questions_by_several_methods_have_a_row_each(self, model, drawn):
+    def test_targets_by_several_methods_have_a_row_each(self, model, drawn):
         found = glowmap.explain(
             model, self.picture, target=["dog", "car"], layer="features.3", method=["grad_cam", "layer_cam"]
         )
@@ -469,14 +469,14 @@ class TestLayout:
         ]
         assert drawn[0][1] == "dog · grad_cam, layer_cam · Classifier"
 
-    def test_questions_at_several_layers_have_a_row_each_with_the_picture(self, model, drawn):
+    def test_targets_at_several_layers_have_a_row_each_with_the_picture(self, model, drawn):
         glowmap.explain(model, self.picture, target=["dog", "lynx"], layer=["features.0", "features.3"]).panel()
         assert drawn[0][0] == [
             ["dog", "prediction", "features.0", "features.3"],
             ["lynx", "prediction", "features.0", "features.3"],
         ]
 
-    def test_a_layer_that_differs_is_told_below_the_heat(self, model, drawn):
+    def test_a_layer_that_differs_is_named_below_the_heat(self, model, drawn):
         glowmap.explain(
             model, self.picture, target="dog", layer="features.3", method=["grad_cam", "input_gradient"]
         ).panel()
@@ -485,7 +485,7 @@ class TestLayout:
         assert [tile.caption for tile in rows[0][2:]] == [("features.3, grid 4 × 5",), ("input, grid 16 × 20",)]
         assert title == "dog · grad_cam, input_gradient · Classifier"
 
-    def test_other_pictures_and_other_models_have_rows_of_their_own(self, model, drawn):
+    def test_other_pictures_and_other_models_have_their_own_rows(self, model, drawn):
         one = glowmap.explain(model, self.picture, target="dog", layer="features.3")
         other = glowmap.explain(model, self.picture[::-1], target="car", layer="features.3")
         glowmap.Explanations([one, other]).panel()
@@ -498,7 +498,7 @@ class TestLayout:
             assert headings == [["dog", "prediction", "features.3"], ["car", "prediction", "features.3"]]
             assert title == "dog, car · grad_cam · Classifier"
 
-    def test_pictures_of_which_nothing_was_said_are_told_apart_too(self, drawn):
+    def test_pictures_without_prediction_are_distinguished_too(self, drawn):
         pictures = [Picture(Image.new("RGB", (60, 40), colour), (0.0, 0.0, 60.0, 40.0)) for colour in ("red", "blue")]
         for shown in (pictures, pictures[:1] * 2):
             glowmap.Explanations(
@@ -507,7 +507,7 @@ class TestLayout:
             ).panel()
         assert [headings for headings, *_ in drawn] == [[["a", "layer"], ["b", "layer"]], [["picture", "a", "b"]]]
 
-    def test_words_of_a_sentence_stand_in_reading_order_without_it(self, drawn):
+    def test_words_of_a_sentence_stand_in_reading_order_below_its_title(self, drawn):
         sentence = "'a dog, a cat and a dog'"
         asked = [sentence, *(f"'{word}' in {sentence}" for word in ("a", "dog", "a", "cat"))]
         picture = Picture(Image.new("RGB", (60, 40)), (0.0, 0.0, 60.0, 40.0))
@@ -524,14 +524,14 @@ class TestLayout:
             (f"score {score:g}, grid 3 × 3",) for score in (-8, -1, -2, -1, -4)
         ]
 
-    def test_concepts_are_called_so(self, model, drawn):
+    def test_concepts_are_counted_in_the_title(self, model, drawn):
         found = glowmap.concepts(model, [self.picture, self.picture[::-1]], layer="features.3", count=3)
         found.panel()
         assert drawn[0][1] == "3 concepts · deep_feature_factorisation at features.3 · Classifier"
         assert [len(row) for row in drawn[0][0]] == [5, 5]
         assert drawn[0][0][0][2] == found[0].target_names[0].replace("lynx, catamount", "lynx")
 
-    def test_synonyms_are_left_off_and_other_commas_kept(self, model, drawn):
+    def test_synonyms_are_dropped_and_other_commas_stay(self, model, drawn):
         questions = [
             glowmap.targets.Not("lynx"),
             glowmap.targets.Contrast("lynx", "dog"),
@@ -540,7 +540,7 @@ class TestLayout:
         glowmap.explain(model, self.picture, target=questions, layer="features.3").panel()
         assert drawn[0][0][0][2:] == ["not lynx", "lynx rather than dog", "dog rather than lynx"]
 
-    def test_many_long_questions_are_counted_in_the_title_and_kept_in_the_headings(self, drawn):
+    def test_many_long_targets_are_counted_in_the_title_and_named_in_the_headings(self, drawn):
         picture = Picture(Image.new("RGB", (60, 40)), (0.0, 0.0, 60.0, 40.0))
         sentences = [f"'a photo of number {number}, {'very ' * 20}long'" for number in range(2)]
         glowmap.Explanations(
@@ -555,7 +555,7 @@ class TestLayout:
 
 
 class TestCanvas:
-    """A map of 2 x 2 on a canvas of 8 x 12, of which the input is the upper left 6 x 10."""
+    """A map of 2 x 2 on a canvas of 8 x 12, whose upper left 6 x 10 are the input."""
 
     RAW = torch.tensor([[[1.0, -2.0], [3.0, 4.0]]])
 
@@ -563,7 +563,7 @@ class TestCanvas:
         return of(raw, (6, 10), canvas=(8, 12), **fields)
 
     def by_hand(self, cells):
-        """Bilinear between the middles of cells of 4 x 6 pixels, and what lies beyond the input left off."""
+        """Interpolate between the centres of cells of 4 x 6 pixels, and cut off what lies beyond the input."""
         found = torch.zeros(6, 10)
         for row in range(6):
             for column in range(10):
@@ -573,14 +573,14 @@ class TestCanvas:
                 found[row, column] = upper * (1 - down) + lower * down
         return found
 
-    def test_the_heat_lies_where_the_canvas_has_it(self):
+    def test_the_heat_lies_where_it_is_on_the_canvas(self):
         wanted, found = self.by_hand([[1, 0], [3, 4]]), self.covered(self.RAW)
         torch.testing.assert_close(found.heatmap[0], (wanted - wanted.min()) / (wanted.max() - wanted.min()))
         assert found.limits() == pytest.approx((float(wanted.min()), float(wanted.max())))
         torch.testing.assert_close(found.signed(), self.by_hand([[1, -2], [3, 4]]))
         assert not torch.allclose(found.heatmap, of(self.RAW, (6, 10)).heatmap, atol=0.05)
 
-    def test_shares_count_what_lies_on_the_input(self):
+    def test_shares_leave_the_padding_out(self):
         wanted = self.by_hand([[1, 0], [3, 4]])
         mask = np.zeros((6, 10))
         mask[:, :4] = 1
@@ -623,7 +623,7 @@ class TestCanvas:
         assert torch.equal(read.heatmap, found.heatmap)
         assert found[0].canvas == (8, 12)
 
-    def test_files_from_before_there_was_one_can_be_read(self, tmp_path):
+    def test_files_without_a_canvas_can_be_read(self, tmp_path):
         path = of(self.RAW, (6, 10)).save(tmp_path / "old.npz")
         with np.load(path) as stored:
             arrays = dict(stored)

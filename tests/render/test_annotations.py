@@ -1,4 +1,4 @@
-"""What a question points at, and what a detector found: known places, drawn where they are."""
+"""Annotations and detections: points, boxes and regions in known positions, drawn there."""
 
 from dataclasses import dataclass, replace
 
@@ -48,7 +48,7 @@ class TestOutlines:
         assert not changed(plain(ground), outlined(plain(ground), [(0.2, 0.25, 0.8, 0.75)], 1))[24:57, 24:77].any()
         assert shown[40, 10].tolist() == shown[40, 90].tolist() == list(ground)
 
-    def test_a_point_is_a_cross_in_a_circle_that_leaves_the_place_itself_free(self):
+    def test_a_point_is_a_cross_in_a_circle_with_a_gap_at_the_point(self):
         picture = plain()
         shown = outlined(picture, [(0.505, 0.50625)], 1)  # the middle of the pixel at column 50, row 40
         differs = changed(picture, shown)
@@ -93,7 +93,7 @@ class TestOutlines:
                     between = differs[(row + 1) * high - 1 : (row + 1) * high + 1, across]
                     assert between.all() == between.any() == (region[row, column] != region[row + 1, column])
 
-    def test_what_lies_at_the_edge_or_beyond_is_seen(self):
+    def test_shapes_at_the_edge_or_beyond_are_visible(self):
         picture = plain()
         differs = changed(picture, outlined(picture, [(-0.5, -0.5, 1.5, 1.5)], 1))
         assert differs[:2, 2:-2].all()
@@ -104,12 +104,12 @@ class TestOutlines:
         assert not whole_of_it[3:-3, 3:-3].any()
         assert changed(picture, outlined(picture, [(0.0, 0.0)], 1))[:8, :8].any()
 
-    def test_lines_grow_with_a_picture_that_stands_by_itself(self):
+    def test_lines_grow_with_a_picture_outside_a_figure(self):
         small, large = (outlined(plain(size=size), [(0.25, 0.25, 0.75, 0.75)]) for size in [(400, 320), (2000, 1600)])
         widths = [int((pixels(one)[one.height // 2] != 128).any(axis=-1).sum()) for one in (small, large)]
         assert widths[1] >= 3.5 * widths[0]
 
-    def test_the_picture_itself_is_left_alone(self):
+    def test_the_picture_is_not_changed_in_place(self):
         picture = plain()
         before = picture.tobytes()
         assert outlined(picture, [], 1).tobytes() == before
@@ -128,7 +128,7 @@ class TestBoxes:
         assert label[8:12].mean() < 0.9, "letters are written on it"
         assert shown[120, 150].tolist() == [128, 128, 128]
 
-    def test_labels_of_boxes_at_one_place_stand_apart(self):
+    def test_labels_of_boxes_in_the_same_position_do_not_overlap(self):
         boxes = [LabelledBox((0.2, 0.3, 0.8, 0.9), f"{number} a class", number) for number in range(5)]
         shown = pixels(paint_boxes(plain(size=(300, 200)), boxes, 1))
         for box in boxes:
@@ -155,7 +155,7 @@ class TestBoxes:
         shown = paint_boxes(plain(size=(100, 80)), [LabelledBox((0.1, 0.5, 0.9, 0.9), "0 " + "long " * 40, 1)], 1)
         assert shown.size == (100, 80)
 
-    def test_the_box_that_is_asked_about_is_stronger_and_on_top(self):
+    def test_a_strong_box_is_drawn_on_top(self):
         corners = (0.2, 0.3, 0.8, 0.9)
         boxes = [LabelledBox(corners, "0 a", 0), LabelledBox(corners, "1 b", 1, is_strong=True)]
         shown = pixels(paint_boxes(plain(size=(300, 200)), boxes, 1))
@@ -169,7 +169,7 @@ class TestBoxes:
 
 
 def segmented(*questions, **fields):
-    """Ask of a picture whose right half is green and whose left half is blue, with a red square in it."""
+    """Explain a picture whose right half is green and whose left half is blue, with a red square in it."""
     picture = np.zeros((16, 20, 3), np.uint8)
     picture[:, :10, 2] = picture[:, 10:, 1] = 255
     picture[4:8, 2:6] = (255, 0, 0)
@@ -177,13 +177,13 @@ def segmented(*questions, **fields):
     return glowmap.explain(model, picture, target=list(questions), layer="layer", **fields)
 
 
-class TestAsked:
-    def test_a_point_is_kept_in_shares_of_what_the_model_saw(self):
+class TestAnnotations:
+    def test_a_point_is_stored_in_shares_of_the_visible_part(self):
         ((mark,),) = segmented(Point(3, 5))[0].annotations
         assert mark.point == (3.5 / 20, 5.5 / 16)
         assert (mark.box, mark.region) == (None, None)
 
-    def test_an_object_is_kept_with_the_point_on_it(self):
+    def test_an_object_is_annotated_with_its_point(self):
         ((region, point),) = segmented(At(3, 5))[0].annotations
         wanted = torch.zeros(16, 20, dtype=torch.bool)
         wanted[4:8, 2:6] = True
@@ -192,10 +192,10 @@ class TestAsked:
         ((largest,),) = segmented(Pixels("red", Object(0)))[0].annotations
         assert torch.equal(largest.region, wanted)
 
-    def test_all_pixels_of_a_class_are_seen_in_the_prediction_and_not_marked(self):
+    def test_all_pixels_of_a_class_have_no_annotation(self):
         assert [one.annotations for one in segmented("red", Pixels("green"), None)] == [((),)] * 3
 
-    def test_questions_made_of_others_point_at_what_those_point_at(self):
+    def test_combined_targets_have_the_annotations_of_their_parts(self):
         mask = np.zeros((16, 20))
         mask[:3] = 1
         against, rather, custom = segmented(
@@ -205,7 +205,7 @@ class TestAsked:
         assert torch.equal(rather.annotations[0][0].region, torch.from_numpy(mask > 0))
         assert custom.annotations == ((),)
 
-    def test_each_image_has_its_own(self):
+    def test_each_image_has_its_own_annotations(self):
         batch = images(2).abs()
         found = glowmap.explain(ColourSegmenter(), batch, target=PerImage([Point(0, 0), Point(19, 15)]), layer="layer")
         assert [[one.point for one in several] for several in found.annotations] == [
@@ -214,7 +214,7 @@ class TestAsked:
         ]
         assert [one.point for one in found[1].annotations[0]] == [(19.5 / 20, 15.5 / 16)]
 
-    def test_a_target_of_ones_own_may_point_at_something(self):
+    def test_a_custom_target_may_have_annotations(self):
         @dataclass(frozen=True)
         class Corner(Target):
             def score(self, answer):
@@ -229,7 +229,7 @@ class TestAsked:
         found = glowmap.explain(Classifier().eval(), images(), target=Corner(), layer="features.3")
         assert [one.box for several in found.annotations for one in several] == [(0.0, 0.0, 0.5, 0.25)] * 2
 
-    def test_what_two_parts_point_at_is_kept_once(self):
+    def test_an_annotation_of_two_parts_is_kept_once(self):
         @dataclass(frozen=True)
         class Both(Target):
             parts: tuple
@@ -250,13 +250,13 @@ class TestAsked:
         assert [one.point for one in segmented(both)[0].annotations[0]] == [(3.5 / 20, 5.5 / 16), (4.5 / 20, 5.5 / 16)]
 
     @pytest.mark.parametrize("given", [{}, {"point": (0.5, 0.5), "box": (0.0, 0.0, 1.0, 1.0)}])
-    def test_a_mark_is_one_thing(self, given):
+    def test_an_annotation_is_a_point_a_box_or_a_region(self, given):
         with pytest.raises(
             TargetError, match=f"a point, a box or a region, and this one has {len(given)}; give exactly one"
         ):
             Annotation(**given)
 
-    def test_the_bare_overlay_has_none_unless_asked(self):
+    def test_an_overlay_shows_annotations_on_request(self):
         found = segmented(At(3, 5))[0]
         bare = replace(found, annotations=())
         assert found.overlay().tobytes() == bare.overlay().tobytes()
@@ -270,7 +270,7 @@ class TestAsked:
 
 
 class TinyDetector(torch.nn.Module):
-    """Candidates with fixed boxes, whose class logits are read at fixed cells of a convolution."""
+    """A detector with fixed boxes, whose class logits are read at fixed cells of a convolution."""
 
     def __init__(self):
         super().__init__()
@@ -307,7 +307,7 @@ def detected(detector):
 
 
 class TestDetections:
-    def test_what_was_found_is_the_prediction(self, detected):
+    def test_detections_are_the_prediction(self, detected):
         said = detected[0].prediction
         assert (said.labels, said.probabilities) == (None, None)
         assert said.names == ("sky", "car, auto", "bus", "person")
@@ -320,7 +320,7 @@ class TestDetections:
         )
         assert repr(said) == "<Prediction of 4 classes in boxes: 3 detected>"
 
-    def test_the_box_asked_about_is_marked_and_drawn_stronger(self, detected, monkeypatch):
+    def test_the_box_of_the_target_is_annotated_and_drawn_stronger(self, detected, monkeypatch):
         assert [one.annotations[0][0].box for one in detected] == [(0.1, 0.25, 0.6, 1.0), (0.5, 0.0, 1.0, 0.5)]
         drawn = []
         monkeypatch.setattr(
@@ -336,7 +336,7 @@ class TestDetections:
         assert [one.category for one in drawn[0]] == [2, 1, 2]
         assert tile.caption == ("3 detections",)
 
-    def test_at_most_twenty_are_drawn_and_the_one_asked_about(self, detected, monkeypatch):
+    def test_at_most_twenty_boxes_are_drawn_beside_that_of_the_target(self, detected, monkeypatch):
         drawn = []
         monkeypatch.setattr(
             "glowmap.explanation.tiles.paint_boxes",
@@ -349,13 +349,13 @@ class TestDetections:
         assert [box.label.split()[0] for box in drawn[0]] == [*map(str, range(20)), "37"]
         assert tile.caption == ("21 of 50 detections",)
 
-    def test_nothing_found_is_said(self, detected):
+    def test_the_caption_says_that_there_are_no_detections(self, detected):
         one = replace(detected[0], prediction=Prediction(("a", "b"), boxes=((),)), annotations=())
         (tile,) = prediction_tiles(one, 0, Style())
         assert tile.caption == ("no detections",)
         assert tile.image.tobytes() == one.pictures[0].as_seen().tobytes()
 
-    def test_boxes_are_drawn_over_the_picture_and_marks_over_picture_and_heat(self, detected):
+    def test_boxes_are_drawn_over_the_picture_and_annotations_over_picture_and_heat(self, detected):
         (tile,) = prediction_tiles(detected[0], 0, Style())
         large = pixels(tile.draw((400, 320), 1))
         assert large[200, 40].tolist() == list(label_colour(2))  # the left side of box 0
@@ -371,7 +371,7 @@ class TestDetections:
         assert read.panel().tobytes() == detected.panel().tobytes()
         assert detected[0].prediction.same_as(read[0].prediction)
 
-    def test_images_are_taken_out_with_their_boxes(self, detected):
+    def test_images_are_selected_with_their_boxes(self, detected):
         said = detected[0].prediction
         two = replace(said, boxes=(*said.boxes, ()))
         assert two.of(slice(1, 2)).boxes == ((),)
@@ -407,16 +407,16 @@ def test_points_boxes_and_regions_are_saved_and_read_back(tmp_path):
 
 
 class TestRanking:
-    """A ranking of classes beside a question that is about none would be nonsense."""
+    """A ranking of classes is drawn only beside targets that are classes."""
 
-    def test_a_number_has_no_ranking_beside_it(self):
+    def test_an_output_value_has_no_ranking_beside_it(self):
         number, category = glowmap.explain(
             Classifier().eval(), images(1), target=[glowmap.targets.OutputValue(1), 1], layer="features.3"
         )
         assert number.prediction is None
         assert category.prediction.probabilities.shape == (1, 4)
 
-    def test_a_question_of_several_parts_ranks_where_one_of_them_does(self):
+    def test_a_combined_target_ranks_where_one_of_its_parts_does(self):
         assert not Not(glowmap.targets.OutputValue(1)).is_class
         assert not Not(glowmap.targets.Unit(3)).is_class
         assert Not(1).is_class

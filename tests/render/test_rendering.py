@@ -1,4 +1,4 @@
-"""Pixels from maps: values and places, not only shapes."""
+"""Pixels from maps: their values and positions, not only their shapes."""
 
 import colorsys
 import itertools
@@ -88,7 +88,7 @@ class TestOklab:
 
 class TestColormaps:
     @pytest.mark.parametrize("name", COLORMAPS)
-    def test_a_table_has_256_colours_that_nobody_can_change(self, name):
+    def test_a_table_has_256_colours_and_is_read_only(self, name):
         table = COLORMAPS[name]
         assert table.shape == (256, 3)
         assert table.dtype == np.uint8
@@ -177,7 +177,7 @@ class TestOverlay:
         seen = oklab_from_srgb(np.asarray(overlay(plain(ground, (20, 20)), heat)))
         assert np.linalg.norm(seen[10, 10] - seen[0, 0]) > 0.12
 
-    def test_nothing_for_and_nothing_against_is_cold(self):
+    def test_no_evidence_is_cold(self):
         picture = photo(4, 16, 12)
         neutral = overlay(picture, np.full((3, 4), 0.5), colormap="signed")
         assert neutral.tobytes() == overlay(picture, np.zeros((3, 4))).tobytes()
@@ -205,7 +205,7 @@ class TestOverlay:
         assert reduced.sum() == pytest.approx(1 / 64, rel=0.05)
 
     @pytest.mark.parametrize("opacity", [-0.1, 1.5, float("nan")])
-    def test_an_opacity_outside_is_refused(self, opacity):
+    def test_an_opacity_outside_zero_to_one_is_refused(self, opacity):
         with pytest.raises(OutputError, match=f"the opacity is {opacity}; give a number from 0 .* to 1"):
             overlay(plain((0, 0, 0)), np.zeros((2, 2)), opacity=opacity)
 
@@ -308,7 +308,7 @@ class TestText:
             "layer4.conv3",
         ]
 
-    def test_signs_that_the_font_lacks_are_spelled(self):
+    def test_signs_that_the_font_lacks_are_replaced(self):
         assert printable("32 × 32 – −0.3 café Łódź\nStraße ≤ 1") == "32 x 32 - -0.3 cafe Lodz Strasse <= 1"
         assert printable("犬…") == "犬…"
 
@@ -342,7 +342,7 @@ class TestPanel:
         found = pixels(figure)[top : top + 9 * 32, MARGIN : MARGIN + 9 * 32]
         assert (found == pixels(picture).repeat(9, axis=0).repeat(9, axis=1)).all()
 
-    def test_a_portrait_keeps_its_shape_and_does_not_tower(self):
+    def test_a_tall_picture_keeps_its_shape_within_the_row(self):
         left, top, right, bottom = where(panel([[Tile(plain((9, 9, 9), (400, 2000)))]]), (9, 9, 9))
         assert (bottom - top, right - left) == (500, 100)
 
@@ -378,7 +378,7 @@ class TestPanel:
 
     @given(st.lists(st.text(max_size=60), min_size=1, max_size=40), st.integers(260, 420))
     @settings(deadline=None, max_examples=40)
-    def test_a_legend_never_runs_out_of_its_tile(self, names, width):
+    def test_a_legend_stays_inside_its_tile(self, names, width):
         entries = [((200, 0, 0), name) for name in names]
         block = legend(entries, LETTERING, width, 4)  # asserts that no line is wider
         assert block.width == width
@@ -404,7 +404,7 @@ class TestPanel:
         figure = panel([tiles])
         assert where(figure, (200, 0, 0))[1] == where(figure, (0, 200, 0))[1]
 
-    def test_title_stands_above_and_notes_below(self):
+    def test_the_title_stands_above_and_the_footer_below(self):
         bare, full = (
             panel([[Tile(plain((9, 9, 9)))]], **words) for words in ({}, {"title": "T", "footer": ["n", "n"]})
         )
@@ -442,14 +442,14 @@ class TestRanking:
         assert self.lengths(tile.image, self.ORANGE) == [80]
         assert where(tile.image, self.ORANGE)[1] > where(tile.image, self.GREY)[1]
 
-    def test_the_class_asked_for_is_shown_even_when_it_is_unlikely(self):
+    def test_the_highlighted_class_is_shown_even_when_it_is_unlikely(self):
         tile = ranking_tile(self.NAMES, self.PROBABILITIES + 0.05, (400, 300), highlighted=2, top=3)
         assert self.lengths(tile.image, self.GREY) == [220, 100]
         left, top, right, _ = where(tile.image, self.ORANGE)
         assert (left, right) == (0, 20)
         assert top > where(tile.image, self.GREY)[3]
 
-    def test_it_is_drawn_anew_for_its_tile_beside_a_picture(self):
+    def test_it_is_redrawn_at_the_width_of_its_tile(self):
         tiles = [Tile(plain((10, 200, 30), (32, 24))), ranking_tile(self.NAMES, self.PROBABILITIES, (32, 24), "said")]
         assert tiles[1].image.size == (288, 216)
         figure = panel([tiles, [Tile(plain((1, 2, 3), (400, 300)))]])
@@ -471,6 +471,6 @@ class TestRanking:
             (["a", "b"], [0.5, 0.5], 2, "to highlight is 2, and there are 2 names"),
         ],
     )
-    def test_what_does_not_match_is_refused(self, names, probabilities, highlighted, message):
+    def test_arguments_that_do_not_match_are_refused(self, names, probabilities, highlighted, message):
         with pytest.raises(OutputError, match=message):
             ranking_tile(names, np.array(probabilities), (400, 300), highlighted=highlighted)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Unpack, overload
 
 import numpy as np
 import torch
@@ -104,8 +104,7 @@ class Explanation:
         explanations = Explanations.load(path)
         if len(explanations) != 1:
             raise InputError(f"{path} holds {len(explanations)} explanations; read them with Explanations.load")
-        explanation: Explanation = explanations[0]
-        return explanation
+        return explanations[0]
 
     def __getitem__(self, index: int | slice) -> "Explanation":
         """Return the explanation of one image, as a batch of one, or of a slice of the batch."""
@@ -149,7 +148,11 @@ class Explanations(Sequence[Explanation]):
     def __init__(self, explanations: Iterable[Explanation]) -> None:
         self._all = tuple(explanations)
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> Explanation: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Explanations": ...
+    def __getitem__(self, index: int | slice) -> "Explanation | Explanations":
         return Explanations(self._all[index]) if isinstance(index, slice) else self._all[index]
 
     def __len__(self) -> int:
