@@ -3,6 +3,7 @@
 import re
 import shlex
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from tiny_models import contrastive, generative
 torchvision = pytest.importorskip("torchvision")
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.xdist_group("docs")  # one process, that makes the weights up once
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 
@@ -33,36 +35,41 @@ def downloaded(folder, repository, module, processor):
     processor.save_pretrained(place / "snapshots" / "made-up")
 
 
+@cache
+def made_up_weights(detector):
+    """Random weights of torchvision's detector, or of its segmentation model with many cars and persons."""
+    if detector:
+        build = torchvision.models.detection.ssdlite320_mobilenet_v3_large
+        return build(weights=None, weights_backbone=None).state_dict()
+    model = torchvision.models.segmentation.deeplabv3_resnet50(weights=None, weights_backbone=None, aux_loss=True)
+    model.classifier[4].bias.data[[7, 15]] += 10  # car and person
+    return model.state_dict()
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """The folder of a Hugging Face cache with tiny models under the names that the pages use."""
+    folder = tmp_path_factory.mktemp("hub")
+    clip, writer = contrastive, generative
+    downloaded(folder, "openai/clip-vit-base-patch32", clip.built(clip.clip), clip.processor())
+    reading = writer.transformers.BlipProcessor(writer.image_processor(), writer.bert())
+    downloaded(folder, "Salesforce/blip-image-captioning-base", writer.blip(), reading)
+    return folder
+
+
 @pytest.fixture
-def at_home(tmp_path, monkeypatch):
+def at_home(tmp_path, monkeypatch, hub):
     """A folder with the demo's scene and street.jpg, and weights as if downloaded: made up, torchvision's with cars."""
     pixels = np.random.default_rng(0).integers(0, 256, (75, 100, 3)).astype(np.uint8)
     Image.fromarray(pixels).resize((500, 375)).save(tmp_path / "street.jpg")
     (tmp_path / "demo-out").mkdir()
     demonstration.scene().picture.save(tmp_path / "demo-out" / "scene.png")
     monkeypatch.chdir(tmp_path)
-
-    def detector(_url, *_, **__):
-        return torchvision.models.detection.ssdlite320_mobilenet_v3_large(
-            weights=None, weights_backbone=None
-        ).state_dict()
-
-    def made_up(_url, *_, **__):
-        model = torchvision.models.segmentation.deeplabv3_resnet50(weights=None, weights_backbone=None, aux_loss=True)
-        model.classifier[4].bias.data[[7, 15]] += 10  # car and person
-        return model.state_dict()
-
     weights = torchvision.models.get_model_weights("deeplabv3_resnet50").DEFAULT
     monkeypatch.setitem(weights.transforms.keywords, "resize_size", 130)  # of 520: for speed alone
     monkeypatch.setattr(
-        "torchvision.models._api.load_state_dict_from_url",
-        lambda url, *_, **__: detector(url) if "ssdlite" in url else made_up(url),
+        "torchvision.models._api.load_state_dict_from_url", lambda url, *_, **__: made_up_weights("ssdlite" in url)
     )
-    hub = tmp_path / "hub"
-    clip, writer = contrastive, generative
-    downloaded(hub, "openai/clip-vit-base-patch32", clip.built(clip.clip), clip.processor())
-    reading = writer.transformers.BlipProcessor(writer.image_processor(), writer.bert())
-    downloaded(hub, "Salesforce/blip-image-captioning-base", writer.blip(), reading)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
     return tmp_path
 
