@@ -399,17 +399,17 @@ def test_a_sum_that_falls_short_is_told():
     assert explained(model, batch, "full_grad").cautions == ()
 
 
-@pytest.mark.parametrize("method", ["guided_backprop", "full_grad"])
-def test_nothing_stays_switched_on_after_an_exception(method):
+@pytest.mark.parametrize(("method", "last"), [("guided_backprop", 1), ("full_grad", 1), ("guided_grad_cam", 2)])
+def test_nothing_stays_switched_on_after_an_exception(method, last):
     model, batch, runs = Rectified(), pictures(), []
 
-    def fail_the_second_time(*_):
+    def fail_the_last_time(*_):
         runs.append(1)
-        if len(runs) == 2:
+        if len(runs) == last:
             raise RuntimeError("in the middle")
 
     with (
-        model.linear1.register_forward_hook(fail_the_second_time),
+        model.linear1.register_forward_hook(fail_the_last_time),
         pytest.raises(ModelError, match="in the middle"),
     ):
         explained(model, batch, method)

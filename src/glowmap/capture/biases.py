@@ -58,7 +58,8 @@ class BiasGradients(TorchFunctionMode):
 
     def terms(self, batch: int) -> list[Tensor]:
         """List, after the backward pass, batch x channel x the operation's own space, in the order of the forward pass."""
-        return [term for _, term in sorted(self._found.items()) if term.ndim > 1 and len(term) == batch]
+        found, self._found = self._found, {}  # the next backward pass may not reach all operations
+        return [term for _, term in sorted(found.items()) if term.ndim > 1 and len(term) == batch]
 
 
 class _Watched(torch.autograd.Function):

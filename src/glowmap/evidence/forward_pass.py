@@ -31,6 +31,8 @@ class ForwardPass:
     read: Callable[[Any, int], ModelOutput]  # reads a raw output for a number of images
     prefixes: dict[str, Prefix] = field(default_factory=dict)  # by layer, where the model may be rerun from it
     raw_output: Any = None
+    input_leaf: Tensor | None = None  # where the autograd graph begins, if it begins at the input
+    mode: Any = None  # in which the model ran
     overwrites_input: bool = False  # the model writes into its input
     autocast: tuple[bool, torch.dtype] = (False, torch.bfloat16)  # as the caller had it
     cautions: list[str] = field(default_factory=list)

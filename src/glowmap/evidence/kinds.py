@@ -12,11 +12,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypeVar
 
+from torch.overrides import TorchFunctionMode
+
 from glowmap.errors import MethodError
 from glowmap.methods import Method
 from glowmap.registry import Registry
 
 Grid: TypeAlias = Literal["", "layer", "input", "attention"]
+Graph: TypeAlias = Literal["", "layer", "input"]
+Mode: TypeAlias = Callable[[], TorchFunctionMode]
 INPUT = "input"  # stands for the layer's name where maps lie on the input itself
 ATTENTION = "attention"  # the same where they lie on the patches that attend
 
@@ -29,7 +33,8 @@ class EvidenceKind:
     make: Callable[..., Any]
     cost: str  # beside the first forward pass
     grid: Grid  # what it lies on: evidence on the input or on attention needs no layer
-    graph: Literal["", "layer"]  # where the autograd graph of the forward pass must begin
+    graph: Graph  # where the autograd graph of the forward pass must begin
+    mode: Mode | None  # in which the forward pass must run
     reruns: Literal["", "head", "model"]  # what it runs again
     per_image: bool  # a function that the method calls, for one image: see methods.Query
     joins_layers: bool  # of all explained layers at once
@@ -44,7 +49,8 @@ def evidence(
     *,
     cost: str = "",
     grid: Grid = "layer",
-    graph: Literal["", "layer"] = "",
+    graph: Graph = "",
+    mode: Mode | None = None,
     reruns: Literal["", "head", "model"] = "",
     per_image: bool = False,
     joins_layers: bool = False,
@@ -52,13 +58,13 @@ def evidence(
 ) -> Callable[[Make], Make]:
     """Register a function as a kind of evidence under its own name.
 
-    The function gets the :class:`ScoredPass`, then the layer's name if ``grid`` is ``"layer"``, then, if it is ``per_image``, the
-    image's number and the arguments of the method's query.
+    The function gets the :class:`ScoredPass`, then the layer's name if ``grid`` is ``"layer"``, then, if it is ``per_image``,
+    the image's number and the arguments of the method's query.
     """
 
     def register(make: Make) -> Make:
         name = make.__name__
-        kind = EvidenceKind(name, make, cost, grid, graph, reruns, per_image, joins_layers, is_cheap)
+        kind = EvidenceKind(name, make, cost, grid, graph, mode, reruns, per_image, joins_layers, is_cheap)
         EVIDENCE.register(name, kind)
         return make
 
@@ -99,16 +105,26 @@ class PassOptions:
     """What a forward pass must do so that the evidence for some methods can be made from it."""
 
     graph: bool = False  # record an autograd graph from the first layer on
+    input_graph: bool = False  # record it from the input on
+    mode: Mode | None = None  # run in this mode
     reruns: bool = False  # keep the input as it was: it is read, or the model runs again, afterwards
     resumes: bool = False  # keep what was computed before each layer, to run the model from there
     needs_layers: bool = True
 
 
 def pass_options(methods: Sequence[Method]) -> PassOptions:
-    """Say what one forward pass must do to serve these methods."""
+    """Say what one forward pass must do to serve these methods.
+
+    A mode may change the gradients, so the pass runs in one only if all gradients are computed in it. Evidence that needs
+    another mode runs the model again.
+    """
     kinds = [kind for method in methods for kind in kinds_of(method)]
+    modes = {kind.mode for kind in kinds if kind.graph}
+    mode = modes.pop() if len(modes) == 1 else None
     return PassOptions(
-        graph=any(kind.graph for kind in kinds),
+        graph=any(kind.graph == "layer" for kind in kinds),
+        input_graph=any(kind.graph == "input" and kind.mode is mode for kind in kinds),
+        mode=mode,
         reruns=any(kind.reruns or kind.grid in ("input", "attention") for kind in kinds),
         resumes=any(kind.reruns == "head" for kind in kinds),
         needs_layers=any(map_places(method, ["layer"]) == ["layer"] for method in methods),

@@ -1,7 +1,7 @@
 """Evidence from running the model again, for one image at a time: scores and gradients of changed images and activations.
 
-Each kind is a function that the method calls with ``count`` and ``make`` (see :class:`glowmap.methods.Query`). Changed inputs are
-made and run a chunk at a time.
+Each kind is a function that the method calls with ``count`` and ``make`` (see :class:`glowmap.methods.Query`). Changed inputs
+are made and run a chunk at a time.
 """
 
 import os
@@ -68,7 +68,7 @@ def rescore_images(scored: ScoredPass, image: int, count: int, make: MakeBatch) 
 
 
 @evidence(cost="many, both ways", grid="input", reruns="model", per_image=True)
-def input_gradients(scored: ScoredPass, image: int, count: int, make: MakeBatch) -> Images:
+def input_gradients_of_images(scored: ScoredPass, image: int, count: int, make: MakeBatch) -> Images:
     """Return the score's gradients by the input, at other images."""
     gradients = []
     for images in _chunks(scored, count, make, _TO_THE_INPUT * _widest(scored), "gradients"):
@@ -78,7 +78,7 @@ def input_gradients(scored: ScoredPass, image: int, count: int, make: MakeBatch)
     return torch.cat(gradients)
 
 
-def gradient_by(leaf: Tensor, scores: Scores, name: str = "the input") -> Tensor:
+def gradient_by(leaf: Tensor, scores: Scores, name: str = "the input", *, keep_graph: bool = False) -> Tensor:
     """Differentiate scores by a leaf of their graph. Raises TargetError where they do not depend on it."""
     if not scores.requires_grad:
         raise TargetError(
@@ -86,7 +86,7 @@ def gradient_by(leaf: Tensor, scores: Scores, name: str = "the input") -> Tensor
             f"quantised; mend that, or use {GRADIENT_FREE}"
         )
     try:
-        (gradient,) = torch.autograd.grad(scores.sum(), leaf, allow_unused=True)
+        (gradient,) = torch.autograd.grad(scores.sum(), leaf, retain_graph=keep_graph, allow_unused=True)
     except RuntimeError as error:
         raise ModelError(f"the backward pass to {name} raised {summarise(error)}") from error
     if gradient is None:

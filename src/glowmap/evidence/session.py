@@ -108,6 +108,11 @@ class Session:
                     forward_pass.prefixes[name] = stack.enter_context(recorder)
             # the model may write into its input, which reruns change and read
             inputs = batch.copied() if options.reruns else batch
+            if options.input_graph:
+                leaf = forward_pass.input_leaf = batch.images.detach().clone().requires_grad_()
+                inputs = inputs.changed(lambda _: leaf.clone())
+            if options.mode is not None:
+                forward_pass.mode = stack.enter_context(options.mode())
             forward_pass.raw_output = called(self.model.module, inputs)
             tensors = tree.leaves([inputs.arguments, inputs.keywords])
             forward_pass.overwrites_input = any(tensor._version for tensor in tensors)

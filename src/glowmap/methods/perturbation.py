@@ -207,7 +207,9 @@ def recipro_cam(activations: Maps, rescore_maps: Query, *, radius: int = 1) -> R
     use="the mask made of activations with the highest score",
     passes="50 both ways",
 )
-def opti_cam(activations: Maps, images: Images, input_gradients: Query, *, steps: int = 50, rate: float = 0.1) -> Maps:
+def opti_cam(
+    activations: Maps, images: Images, input_gradients_of_images: Query, *, steps: int = 50, rate: float = 0.1
+) -> Maps:
     """Optimise the channel weights for the score of the image masked by their map: what suffices for a high score.
 
     ``sum_k w_k A_kij`` with ``w = softmax(u)``, where u starts at 0 and Adam takes ``steps`` steps with the learning rate
@@ -222,7 +224,7 @@ def opti_cam(activations: Maps, images: Images, input_gradients: Query, *, steps
             combined = _weigh(activations, logits.softmax(0)).sum(1, keepdim=True)
             mask = min_max(resize(combined, images.shape[2:]))
         masked = apply_masks(images, mask.detach())
-        gradient: Tensor = input_gradients(1, masked.__getitem__)
+        gradient: Tensor = input_gradients_of_images(1, masked.__getitem__)
         mask_gradient = (images * gradient).sum(1, keepdim=True).to(mask.dtype)
         (logits.grad,) = torch.autograd.grad(mask, logits, mask_gradient)
         optimiser.step()

@@ -24,17 +24,15 @@ FinestMaps = Float[Tensor, "batch *cells"]  # on the grid of the finest of sever
 @method(
     paper="Simonyan et al., ICLR workshop 2014, arXiv:1312.6034, section 3.1",
     use="single pixels; passes the sanity checks, but is noisy",
-    passes="1 both ways",
 )
-def input_gradient(images: Images, input_gradients: Query) -> RawMaps:
+def input_gradient(input_gradients: Images) -> RawMaps:
     """Show the gradient by the input: to which pixels the score is sensitive; noisy.
 
     ``max_c |dy/dx_cij|``, as in the paper, so the map has no sign. Others sum the absolute values of the colours, or the signed
     ones. It shows what would change the score, not what made it. It depends on the weights of every layer and passes the sanity
     checks of Adebayo et al.
     """
-    gradients: Tensor = input_gradients(1, lambda part: images[part])
-    return gradients.abs().amax(1)
+    return input_gradients.abs().amax(1)
 
 
 @method(
@@ -42,7 +40,9 @@ def input_gradient(images: Images, input_gradients: Query) -> RawMaps:
     use="shares that sum to the score; partly shows the image whatever was learned",
     passes="32 both ways",
 )
-def integrated_gradients(images: Images, input_gradients: Query, *, steps: int = 32, baseline: float = 0.0) -> RawMaps:
+def integrated_gradients(
+    images: Images, input_gradients_of_images: Query, *, steps: int = 32, baseline: float = 0.0
+) -> RawMaps:
     """Integrate gradients on a path from a blank image to this one: every pixel's share of the score, with its sign.
 
     ``sum_c (x - x') integral_0^1 dy/dx (x' + t (x - x')) dt``. The integral is computed by the Gauss-Legendre rule with
@@ -59,7 +59,7 @@ def integrated_gradients(images: Images, input_gradients: Query, *, steps: int =
     difference = images - start
     shape = (-1, *[1] * (images.ndim - 1))
     t = torch.from_numpy((points + 1) / 2).to(images.device, images.dtype).reshape(shape)
-    gradients: Tensor = input_gradients(steps, lambda part: start + t[part] * difference)
+    gradients: Tensor = input_gradients_of_images(steps, lambda part: start + t[part] * difference)
     mean = (torch.from_numpy(weights / 2).to(gradients).reshape(shape) * gradients).sum(0, keepdim=True)
     return (difference * mean).sum(1)
 
@@ -70,7 +70,7 @@ def integrated_gradients(images: Images, input_gradients: Query, *, steps: int =
     passes="32 both ways",
 )
 def smooth_grad(
-    images: Images, input_gradients: Query, *, samples: int = 32, spread: float = 0.15, seed: int = 0
+    images: Images, input_gradients_of_images: Query, *, samples: int = 32, spread: float = 0.15, seed: int = 0
 ) -> RawMaps:
     """Average the gradient by the input over noisy copies of the image: less noisy than the gradient alone.
 
@@ -95,14 +95,13 @@ def smooth_grad(
         draws = [torch.randn(images.shape[1:], generator=generator) for generator in generators]
         return images + deviation * torch.stack(draws).to(images)
 
-    gradients: Tensor = input_gradients(samples, noisy)
+    gradients: Tensor = input_gradients_of_images(samples, noisy)
     return gradients.mean(0, keepdim=True).abs().amax(1)
 
 
 @method(
     paper="Springenberg et al., ICLR workshop 2015, arXiv:1412.6806, section 3.4",
     use="sharp pictures; fails the sanity checks: shows edges whatever was learned",
-    passes="1 both ways",
 )
 def guided_backprop(guided_gradients: Images) -> RawMaps:
     """Pass only positive gradients back through every ReLU: sharp edges, which depend little on the class or the weights.
@@ -138,7 +137,6 @@ def guided_grad_cam(activations: Maps, gradients: Maps, guided_gradients: Images
 @method(
     paper="Srinivas and Fleuret, NeurIPS 2019, arXiv:1905.00780, the definition of FullGrad",
     use="fine detail of ReLU networks, biases included; partly shows the image whatever was learned",
-    passes="1 both ways",
 )
 def full_grad(bias_gradients: Sequence[Tensor]) -> RawMaps:
     """Sum the contributions of the image and of every bias of the network to the score: complete for ReLU networks.
