@@ -234,10 +234,10 @@ def test_a_model_made_for_one_number_of_images_says_so(plain):
 
     model = Rigid().eval()
     model.load_state_dict(plain.state_dict())
-    for method in ("rise", "occlusion", "grad_cam"):
+    for method in ("rise", "occlusion", "grad_cam", "input_gradient"):
         torch.testing.assert_close(raw(model, method), raw(plain, method))
     with pytest.raises(ModelError, match="x 3 x 16 x 20 .*, and any number of images, not 2 alone"):
-        raw(model, "input_gradient")
+        raw(model, "smooth_grad")
 
 
 def test_a_layer_whose_forward_is_called_past_its_hooks():
