@@ -5,7 +5,7 @@ import torch
 
 import glowmap
 from glowmap.errors import GlowmapError, TargetError
-from glowmap.models.transformers.words import spelled
+from glowmap.models.transformers.words import as_sentence
 from glowmap.outputs import ModelOutput, OutputReaders
 from glowmap.targets import PerImage, Predicted, Probability, Text, TokenLogProbability, TokenSpan
 from tiny_models import generative as ours
@@ -343,7 +343,7 @@ def test_a_question_is_answered_with_a_class():
         ("vilt", None, "give a prompt"),
         ("vilt", Text("rad", prompt=ASKED), "near names: red"),
         ("vilt", Text("red", prompt=ASKED, word=0), "writes no words"),
-        ("vilt", Text("red", prompt=" ".join(["a"] * 40)), "has 16 places; give a shorter one"),
+        ("vilt", Text("red", prompt=" ".join(["a"] * 40)), "has 16 positions; give a shorter one"),
         ("answers", Text("red"), "give a prompt"),
         ("answers", None, "give a prompt"),
         ("blip", Text("a dog", word="cog"), "there is no word 'cog' in 'a dog'; near names: dog"),
@@ -415,7 +415,7 @@ def test_words_of_several_pictures_of_their_own_are_refused_one_by_one():
 def test_words_beside_the_pictures_leave_no_room_for_a_text():
     _, model, images, *_ = begun("blip")
     brought = {"pixel_values": images, "input_ids": torch.tensor([[ours.DEC, 8, 9]])}
-    with pytest.raises(TargetError, match="brings words of its own beside the pictures"):
+    with pytest.raises(TargetError, match="contains a text already, so no other can be added"):
         glowmap.explain(model, brought, target=Text("a dog"))
     found = glowmap.explain(model, brought, target=9)
     with torch.no_grad():
@@ -440,7 +440,7 @@ def test_a_model_that_says_nothing_is_an_error():
         module.decoder.lm_head.bias = torch.nn.Parameter(torch.zeros(ours.COUNT))
         module.decoder.lm_head.bias[ours.EOS] = 9.0
     model = ours.loaded(module, ours.tokenizer(bos_token="<s>", eos_token="</s>"))
-    with pytest.raises(TargetError, match="says nothing of image 0 by itself; give a text"):
+    with pytest.raises(TargetError, match="writes an empty text for image 0; give a text"):
         glowmap.explain(model, ours.pictures(1, 64, 96))
 
 
@@ -478,7 +478,7 @@ def test_words_are_what_a_person_would_call_words(text, words):
     tokenizer = ours.by_bytes()
     tokens = spell(tokenizer, text)
     assert len(tokens) == len(text.encode())  # each byte is a token
-    sentence = spelled(tokenizer, tokens, text)
+    sentence = as_sentence(tokenizer, tokens, text)
     assert [word for word, _ in sentence.words] == words
     for word, own in sentence.words:
         assert tokenizer.decode([tokens[at] for at in own]) == word
@@ -486,13 +486,13 @@ def test_words_are_what_a_person_would_call_words(text, words):
 
 def test_a_token_of_two_words_makes_them_one():
     tokenizer = ours.by_bytes(merges=[("a", "Ġ"), ("aĠ", "d")])
-    sentence = spelled(tokenizer, spell(tokenizer, "a dog is"), "a dog is")
+    sentence = as_sentence(tokenizer, spell(tokenizer, "a dog is"), "a dog is")
     assert [word for word, _ in sentence.words] == ["a dog", "is"]
 
 
 def test_the_end_of_a_sentence_is_not_scored_and_is_no_word():
     tokens = [ours.CLS, *spell(ours.bert(), "a dog"), ours.SEP]
-    sentence = spelled(ours.bert(), tokens, None)
+    sentence = as_sentence(ours.bert(), tokens, None)
     assert (sentence.text, sentence.scored) == ("a dog", (1, 2))
     assert sentence.words == (("a", (1,)), ("dog", (2,)))
 

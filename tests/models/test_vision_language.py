@@ -8,7 +8,7 @@ from PIL import Image
 
 import glowmap
 from glowmap.errors import InputError, TargetError
-from glowmap.models.transformers import chat as chats
+from glowmap.models.transformers import images as image_layout
 from glowmap.targets import Text
 from tiny_models import generative as ours
 
@@ -148,7 +148,7 @@ def test_pictures_become_the_patches_that_the_processor_makes(name):
     model = glowmap.load(build(), processor=processor)
     batch = model.read(picture)
     own = images(images=picture, return_tensors="pt")
-    patches, grid = chats.in_patches(batch.images, 4, merge, 2)
+    patches, grid = image_layout.in_patches(batch.images, 4, merge, 2)
     assert grid.tolist() == own["image_grid_thw"].tolist()
     assert grid[0, 1] != grid[0, 2]
     torch.testing.assert_close(patches, own["pixel_values"], rtol=0, atol=0)
@@ -167,12 +167,12 @@ def _videos():
 
 def test_patches_are_cut_in_the_order_of_those_that_are_merged():
     images = ours.pictures(2, 16, 24)
-    patches, grid = chats.in_patches(images, 4, 2, 2)
+    patches, grid = image_layout.in_patches(images, 4, 2, 2)
     expected = torch.cat([patches_by_hand(image, 4, 2) for image in images])
     torch.testing.assert_close(patches, expected, rtol=0, atol=0)
     assert grid.tolist() == [[1, 4, 6]] * 2
     for at in range(2):
-        laid = chats.out_of_patches(patches.chunk(2)[at], grid[at], 4, 2, 2)
+        laid = image_layout.out_of_patches(patches.chunk(2)[at], grid[at], 4, 2, 2)
         torch.testing.assert_close(laid, images[at], rtol=0, atol=0)
 
 
@@ -191,7 +191,7 @@ def test_what_the_model_says_itself_is_what_it_generates(name):
         heard.batch.keywords["input_ids"][0, : given["input_ids"].shape[1]].tolist() == given["input_ids"][0].tolist()
     )
     if not any(token not in ours.signs(model.text_interface.tokenizer) for token in own):
-        with pytest.raises(TargetError, match="says nothing of image 0"):
+        with pytest.raises(TargetError, match="writes an empty text for image 0"):
             glowmap.explain(model, images, target=Text(prompt=PROMPT), method="input_gradient")
         return
     found = glowmap.explain(model, images, target=Text(prompt=PROMPT), method="input_gradient")

@@ -25,8 +25,8 @@ from glowmap.models._family import (
 )
 from glowmap.models.model import Model
 from glowmap.models.preprocessing import MeasuredCrop, Transform
-from glowmap.models.transformers.chat import one_picture
 from glowmap.models.transformers.detectors import candidates_of, prefers_dense
+from glowmap.models.transformers.images import processed_picture
 from glowmap.models.transformers.outputs import ClassScoreReader
 from glowmap.models.transformers.patches import among_of, lending_of
 from glowmap.models.transformers.text import text_interface, tokenizer_of
@@ -285,7 +285,7 @@ def preset_of(processor: Any) -> Transform:
     """Make an image processor a preprocessing step, with its mean and std, and the part of the picture that it keeps."""
     normalises = getattr(processor, "do_normalize", False) and processor.image_mean is not None
     mean, std = (processor.image_mean, processor.image_std) if normalises else (0.0, 1.0)
-    transform = partial(one_picture, processor)
+    transform = partial(processed_picture, processor)
     return Transform(transform, MeasuredCrop(transform), mean, std)
 
 

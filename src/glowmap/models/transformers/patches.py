@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from glowmap.capture import method_patched
 from glowmap.inputs import Batch, PatchPositions
-from glowmap.models.transformers.chat import image_token
+from glowmap.models.transformers.images import image_token
 
 # Whose tokens of a picture are its patches, or patches merged, row by row; others have queries or newlines in their place.
 _IN_ROWS = (

@@ -1,4 +1,4 @@
-"""Texts for transformers' models that compare or match pictures and texts; those that write words have a room of their own."""
+"""Texts for transformers' models that compare or match pictures with texts."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -12,11 +12,11 @@ from glowmap.errors import TargetError, summarise
 from glowmap.models._family import is_from
 from glowmap.models.model import TextInterface
 from glowmap.models.text import Contrastive, Matching, UnsupportedTexts, memoised
-from glowmap.models.transformers.generation import writer
+from glowmap.models.transformers.generation import generation_interface
 from glowmap.models.transformers.words import refuse_unknown
 
-# How the texts were padded when each was trained: to the longest, with a mask, or to the full length and read without one.
-_COMPARING = {
+# How each pads texts as in training: to the longest text, with a mask, or to the full length, without one.
+_CONTRASTIVE_PADDING = {
     "CLIPModel": "longest",
     "ChineseCLIPModel": "longest",
     "MetaClip2Model": "longest",
@@ -24,49 +24,51 @@ _COMPARING = {
     "AlignModel": "longest",
     "SiglipModel": "max_length",
 }
-# Which output speaks for a match, of how many.
-_MATCHING = {
+# The index of the output that means a match, and the number of outputs.
+_MATCHING_OUTPUTS = {
     "BlipForImageTextRetrieval": (1, 2),
     "BridgeTowerForImageAndTextRetrieval": (1, 2),
     "ViltForImageAndTextRetrieval": (0, 1),
 }
-# Their positions begin behind the padding's.
-_OFFSET = ("roberta", "xlm-roberta", "altclip_text_model", "bridgetower_text_model")
+# Text models whose positions start after the index of the padding token.
+_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "altclip_text_model", "bridgetower_text_model")
 
 
 def text_interface(module: Any, processor: Any) -> TextInterface | None:
-    """Say how texts are put to a transformers model; ``processor`` is its processor or its tokenizer.
+    """Return how texts become inputs of a transformers model; ``processor`` is its processor or its tokenizer.
 
-    None for a model that takes none, or none that is known here, and for a processor without a tokenizer.
+    None for a model without texts, for an unknown one, and for a processor without a tokenizer.
     """
     if tokenizer_of(processor) is None:
         return None
-    kinds = [kind.__name__ for kind in type(module).__mro__]
-    if "Siglip2Model" in kinds:
-        return UnsupportedTexts(f"{type(module).__name__} takes a picture as a row of patches, with the places of each")
-    comparing = next((_COMPARING[kind] for kind in kinds if kind in _COMPARING), None)
-    if comparing is not None:
-        tokens = HubTokens.of(module, processor, comparing)
-        return Contrastive(tokens, _texts_once, are_exclusive=comparing == "longest")
-    matching = next((_MATCHING[kind] for kind in kinds if kind in _MATCHING), None)
-    if matching is not None:
-        return Matching(HubTokens.of(module, processor, "longest"), *matching)
-    return writer(module, processor)
+    names = [kind.__name__ for kind in type(module).__mro__]
+    if "Siglip2Model" in names:
+        return UnsupportedTexts(
+            f"{type(module).__name__} takes a picture as a row of patches, with the position of each"
+        )
+    padding = next((_CONTRASTIVE_PADDING[name] for name in names if name in _CONTRASTIVE_PADDING), None)
+    if padding is not None:
+        tokens = TextTokens.of(module, processor, padding)
+        return Contrastive(tokens, _with_cached_texts, are_exclusive=padding == "longest")
+    outputs = next((_MATCHING_OUTPUTS[name] for name in names if name in _MATCHING_OUTPUTS), None)
+    if outputs is not None:
+        return Matching(TextTokens.of(module, processor, "longest"), *outputs)
+    return generation_interface(module, processor)
 
 
-def _texts_once(module: Any) -> AbstractContextManager[None]:
+def _with_cached_texts(module: Any) -> AbstractContextManager[None]:
     return memoised(module.text_model, "forward")
 
 
 def tokenizer_of(processor: Any) -> Any:
-    """Give the tokenizer of a processor, or the tokenizer itself; None where there is none."""
-    found = getattr(processor, "tokenizer", processor)
-    return found if is_from(found, "transformers") and hasattr(found, "convert_ids_to_tokens") else None
+    """Return the tokenizer of a processor, or the tokenizer itself; None where there is none."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    return tokenizer if is_from(tokenizer, "transformers") and hasattr(tokenizer, "convert_ids_to_tokens") else None
 
 
 @dataclass(frozen=True)
-class HubTokens:
-    """A tokenizer of transformers: texts as keywords of the module's forward, never cut."""
+class TextTokens:
+    """A transformers tokenizer: from texts to keywords of the module. Texts are never cut."""
 
     tokenizer: Any
     model: str
@@ -75,36 +77,37 @@ class HubTokens:
     keywords: tuple[str, ...]
 
     @classmethod
-    def of(cls, module: Any, processor: Any, padding: str) -> "HubTokens":
-        """Fit a processor's tokenizer to a module: how many tokens it takes, and under which keywords."""
+    def of(cls, module: Any, processor: Any, padding: str) -> "TextTokens":
+        """Fit a processor's tokenizer to the keywords and the token limit of a module."""
         tokenizer = tokenizer_of(processor)
         wanted = ["input_ids", *["attention_mask"] * (padding == "longest"), "token_type_ids"]
-        takes = inspect.signature(module.forward).parameters
+        parameters = inspect.signature(module.forward).parameters
         limit = min(_positions(module.config), int(tokenizer.model_max_length))
-        return cls(tokenizer, type(module).__name__, limit, padding, tuple(name for name in wanted if name in takes))
+        keywords = tuple(name for name in wanted if name in parameters)
+        return cls(tokenizer, type(module).__name__, limit, padding, keywords)
 
     def __call__(self, texts: Sequence[str]) -> Mapping[str, Tensor]:
         try:
             lengths = [len(tokens) for tokens in self.tokenizer(list(texts))["input_ids"]]
-        except Exception as error:  # a stranger's code
+        except Exception as error:  # the library's code
             raise TargetError(
-                f"the tokenizer raised {summarise(error)} on {list(texts)[:3]}; check that it is this model's own"
+                f"the tokenizer raised {summarise(error)} on {list(texts)[:3]}; check that it belongs to this model"
             ) from error
         for text, length in zip(texts, lengths, strict=True):
             if not 0 < length <= self.limit:
                 raise TargetError(
                     f"the text {text!r} is {length} tokens long, and {self.model} takes 1 to {self.limit}; "
-                    f"{'shorten it' if length else 'give one that its tokenizer knows words of'}"
+                    f"{'shorten it' if length else 'give one of words that its tokenizer knows'}"
                 )
             refuse_unknown(self.tokenizer, text, self.model)
-        put = self.tokenizer(
+        tokens = self.tokenizer(
             list(texts), padding=self.padding, padding_side="right", max_length=self.limit, return_tensors="pt"
         )
-        return {name: put[name] for name in self.keywords if name in put}
+        return {name: tokens[name] for name in self.keywords if name in tokens}
 
 
 def _positions(config: Any) -> int:
-    """Tell how many tokens of a text have a position."""
-    text = getattr(config, "text_config", config)
-    offset = int(text.pad_token_id or 0) + 1 if text.model_type in _OFFSET else 0
-    return int(text.max_position_embeddings) - offset
+    """Return how many tokens of a text have a position."""
+    text_config = getattr(config, "text_config", config)
+    offset = int(text_config.pad_token_id or 0) + 1 if text_config.model_type in _OFFSET_POSITIONS else 0
+    return int(text_config.max_position_embeddings) - offset
