@@ -436,7 +436,7 @@ class TestExplained:
         assert values(found.share(fine.numpy())) == pytest.approx([float((wide * fine).sum() / wide.sum())], rel=1e-4)
 
     def test_a_mask_of_other_axes_is_an_error(self, asked):
-        with pytest.raises(InputError, match="a mask of .* came for 1 image of"):
+        with pytest.raises(InputError, match="a mask of .* does not fit 1 image of"):
             asked[0].share(torch.ones(asked[0].input_size)[..., None, None])
 
     def test_the_panel_shows_the_picture_once_and_a_row_for_each_method(self, asked, monkeypatch):

@@ -158,10 +158,13 @@ def test_a_share_stands_beside_chance():
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (np.ones(4), "a mask of 4 came for 2 images of 8 x 8; give one of the picture's size, or one for each image"),
-        (np.ones((3, 4, 4)), "3 masks came for 2 images of 8 x 8"),
-        ([np.ones((4, 4))], "1 masks came for 2 images"),
-        (np.ones((0, 4)), "a mask of 0 x 4 came"),
+        (
+            np.ones(4),
+            "a mask of 4 does not fit 2 images of 8 x 8; give one of the picture's size, or one for each image",
+        ),
+        (np.ones((3, 4, 4)), "3 masks do not fit 2 images of 8 x 8"),
+        ([np.ones((4, 4))], "1 mask does not fit 2 images"),
+        (np.ones((0, 4)), "a mask of 0 x 4 does not fit"),
     ],
 )
 def test_a_mask_that_fits_no_image_is_an_error(mask, message):

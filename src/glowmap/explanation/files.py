@@ -1,4 +1,4 @@
-"""Files out: what kind an ending names, and writing that leaves a whole file or none."""
+"""Output files: formats by file name ending, and atomic writes."""
 
 import os
 import threading
@@ -13,7 +13,7 @@ from glowmap.errors import OutputError
 
 
 def file_kind(path: str | Path) -> str:
-    """Tell by its ending what would be written to a path: NPZ, or one of Pillow's formats. OutputError for any other."""
+    """Return the format of a path by its ending: NPZ, or one of Pillow's formats. Raises OutputError for others."""
     ending = Path(path).suffix.lower()
     formats = {ending: kind for ending, kind in Image.registered_extensions().items() if kind in Image.SAVE}
     if ending == ".npz":
@@ -27,16 +27,16 @@ def file_kind(path: str | Path) -> str:
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> Path:
-    """Write beside the path and rename, so that an interrupted or failed write leaves no half of a file.
+    """Write to a temporary file beside the path and rename it, so that a failed write leaves no partial file.
 
-    Raises OutputError where the path cannot be written, or ``write`` cannot write to it.
+    Raises OutputError where the path cannot be written, or ``write`` fails to write to it.
     """
-    place = Path(os.path.realpath(path))  # what a link points to is replaced, not the link
-    part = place.with_name(f".glowmap-{os.getpid()}-{threading.get_ident()}.part")
+    target = Path(os.path.realpath(path))  # replaces the file that a link points to, not the link
+    part = target.with_name(f".glowmap-{os.getpid()}-{threading.get_ident()}.part")
     try:
         with part.open("xb") as stream:
             write(stream)
-        part.replace(place)
+        part.replace(target)
     except BaseException as error:
         with suppress(OSError):
             part.unlink(missing_ok=True)

@@ -71,9 +71,9 @@ def shares_inside(
     masks, is_per_image = read_masks(mask, axes=axes)
     wrong = [crossed(mask.shape) for mask in masks if mask.ndim != axes or not mask.numel()]
     if wrong or (is_per_image and len(masks) != count):
-        came = f"a mask of {wrong[0]}" if wrong else f"{len(masks)} masks"
+        fact = f"a mask of {wrong[0]} does" if wrong else f"{len(masks)} mask{'s do' if len(masks) != 1 else ' does'}"
         raise InputError(
-            f"{came} came for {count} image{'s' * (count > 1)} of {crossed(input_size)}; "
+            f"{fact} not fit {count} image{'s' * (count > 1)} of {crossed(input_size)}; "
             "give one of the picture's size, or one for each image"
         )
     masks = masks if is_per_image else masks * count

@@ -114,7 +114,7 @@ def heat_tile(
         drawn = overlaid(explanation, index, replace(style, scale=1, show_annotations=False))
         return _outlined_tile(drawn, _shapes([explanation], index, style), heading, (grid, *blank), bar)
     if style.edges:
-        overlaid(explanation, index, style)  # which says why not
+        overlaid(explanation, index, style)  # raises the error
     heat, frames = _heat(explanation, index, style), frames_to_draw([explanation], index, style.frames)
     caption = (grid, *blank)
     if isinstance(picture, Signal):
