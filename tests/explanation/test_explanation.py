@@ -124,9 +124,9 @@ def test_a_padded_picture_is_stored_without_padding(tmp_path):
         for size, share in masks.items():
             assert values(one.share(np.ones(size))) == pytest.approx([share])
         assert values(one.share(np.array([[0, 1], [0, 0]]))) == pytest.approx([2 / 10])
-        assert one.pictures[0].seen == (-2.0, 0.0, 2.0, 2.0)
+        assert one.pictures[0].visible == (-2.0, 0.0, 2.0, 2.0)
         assert one.pictures[0].image.size == (2, 2)
-        assert np.asarray(one.pictures[0].as_seen())[0].tolist() == [[0, 0, 0]] * 2 + [[200, 100, 50]] * 2
+        assert np.asarray(one.pictures[0].visible_part())[0].tolist() == [[0, 0, 0]] * 2 + [[200, 100, 50]] * 2
         assert "the part that the model saw" not in picture_tile(one, 0, "", Style()).caption
     cut = of(maps.raw, (2, 4), pictures=(Picture(picture.image, (-2.0, 0.0, 2.0, 1.0)),))
     assert "the part that the model saw" in picture_tile(cut, 0, "", Style()).caption

@@ -189,17 +189,17 @@ def test_a_picture_that_is_cut_and_padded_knows_where_it_lies_in_what_the_model_
     picture = Picture(Image.fromarray(values), (-5.0, 10.0, 15.0, 30.0))
     seen = np.zeros((20, 20, 3), np.uint8)
     seen[:, 5:15] = values[10:30]
-    assert np.array_equal(np.asarray(picture.as_seen()), seen)
-    assert picture.spelled() == "what the model saw of the picture, of 10 x 40 pixels: from 0, 10 to 9, 29"
-    assert picture.is_cut
+    assert np.array_equal(np.asarray(picture.visible_part()), seen)
+    assert picture.describe() == "the part that the model saw of the picture, of 10 x 40 pixels: from 0, 10 to 9, 29"
+    assert picture.is_cropped
     mask = torch.from_numpy(values[..., 0] > 128)
-    assert torch.equal(picture.part_of(mask), torch.from_numpy(seen[..., 0] > 128))
-    assert picture.part_of(torch.zeros(20, 20)) is None
-    assert picture.place(0.0, 10.0) == (5.5 / 20, 0.5 / 20)
-    assert picture.place(9.4, 29.4) == pytest.approx((14.9 / 20, 19.9 / 20))
+    assert torch.equal(picture.crop_mask(mask), torch.from_numpy(seen[..., 0] > 128))
+    assert picture.crop_mask(torch.zeros(20, 20)) is None
+    assert picture.locate(0.0, 10.0) == (5.5 / 20, 0.5 / 20)
+    assert picture.locate(9.4, 29.4) == pytest.approx((14.9 / 20, 19.9 / 20))
     for outside in ((-1, 15), (-0.6, 15), (9.5, 15), (12, 15), (5, 9), (5, 30), (5, np.nan)):
-        assert picture.place(*map(float, outside)) is None
+        assert picture.locate(*map(float, outside)) is None
     padded = Picture(picture.image, (-15.0, 0.0, 25.0, 40.0))
-    assert padded.spelled() == "the picture, of 10 x 40 pixels"
-    assert not padded.is_cut
-    assert padded.place(0.0, 0.0) == (15.5 / 40, 0.5 / 40)
+    assert padded.describe() == "the picture, of 10 x 40 pixels"
+    assert not padded.is_cropped
+    assert padded.locate(0.0, 0.0) == (15.5 / 40, 0.5 / 40)

@@ -114,7 +114,7 @@ def test_pictures_go_through_the_processor_that_came_with_the_tokenizer():
         wanted = model.module(**own).logits_per_image[0]
     found = glowmap.explain(model, picture(), target=Text(DOG))
     torch.testing.assert_close(found.scores, wanted)
-    np.testing.assert_allclose(found.pictures[0].seen, (10, 0, 50, 40), atol=1)
+    np.testing.assert_allclose(found.pictures[0].visible, (10, 0, 50, 40), atol=1)
     assert not any("mean and std" in caution for caution in found.cautions)
 
 

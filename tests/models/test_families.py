@@ -60,7 +60,7 @@ def test_timm_reads_a_picture_as_timm_does(name):
     for size in SIZES:
         batch = model.read(picture(size))
         assert torch.equal(batch.images[0], own(picture(size)))
-        np.testing.assert_allclose(batch.pictures[0].seen, measured(model)(picture(size)), atol=0.002 * max(size))
+        np.testing.assert_allclose(batch.pictures[0].visible, measured(model)(picture(size)), atol=0.002 * max(size))
 
 
 def test_timm_by_name_is_explained_with_its_class_names():
@@ -195,8 +195,8 @@ def test_a_folders_processor_reads_a_picture_as_it_would_alone(processor, tmp_pa
 def test_the_part_of_the_picture_that_a_processor_keeps(number, seen, tmp_path):
     processor = next(itertools.islice(processors(), number, None))
     model = glowmap.load(saved(tmp_path, vit(), processor))
-    np.testing.assert_allclose(model.read(picture()).pictures[0].seen, seen, atol=1.2)
-    across = model.read(picture((200, 300))).pictures[0].seen
+    np.testing.assert_allclose(model.read(picture()).pictures[0].visible, seen, atol=1.2)
+    across = model.read(picture((200, 300))).pictures[0].visible
     assert across[3] - across[1] >= across[2] - across[0] - 1
 
 
@@ -206,8 +206,8 @@ def test_padding_is_shown_as_the_model_saw_it(tmp_path):
     )
     model = glowmap.load(saved(tmp_path, vit(), processor))
     (seen,) = model.read(picture((300, 200))).pictures  # 64 x 43, and 21 rows of nothing below
-    assert seen.as_seen().size == (300, 298)
-    assert np.asarray(seen.as_seen())[210:].max() == 0
+    assert seen.visible_part().size == (300, 298)
+    assert np.asarray(seen.visible_part())[210:].max() == 0
     assert np.array_equal(np.asarray(seen.image)[:200], np.asarray(picture()))
 
 
@@ -399,7 +399,7 @@ def test_a_picture_is_compared_with_texts_given_beside_it(tmp_path):
     batch = model.read({"pixel_values": [picture(), picture((200, 200))], "input_ids": tokens})
     pixels = processor(images=[picture(), picture((200, 200))], return_tensors="pt")["pixel_values"]
     assert torch.equal(batch.keywords["pixel_values"], pixels)
-    np.testing.assert_allclose(batch.pictures[0].seen, (50, 0, 250, 200), atol=1)
+    np.testing.assert_allclose(batch.pictures[0].visible, (50, 0, 250, 200), atol=1)
     with torch.no_grad():
         output = model.module(**batch.keywords)
     assert torch.equal(model.readers.logits(output), output.logits_per_image)
@@ -484,7 +484,7 @@ def test_open_clip_compares_a_picture_with_texts():
     )
     batch = model.read({"image": picture(), "text": tokens})
     assert torch.equal(batch.images[0], own(picture()))
-    np.testing.assert_allclose(batch.pictures[0].seen, (50, 0, 250, 200), atol=1)
+    np.testing.assert_allclose(batch.pictures[0].visible, (50, 0, 250, 200), atol=1)
     with torch.no_grad():
         output = module(batch.images, tokens)
         pictures, texts = module.encode_image(batch.images), module.encode_text(tokens)

@@ -23,7 +23,7 @@ def test_a_module_with_preprocessing_of_its_own(street):
     small = np.asarray(Image.open(street).resize((30, 20), Image.Resampling.BILINEAR)).astype(np.float64) / 255
     wanted = torch.from_numpy((small - [0.1, 0.2, 0.3]) / 0.5).permute(2, 0, 1).float()
     torch.testing.assert_close(batch.images, wanted.expand(2, -1, -1, -1))
-    assert batch.pictures[0].as_seen().size == (60, 40)
+    assert batch.pictures[0].visible_part().size == (60, 40)
 
 
 def test_without_a_size_the_pictures_own_is_kept(street):
@@ -43,7 +43,7 @@ def test_preprocessing_by_a_callable(street):
     assert model.cautions == ()
     batch = model.read([street, street])
     assert torch.equal(batch.images, preprocess(Image.open(street).convert("RGB")).expand(2, -1, -1, -1))
-    np.testing.assert_allclose(batch.pictures[0].seen, box, atol=1)
+    np.testing.assert_allclose(batch.pictures[0].visible, box, atol=1)
     found = glowmap.explain(model, street, target=glowmap.targets.Category(1), layer="features")
     assert found.overlay().size[0] == pytest.approx(found.overlay().size[1], abs=1)
 
@@ -191,7 +191,7 @@ def test_the_part_of_the_picture_that_a_preset_keeps(size):
         batch.images[0] * torch.tensor([0.229, 0.224, 0.225])[:, None, None]
         + torch.tensor([0.485, 0.456, 0.406])[:, None, None]
     )
-    left, top, right, bottom = batch.pictures[0].seen
+    left, top, right, bottom = batch.pictures[0].visible
     step = 224 / (right - left)
     wanted = [
         (left + 0.5 / step) / width,
@@ -201,7 +201,7 @@ def test_the_part_of_the_picture_that_a_preset_keeps(size):
     ]
     found = [values[0, :, 0].mean(), values[0, :, -1].mean(), values[1, 0].mean(), values[1, -1].mean()]
     np.testing.assert_allclose(found, wanted, atol=1.5 / min(size))
-    assert batch.pictures[0].as_seen().size == (round(right) - round(left), round(bottom) - round(top))
+    assert batch.pictures[0].visible_part().size == (round(right) - round(left), round(bottom) - round(top))
 
 
 def test_what_a_preset_pads_lies_outside_the_picture():
@@ -212,9 +212,9 @@ def test_what_a_preset_pads_lies_outside_the_picture():
         given = Image.new("RGB", size, (10, 20, 30))
         values, picture = Transform(steps, partial(crop_box, steps.transforms))(given)
         assert picture.image is given
-        shown = transforms.functional.to_tensor(picture.as_seen())
+        shown = transforms.functional.to_tensor(picture.visible_part())
         assert values.shape != shown.shape or torch.equal(values, shown)  # black where it is black
-        return picture.seen, picture.as_seen().size
+        return picture.visible, picture.visible_part().size
 
     assert read((40, 41), transforms.CenterCrop(64)) == ((-12, -11, 52, 53), (64, 64))
     assert read((40, 81), transforms.CenterCrop(64)) == ((-12, 8, 52, 72), (64, 64))
@@ -365,7 +365,7 @@ def test_another_mean_keeps_the_presets_cut(street):
     preset = glowmap.load("resnet18", weights="random")
     model = glowmap.load("resnet18", weights="random", mean=0.5, std=(1.0, 2.0, 4.0))
     batch, own = model.read(street), preset.read(street)
-    assert batch.pictures[0].seen == own.pictures[0].seen
+    assert batch.pictures[0].visible == own.pictures[0].visible
     colours = (
         own.images * torch.tensor([0.229, 0.224, 0.225])[:, None, None]
         + torch.tensor([0.485, 0.456, 0.406])[:, None, None]

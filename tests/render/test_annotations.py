@@ -11,7 +11,7 @@ import glowmap
 from glowmap.errors import TargetError
 from glowmap.explanation.explanation import Explanation, Explanations
 from glowmap.explanation.tiles import picture_tile, prediction_tiles
-from glowmap.inputs import whole
+from glowmap.inputs import uncropped
 from glowmap.outputs import Candidates, DetectedBox, Prediction
 from glowmap.render import LabelledBox, Style, label_colour, outlined, paint_boxes
 from glowmap.render.outlines import DARK, LIGHT
@@ -353,7 +353,7 @@ class TestDetections:
         one = replace(detected[0], prediction=Prediction(("a", "b"), boxes=((),)), annotations=())
         (tile,) = prediction_tiles(one, 0, Style())
         assert tile.caption == ("no detections",)
-        assert tile.image.tobytes() == one.pictures[0].as_seen().tobytes()
+        assert tile.image.tobytes() == one.pictures[0].visible_part().tobytes()
 
     def test_boxes_are_drawn_over_the_picture_and_annotations_over_picture_and_heat(self, detected):
         (tile,) = prediction_tiles(detected[0], 0, Style())
@@ -394,7 +394,7 @@ def test_points_boxes_and_regions_are_saved_and_read_back(tmp_path):
         "M",
         ("a", "b", "c"),
         (8, 8),
-        (whole(plain()),) * 3,
+        (uncropped(plain()),) * 3,
         annotations=annotations,
     )
     read = Explanation.load(found.save(tmp_path / "marks.npz"))

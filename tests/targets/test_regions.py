@@ -215,7 +215,7 @@ def test_a_point_counts_in_the_pixels_of_the_picture_as_it_was_given():
     )  # the first pixel that is seen, and the last
     assert explained(Point(29, 14)).target_names == ("blue (point 29, 14)",)
     for x, y in ((9, 7), (30, 7), (12, 4), (12, 15)):
-        seen = "what the model saw of the picture, of 40 x 20 pixels: from 10, 5 to 29, 14"
+        seen = "the part that the model saw of the picture, of 40 x 20 pixels: from 10, 5 to 29, 14"
         with pytest.raises(
             TargetError, match=rf"the point {x}, {y} \(x to the right, y down\) lies outside {seen}; give"
         ):
@@ -496,7 +496,7 @@ def test_a_point_in_the_padding_is_outside_and_the_size_that_was_given_is_told()
             with pytest.raises(TargetError, match="lies outside the picture, of 60 x 36 pixels; give a point inside"):
                 glowmap.explain(model, picture, target=target, layer="layer")
     both = prepared(as_torchvision(24, 90, padded=True))
-    seen = "what the model saw of the picture, of 60 x 36 pixels: from 0, 6 to 59, 29; give"
+    seen = "the part that the model saw of the picture, of 60 x 36 pixels: from 0, 6 to 59, 29; give"
     for point in ((10, 5), (10, 30), (-1, 15)):
         with pytest.raises(TargetError, match=f"lies outside {seen}"):
             glowmap.explain(both, picture, target=At(*point), layer="layer")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from glowmap.cli.demonstration import HeatByCar, HeatByLayer, MarkedPicture
     from glowmap.explanation.explanation import Explanation, Explanations
-    from glowmap.inputs import Shown
+    from glowmap.inputs import Drawable
     from glowmap.layers import Choice, Surveyed
     from glowmap.methods import Method
     from glowmap.registry import Registry
@@ -132,9 +132,9 @@ def _print_detections(explanation: "Explanation") -> None:
     console.print(table)
 
 
-def _in_pixels(shown: "Shown", shares: "Sequence[float]") -> list[float]:
+def _in_pixels(picture: "Drawable", shares: "Sequence[float]") -> list[float]:
     """Convert a box from shares of the visible part to pixels of the picture."""
-    left, top, right, bottom = getattr(shown, "seen", (0, 0, 1, 1))
+    left, top, right, bottom = getattr(picture, "visible", (0, 0, 1, 1))
     across, down = right - left, bottom - top
     return [
         low + share * length for share, low, length in zip(shares, (left, top) * 2, (across, down) * 2, strict=True)

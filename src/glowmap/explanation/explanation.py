@@ -15,7 +15,7 @@ from glowmap.errors import InputError, OutputError
 from glowmap.explanation.files import file_kind, write_whole
 from glowmap.explanation.maps import Shares, min_max, on_input, shares_inside
 from glowmap.explanation.storage import pack, unpack
-from glowmap.inputs import Shown
+from glowmap.inputs import Drawable
 from glowmap.methods.smoothing import fused
 from glowmap.outputs import Prediction
 from glowmap.render import Style, StyleOptions
@@ -41,7 +41,7 @@ class Explanation:
     model: str
     target_names: tuple[str, ...]
     input_size: tuple[int, ...]
-    pictures: tuple[Shown, ...] = ()
+    pictures: tuple[Drawable, ...] = ()
     prediction: Prediction | None = None
     cautions: tuple[str, ...] = ()
     canvas: tuple[int, ...] = ()  # the size that the maps cover, where the model pads its input at the far ends

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glowmap.errors import InputError
-from glowmap.inputs import Shown, parts_seen, read_masks
+from glowmap.inputs import Drawable, crop_masks, read_masks
 from glowmap.methods import resize
 from glowmap.metrics import energy_share
 from glowmap.shapes import Flags, Heatmaps, RawMaps, crossed
@@ -60,7 +60,7 @@ def is_flat(maps: Heatmaps) -> Flags:
 
 
 def shares_inside(
-    raw: RawMaps, mask: Any, input_size: tuple[int, ...], canvas: tuple[int, ...], pictures: Sequence[Shown]
+    raw: RawMaps, mask: Any, input_size: tuple[int, ...], canvas: tuple[int, ...], pictures: Sequence[Drawable]
 ) -> list[Shares]:
     """Compute the share of each image's heat inside a mask, or inside its own mask where there is one for each image.
 
@@ -77,7 +77,7 @@ def shares_inside(
             "give one of the picture's size, or one for each image"
         )
     masks = masks if is_per_image else masks * count
-    visible = parts_seen(masks, pictures, alike=not is_per_image)
+    visible = crop_masks(masks, pictures, alike=not is_per_image)
     shares = []
     for index, (mask, part) in enumerate(zip(masks, visible, strict=True)):
         if part is None:

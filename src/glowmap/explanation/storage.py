@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from glowmap.cautions import Caution, CautionKind
-from glowmap.inputs import Picture, Shown, Signal, Volume
+from glowmap.inputs import Drawable, Picture, Signal, Volume
 from glowmap.outputs import Prediction
 from glowmap.targets import Annotation
 
@@ -36,7 +36,7 @@ def pack(explanations: Sequence[Any]) -> dict[str, NDArray[Any]]:
         for image, annotations in enumerate(explanation.annotations):
             tensors |= {f"annotations/{image}/{j}": annotation.region for j, annotation in enumerate(annotations)}
         arrays |= {f"{i}/{name}": tensor.cpu().numpy() for name, tensor in tensors.items() if tensor is not None}
-        numbers = [(pictures[id(picture)], getattr(picture, "seen", None)) for picture in explanation.pictures]
+        numbers = [(pictures[id(picture)], getattr(picture, "visible", None)) for picture in explanation.pictures]
         outlines = [[(annotation.point, annotation.box) for annotation in image] for image in explanation.annotations]
         cautions = [(caution, _kind_fields(caution)) for caution in explanation.cautions]
         fields = {name: getattr(explanation, name) for name in _TEXTS} | {"cautions": cautions}
@@ -57,7 +57,7 @@ def _prediction_fields(prediction: Prediction | None) -> dict[str, Any]:
 def unpack(arrays: dict[str, NDArray[Any]]) -> list[dict[str, Any]]:
     """Read the fields of each explanation."""
     explanations = []
-    pictures: dict[int, Shown] = {}  # by number: explanations share a picture again
+    pictures: dict[int, Drawable] = {}  # by number: explanations share a picture again
     for i, texts in enumerate(json.loads(str(arrays["explanations"]))):
         tensors = {
             name: torch.from_numpy(arrays[f"{i}/{name}"])
@@ -101,7 +101,7 @@ def _caution(sentence: str, kind: dict[str, Any] | None) -> str:
     return sentence if kind is None else CautionKind(**kind)(sentence)
 
 
-def _picture(values: NDArray[Any], visible: Sequence[float] | None) -> Shown:
+def _picture(values: NDArray[Any], visible: Sequence[float] | None) -> Drawable:
     """Read a picture with its visible part, a clip or volume of four axes, or a signal of two."""
     if visible is not None:
         left, top, right, bottom = visible

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from glowmap.errors import OutputError
 from glowmap.explanation.explanation import Explanation
-from glowmap.inputs import Picture, Shown, Signal, Volume
+from glowmap.inputs import Drawable, Picture, Signal, Volume
 from glowmap.outputs import DetectedBox, background_class
 from glowmap.render import (
     COLUMN,
@@ -64,7 +64,7 @@ def overlaid(explanation: Explanation, index: int, style: Style) -> Image.Image:
         return framed(drawn, width=drawn.width + 2 * margin, left=margin, top=margin, bottom=margin)
     if style.frames is not None:
         raise OutputError("frames= chooses frames, slices or channels, and this input is a picture; leave it out")
-    visible = picture.as_seen()
+    visible = picture.visible_part()
     if style.edges:
         grid_size = explanation.canvas or explanation.input_size
         stride = min(pixels / cells for pixels, cells in zip(grid_size, explanation.grid, strict=True))
@@ -85,12 +85,12 @@ def picture_tile(
     """
     picture, caption = picture_of(explanation, index), () if group else _target_caption(explanation, index)
     if isinstance(picture, Picture):
-        cut = ("the part that the model saw",) if picture.is_cut else ()
+        cut = ("the part that the model saw",) if picture.is_cropped else ()
         has_boxes_beside = (
             bool(group) and explanation.prediction is not None and explanation.prediction.boxes is not None
         )
         shapes = [] if has_boxes_beside else _shapes(group or [explanation], index, style)
-        return _outlined_tile(picture.as_seen(), shapes, heading, (*caption, *cut))
+        return _outlined_tile(picture.visible_part(), shapes, heading, (*caption, *cut))
     frames = frames_to_draw([explanation], index, style.frames)
     if isinstance(picture, Signal):
         draw = partial(curves, picture.values, None, frames)
@@ -138,7 +138,7 @@ def prediction_tiles(
         classes = {member.target_names[index] for member in group} & {*prediction.names}
         highlighted = prediction.names.index(next(iter(classes))) if len(classes) == 1 else None
         probabilities = prediction.probabilities[index].cpu().numpy()
-        size = picture.as_seen().size if isinstance(picture, Picture) else (COLUMN, COLUMN * 3 // 4)
+        size = picture.visible_part().size if isinstance(picture, Picture) else (COLUMN, COLUMN * 3 // 4)
         return [ranking_tile(prediction.names, probabilities, size, heading, highlighted=highlighted)]
     if prediction.boxes is not None:
         if not isinstance(picture, Picture):
@@ -157,7 +157,7 @@ def _labels_tiles(explanation: Explanation, index: int, style: Style, heading: s
     paint = partial(paint_labels, names=names, background=background)
     if isinstance(picture, Picture) and labels.ndim == 2:
         legend = label_legend(labels, names, background=background)
-        return [Tile(paint(picture.as_seen(), labels), heading, legend=legend)]
+        return [Tile(paint(picture.visible_part(), labels), heading, legend=legend)]
     if isinstance(picture, Volume) and labels.ndim == 3 and len(labels) == len(picture.values):
         frames = frames_to_draw([explanation], index, style.frames)
         legend = label_legend(labels[frames].reshape(-1, labels.shape[-1]), names, background=background)
@@ -170,7 +170,7 @@ def _labels_tiles(explanation: Explanation, index: int, style: Style, heading: s
     return []
 
 
-def picture_of(explanation: Explanation, index: int) -> Shown:
+def picture_of(explanation: Explanation, index: int) -> Drawable:
     """Return the picture, clip, volume or signal that heat is drawn on. Raises OutputError where there is none."""
     if not explanation.pictures:
         axes = len(explanation.input_size)
@@ -239,7 +239,7 @@ def _boxes_tile(
     drawn = [box for number, box in enumerate(boxes) if number < MOST_BOXES or box.is_strong]
     count = f"{len(boxes) or 'no'} detection{'s' * (len(boxes) != 1)}"
     caption = f"{len(drawn)} of {count}" if len(drawn) < len(boxes) else count
-    visible = picture.as_seen()
+    visible = picture.visible_part()
 
     def draw(size: tuple[int, int], scale: int) -> Image.Image:
         return paint_boxes(enlarged(visible, size[0] / visible.width), drawn, scale)
@@ -305,13 +305,13 @@ def _channel_caption(signal: Signal, channels: Sequence[int]) -> tuple[str, ...]
     return () if len(channels) == count else (f"{len(channels)} of {count} channels",)
 
 
-def kind_of(picture: Shown) -> str:
+def kind_of(picture: Drawable) -> str:
     """Return ``"picture"``, ``"clip"``, ``"volume"`` or ``"signal"``."""
     if isinstance(picture, Picture | Signal):
         return "picture" if isinstance(picture, Picture) else "signal"
     return "clip" if picture.values.shape[-1] == 3 else "volume"
 
 
-def _frame_word(picture: Shown) -> str:
+def _frame_word(picture: Drawable) -> str:
     """Return the word for one frame of a clip, slice of a volume or channel of a signal."""
     return {"clip": "frame", "volume": "slice", "signal": "channel"}[kind_of(picture)]

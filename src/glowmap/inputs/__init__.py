@@ -9,12 +9,12 @@ from glowmap.inputs.loading import read_picture as read_picture
 from glowmap.inputs.loading import read_pictures as read_pictures
 from glowmap.inputs.loading import refuse_gigantic as refuse_gigantic
 from glowmap.inputs.masks import Mask as Mask
-from glowmap.inputs.masks import parts_seen as parts_seen
+from glowmap.inputs.masks import crop_masks as crop_masks
 from glowmap.inputs.masks import read_masks as read_masks
 from glowmap.inputs.patches import PatchPositions as PatchPositions
+from glowmap.inputs.pictures import Drawable as Drawable
 from glowmap.inputs.pictures import Picture as Picture
-from glowmap.inputs.pictures import Shown as Shown
 from glowmap.inputs.pictures import Signal as Signal
 from glowmap.inputs.pictures import Volume as Volume
 from glowmap.inputs.pictures import pictures_of as pictures_of
-from glowmap.inputs.pictures import whole as whole
+from glowmap.inputs.pictures import uncropped as uncropped

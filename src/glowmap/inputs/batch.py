@@ -8,7 +8,7 @@ from torch import Tensor
 
 from glowmap import tree
 from glowmap.errors import InputError
-from glowmap.inputs.pictures import Shown, pictures_of
+from glowmap.inputs.pictures import Drawable, pictures_of
 from glowmap.shapes import Images, crossed
 
 PICTURE_KEYWORDS = ("pixel_values", "image", "images")  # the keywords under which libraries take pictures
@@ -21,7 +21,7 @@ class Batch:
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
     images: Images
-    pictures: tuple[Shown, ...]
+    pictures: tuple[Drawable, ...]
 
     def copied(self) -> "Batch":
         """Copy every tensor once, so that the model may write into what it is given."""

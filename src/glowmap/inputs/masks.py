@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from glowmap.errors import TargetError
-from glowmap.inputs.pictures import Shown
+from glowmap.inputs.pictures import Drawable
 
 Mask: TypeAlias = NDArray[Any] | Tensor | Image.Image | Sequence[Any]
 
@@ -37,12 +37,12 @@ def _as_booleans(mask: Mask) -> Tensor:
     return torch.from_numpy(np.asarray(values != 0))
 
 
-def parts_seen(masks: Sequence[Tensor], pictures: Sequence[Shown], *, alike: bool) -> list[Tensor | None]:
+def crop_masks(masks: Sequence[Tensor], pictures: Sequence[Drawable], *, alike: bool) -> list[Tensor | None]:
     """Cut masks of the pictures' own sizes down to what the model saw, image by image; None for those of another size.
 
     Where it is one mask for all (``alike``), it is read in one way: as of the pictures only where all of them have its size.
     """
     if not pictures or not masks:
         return [None] * len(masks)
-    parts = [picture.part_of(mask) for mask, picture in zip(masks, pictures, strict=True)]
+    parts = [picture.crop_mask(mask) for mask, picture in zip(masks, pictures, strict=True)]
     return [None] * len(masks) if alike and any(part is None for part in parts) else parts

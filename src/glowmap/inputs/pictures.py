@@ -15,137 +15,132 @@ from glowmap.shapes import Images, crossed
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture as it was given, and what the model saw of it: left, top, right, bottom in its pixels.
+    """A picture, and its visible part, which is what the model gets: left, top, right, bottom in pixels of the picture.
 
-    Where the model's preprocessing pads, it saw more than the picture: these edges lie outside of it, below zero at the left
-    and at the top.
+    Where preprocessing pads the picture, the visible part extends beyond it: its left and top edges are then below zero.
     """
 
     image: Image.Image
-    seen: tuple[float, float, float, float]
+    visible: tuple[float, float, float, float]
 
-    def as_seen(self) -> Image.Image:
-        """Cut out what the model saw, at the picture's own resolution; what was padded is black."""
-        left, top, right, bottom = self.box
+    def visible_part(self) -> Image.Image:
+        """Crop the picture to its visible part, at the picture's own resolution. Padding is black."""
+        left, top, right, bottom = self._pixels()
         if (left, top, right, bottom) == (0, 0, *self.image.size):
             return self.image
         canvas = Image.new(self.image.mode, (right - left, bottom - top))  # crop() refuses large ones as bombs
         canvas.paste(self.image, (-left, -top))
         return canvas
 
-    @property
-    def box(self) -> tuple[int, int, int, int]:
-        """What the model saw, in whole pixels and at least one of them."""
-        left, top, right, bottom = (round(edge) for edge in self.seen)
+    def _pixels(self) -> tuple[int, int, int, int]:
+        """Round the visible part to whole pixels, at least one of them."""
+        left, top, right, bottom = (round(edge) for edge in self.visible)
         return left, top, max(right, left + 1), max(bottom, top + 1)
 
     @property
-    def is_cut(self) -> bool:
-        """Whether a part of the picture was not seen."""
-        left, top, right, bottom = self.box
+    def is_cropped(self) -> bool:
+        """Whether a part of the picture is not visible."""
+        left, top, right, bottom = self._pixels()
         return left > 0 or top > 0 or right < self.image.width or bottom < self.image.height
 
-    def part_of(self, mask: Tensor) -> Tensor | None:
-        """Bring a mask of the picture's own size to what the model saw, with nothing marked in what was padded.
+    def crop_mask(self, mask: Tensor) -> Tensor | None:
+        """Crop a mask of the picture's size, rows x columns, to the visible part; padding is outside the mask.
 
         None for a mask of another size.
         """
         width, height = self.image.size
         if tuple(mask.shape) != (height, width):
             return None
-        left, top, right, bottom = self.box
-        return F.pad(mask, (-left, right - width, -top, bottom - height))  # which cuts off where a number is negative
+        left, top, right, bottom = self._pixels()
+        return F.pad(mask, (-left, right - width, -top, bottom - height))  # negative numbers crop
 
-    def place(self, x: float, y: float) -> tuple[float, float] | None:
-        """Tell where a point in the picture's pixels lies in what the model saw: shares of its columns and rows.
+    def locate(self, x: float, y: float) -> tuple[float, float] | None:
+        """Convert a point in pixels of the picture to shares of the visible part's width and height.
 
-        None for a point outside the picture, or in a part of it that the model did not see. A whole number means the middle of
-        a pixel.
+        A whole number is the middle of a pixel. None for a point outside the picture or outside its visible part.
         """
-        left, top, right, bottom = self.seen
+        left, top, right, bottom = self.visible
         x, y = x + 0.5, y + 0.5
         across, down = (x - left) / (right - left), (y - top) / (bottom - top)
-        there = 0 <= x < self.image.width and 0 <= y < self.image.height  # and not in what was padded
-        return (across, down) if there and 0 <= across < 1 and 0 <= down < 1 else None
+        is_inside = 0 <= x < self.image.width and 0 <= y < self.image.height  # and not in the padding
+        return (across, down) if is_inside and 0 <= across < 1 and 0 <= down < 1 else None
 
-    def spelled(self) -> str:
-        """Say how large the picture is, and which part of it the model saw."""
+    def describe(self) -> str:
+        """Return the size of the picture and its visible part, for a message."""
         width, height = self.image.size
-        whole_picture = f"the picture, of {width} x {height} pixels"
-        if not self.is_cut:
-            return whole_picture
-        left, top, right, bottom = self.box
+        picture = f"the picture, of {width} x {height} pixels"
+        if not self.is_cropped:
+            return picture
+        left, top, right, bottom = self._pixels()
         first, last = (max(left, 0), max(top, 0)), (min(right, width) - 1, min(bottom, height) - 1)
-        return f"what the model saw of {whole_picture}: from {first[0]}, {first[1]} to {last[0]}, {last[1]}"
+        return f"the part that the model saw of {picture}: from {first[0]}, {first[1]} to {last[0]}, {last[1]}"
 
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """A clip or a volume as the model took it, in bytes: frames (slices) x rows x columns x colours, three or one (grey)."""
+    """A clip or a volume in bytes: frames (slices) x rows x columns x colours, of which there are three or one (grey)."""
 
     values: NDArray[np.uint8]
 
-    def part_of(self, mask: Tensor) -> Tensor | None:
-        """Take a mask of its own size as it is; None for a mask of another size."""
+    def crop_mask(self, mask: Tensor) -> Tensor | None:
+        """Return a mask of frames x rows x columns as it is; None for a mask of another size."""
         return mask if tuple(mask.shape) == self.values.shape[:3] else None
 
-    def place(self, _x: float, _y: float) -> None:
-        """Tell that a point of two coordinates is none of a clip or volume."""
-
-    def spelled(self) -> str:
-        """Say how large the clip or volume is."""
+    def describe(self) -> str:
+        """Return the size of the clip or volume, for a message."""
         return f"the clip or volume, of {crossed(self.values.shape[:3])}"
 
 
 @dataclass(frozen=True, eq=False)
 class Signal:
-    """A signal as the model took it: channels x samples."""
+    """A signal: channels x samples."""
 
     values: NDArray[np.float32]
 
-    def part_of(self, mask: Tensor) -> Tensor | None:
-        """Take a mask of its own length as it is; None for a mask of another."""
+    def crop_mask(self, mask: Tensor) -> Tensor | None:
+        """Return a mask of the signal's samples as it is; None for a mask of another length."""
         return mask if tuple(mask.shape) == self.values.shape[1:] else None
 
-    def place(self, _x: float, _y: float) -> None:
-        """Tell that a point of two coordinates is none of a signal."""
-
-    def spelled(self) -> str:
-        """Say how long the signal is."""
+    def describe(self) -> str:
+        """Return the length of the signal, for a message."""
         return f"the signal, of {self.values.shape[1]} samples"
 
 
-Shown: TypeAlias = Picture | Volume | Signal  # what heat can be drawn over
+Drawable: TypeAlias = Picture | Volume | Signal  # what heat can be drawn over
 
 
-def pictures_of(images: Images) -> tuple[Shown, ...]:
-    """Show tensors as pictures, clips or volumes: as they are where they lie in [0, 1], else stretched to their own range.
+def pictures_of(images: Images) -> tuple[Drawable, ...]:
+    """Convert a batch of tensors to pictures, clips, volumes or signals, one for each image.
 
-    Three channels are colours (with three spatial axes: of a clip), any other number of them becomes their mean in grey. A
-    signal keeps its values. There is nothing to show of more than three spatial axes.
+    Values within [0, 1] are kept; others are scaled from the image's minimum and maximum to [0, 1]. Three channels are colours;
+    any other number of them is averaged to grey. A signal keeps its values. More than three spatial axes give no pictures.
     """
     axes = images.ndim - 2
     if axes == 1:
-        return tuple(Signal(one.detach().float().cpu().numpy().copy()) for one in images)
+        return tuple(Signal(image.detach().float().cpu().numpy().copy()) for image in images)
     if axes == 2:
-        return tuple(
-            whole(Image.fromarray(one[..., 0] if one.shape[-1] == 1 else one).convert("RGB")) for one in _bytes(images)
-        )
-    return tuple(Volume(one) for one in _bytes(images)) if axes == 3 else ()
+        return tuple(_picture(values) for values in _as_bytes(images))
+    return tuple(Volume(values) for values in _as_bytes(images)) if axes == 3 else ()
 
 
-def _bytes(images: Images) -> NDArray[np.uint8]:
-    shown = images.detach().float()
-    if shown.shape[1] != 3:
-        shown = shown.mean(1, keepdim=True)
-    values = tuple(range(1, shown.ndim))
-    low, high = shown.amin(values, keepdim=True), shown.amax(values, keepdim=True)
+def _picture(values: NDArray[np.uint8]) -> Picture:
+    is_grey = values.shape[-1] == 1
+    return uncropped(Image.fromarray(values[..., 0] if is_grey else values).convert("RGB"))
+
+
+def _as_bytes(images: Images) -> NDArray[np.uint8]:
+    """Scale images to bytes, with the channels as the last axis."""
+    pixels = images.detach().float()
+    if pixels.shape[1] != 3:
+        pixels = pixels.mean(1, keepdim=True)
+    axes = tuple(range(1, pixels.ndim))
+    low, high = pixels.amin(axes, keepdim=True), pixels.amax(axes, keepdim=True)
     in_unit = (low >= 0) & (high <= 1)
     low, high = low.masked_fill(in_unit, 0.0), high.masked_fill(in_unit, 1.0)
-    scaled = (shown - low) / (high - low).clamp_min(torch.finfo(shown.dtype).tiny) * 255
+    scaled = (pixels - low) / (high - low).clamp_min(torch.finfo(pixels.dtype).tiny) * 255
     return np.ascontiguousarray(scaled.round().byte().movedim(1, -1).cpu().numpy())
 
 
-def whole(image: Image.Image) -> Picture:
-    """Say that the model saw the whole picture."""
+def uncropped(image: Image.Image) -> Picture:
+    """Return a picture that is visible as a whole."""
     return Picture(image, (0.0, 0.0, float(image.width), float(image.height)))

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from glowmap.errors import InputError, summarise
-from glowmap.inputs import Picture, refuse_gigantic, whole
+from glowmap.inputs import Picture, refuse_gigantic, uncropped
 
 Colours: TypeAlias = float | Sequence[float]  # one number for all colours, or one each for R, G and B
 Size: TypeAlias = int | tuple[int, int]  # of a square, or rows and columns
@@ -296,7 +296,7 @@ class ResizedAndNormalised:
             width, height = (-(-side // self.multiple) * self.multiple for side in picture.size)
             resized = picture.resize((width, height), Image.Resampling.BILINEAR)
         pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255
-        return (pixels - _colours(self.mean, "mean")) / _colours(self.std, "std"), whole(picture)
+        return (pixels - _colours(self.mean, "mean")) / _colours(self.std, "std"), uncropped(picture)
 
     def normalised(self, mean: Colours | None, std: Colours | None) -> "ResizedAndNormalised":
         """Copy with another mean or standard deviation; None leaves it unchanged."""

@@ -60,7 +60,7 @@ class ModelOutput:
     class_names: Sequence[str] | None = None
     input_size: tuple[int, ...] = ()
     model: str = "the model"
-    pictures: Sequence[Any] = field(default=(), repr=False)  # glowmap.inputs.Shown, which this room does not import
+    pictures: Sequence[Any] = field(default=(), repr=False)  # glowmap.inputs.Drawable, which this room does not import
     intermediates: Mapping[str, Any] = field(default_factory=dict, repr=False)
     image: int | None = None
     background_index: int | None = None

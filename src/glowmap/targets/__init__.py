@@ -18,7 +18,7 @@ Targets nest: ``Not(Pixels(Contrast("car", "bus"), At(120, 80)))``. For a target
 output to one floating score per image, or a subclass of :class:`Target`.
 """
 
-from glowmap.inputs import parts_seen as parts_seen
+from glowmap.inputs import crop_masks as crop_masks
 from glowmap.inputs import read_masks as read_masks
 from glowmap.outputs import Candidates as Candidates
 from glowmap.outputs import DetectedBox as DetectedBox

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glowmap.errors import Remedy, TargetError, is_whole_number
-from glowmap.inputs import Mask, parts_seen, read_masks
+from glowmap.inputs import Mask, crop_masks, read_masks
 from glowmap.outputs import ModelOutput, background_class
 from glowmap.shapes import PixelSets, Scores, crossed
 from glowmap.targets._class import ClassTarget, PinnedPixels, score_at
@@ -163,7 +163,7 @@ def _resize_masks(mask: Mask, output: ModelOutput) -> PixelSets:
     grid = tuple(logits.shape[2:])
     masks, per_image = read_masks(mask, axes=len(grid))
     for_batch = masks * len(logits) if not per_image else masks if len(masks) == len(logits) else []
-    parts = parts_seen(for_batch, output.pictures, alike=not per_image)
+    parts = crop_masks(for_batch, output.pictures, alike=not per_image)
     resized = [_resize_mask(mask, part, output, grid) for mask, part in zip(for_batch, parts, strict=True)]
     fitting = [mask for mask in resized if mask is not None]
     if not resized or len(fitting) < len(resized):

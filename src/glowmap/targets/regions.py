@@ -11,7 +11,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from glowmap.errors import Remedy, TargetError, is_whole_number
-from glowmap.inputs import Shown
+from glowmap.inputs import Drawable, Picture
 from glowmap.outputs import ModelOutput
 from glowmap.shapes import crossed
 from glowmap.targets._class import present_classes
@@ -174,15 +174,16 @@ def shares_at(x: int | float, y: int | float, output: ModelOutput, image: int) -
     if not all(isinstance(coordinate, int | float | np.number) for coordinate in (x, y)):
         raise TargetError(f"a point is two numbers, x to the right and y down, not {x!r} and {y!r}")
     rows, columns = output.input_size
-    picture: Shown | None = output.pictures[image] if output.pictures else None
-    if picture is not None:
-        shares = picture.place(float(x), float(y))
-    else:
+    picture: Drawable | None = output.pictures[image] if output.pictures else None
+    shares: tuple[float, float] | None = None
+    if isinstance(picture, Picture):
+        shares = picture.locate(float(x), float(y))
+    elif picture is None:
         shares = (x + 0.5) / columns, (y + 0.5) / rows
         shares = shares if all(0 <= share < 1 for share in shares) else None
     if shares is None:
         extent = (
-            picture.spelled() if picture is not None else f"the model's input, of {crossed((columns, rows))} pixels"
+            picture.describe() if picture is not None else f"the model's input, of {crossed((columns, rows))} pixels"
         )
         raise TargetError(
             f"the point {x:g}, {y:g} (x to the right, y down) lies outside {extent}{in_images([image], output.labels)}; "
