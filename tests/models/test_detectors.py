@@ -391,7 +391,7 @@ def test_a_query_of_detr_for_segmentation_has_its_own_box_and_a_mask():
     mask[:] = torch.linspace(-2, 3, mask.numel()).reshape(mask.shape)
     torch.testing.assert_close(target.score(asked_again(module, output, pixels))[0], mask[mask > 0].sum())
     output.pred_masks[:] = -1
-    with pytest.raises(TargetError, match="the mask of .* covers nothing; ask of its class or its box"):
+    with pytest.raises(TargetError, match="the mask of .* is empty; give its class or a side of its box as target"):
         target.score(asked_again(module, output, pixels))
     assert torch.equal(answer.logits, output.logits[:, :, :-1].amax(1))
 
@@ -775,7 +775,7 @@ def test_a_query_s_class_and_its_mask_have_maps_of_their_own(name):
     slope, activations = by_hand(module, of_mask.layer, pixels, score)
     product = on_grid(slope * activations, choice.grid, max(choice.layout.prefix_tokens, 0)).sum(0)
     same_map(of_mask.raw[0], product)
-    with pytest.raises(TargetError, match=r"the box of .* is drawn around its mask, so no evidence leads to its sides"):
+    with pytest.raises(TargetError, match=r"the box of .* is drawn around its mask and has no gradient"):
         glowmap.explain(module, pixels, target=glowmap.targets.Detection(0, of="left"))
 
 

@@ -552,7 +552,7 @@ def test_a_model_that_generates_a_dict_is_let_speak_all_the_same():
         ("word", 1.5, "word is its number from 0, or the word as it is written, not 1.5"),
         ("word", [1], r"not \[1\]; for several words give a list of targets"),
         ("word", True, "as it is written, not True"),
-        ("word", " ", "word is empty; give one"),
+        ("word", " ", "word is empty; give the word"),
         ("against", None, "against is a sentence or a list of them, not NoneType"),
         ("against", 5, "against is a sentence or a list of them, not int"),
         ("each_word", 1, "each_word is True or False, not 1"),

@@ -395,6 +395,7 @@ def test_a_saturated_probability_says_so():
     assert [caution.split(" is ")[0] for caution in told] == [f"the probability of {NAMES[i]}" for i in likeliest]
     assert "in image 0" in told[0]
     assert "depends on the rivals as much as on the class" in told[0]
+    assert told[0].code == "probability-saturated"
     assert "explain the class's logit, which is the class alone as target" in told[0]
     low = explain(model, batch, PerImage([Probability((i + 1) % 4) for i in likeliest]), classes=NAMES)
     assert [caution[-9:] for caution in low.cautions if "is 0.00000: " in caution] == ["(image 0)", "(image 1)"]

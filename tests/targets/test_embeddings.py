@@ -429,7 +429,8 @@ def test_class_scores_are_no_embedding_where_they_are_known_as_such():
 
 def test_the_picture_itself_is_noted():
     found = glowmap.explain(backbone(), batch(), target=Similar(batch()[:1]), layer="features")
-    assert any("in image 0 equals that of the given picture" in caution for caution in found.cautions)
+    (caution,) = [caution for caution in found.cautions if "in image 0 equals that of the given picture" in caution]
+    assert caution.code == "embedding-identical"
     assert float(found.raw[0].abs().max()) < 1e-9 < float(found.raw[1].abs().max())
 
 

@@ -453,3 +453,18 @@ def test_a_target_made_of_others_answers_by_them():
     assert not (target.is_prediction)
     assert target.layer_score(output) is None
     assert list(target.cautions(output)) == list(target.needs_layers()) == []
+
+
+def test_cautions_keep_their_code_for_each_image_of_a_batch(classifier):
+    class Doubtful(Second, Target):
+        def cautions(self, output):
+            return ["a sentence of the user's"]
+
+    sure = 200 * torch.eye(4)[classifier(images(2)).argmax(1)]
+    model = glowmap.load(classifier)
+    output = model.read_output(sure, model.read(images(2)))
+    target = PerImage([glowmap.targets.Probability(int(sure[0].argmax())), Doubtful()])
+    saturated, *others = target.cautions(output)
+    assert saturated.code == "probability-saturated"
+    assert saturated.endswith("(image 0)")
+    assert others == ["a sentence of the user's (image 1)"]

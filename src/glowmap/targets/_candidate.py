@@ -1,16 +1,18 @@
-"""Scores of one of a detector's candidates: its class, the sides of its box, its mask, its objectness."""
+"""A detector's candidate: the scores of its parts, and targets that follow it through changed images."""
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from glowmap import tree
-from glowmap.errors import TargetError
+from glowmap.errors import Remedy, TargetError
 from glowmap.outputs import DetectedBox, ModelOutput, OutputReaders
+from glowmap.shapes import Scores
 from glowmap.targets._class import ClassTarget
+from glowmap.targets._target import Target
 from glowmap.targets.classes import Category, as_class
 
 SIDES: dict[str, Callable[[Tensor], Tensor]] = {  # of a box: left, top, right, bottom
@@ -57,7 +59,8 @@ def part_score(
     box = candidate_box(output, image, detection)
     if candidates.logits[image].requires_grad and not box.requires_grad:
         raise TargetError(
-            f"the box of {describe_found(output, detection)} is drawn around its mask and has no gradient; give of='mask'"
+            f"the box of {describe_found(output, detection)} is drawn around its mask and has no gradient",
+            remedy=Remedy("give of='mask'", "give --of mask"),
         )
     return SIDES[part](box)
 
@@ -179,3 +182,86 @@ def describe_found(output: ModelOutput, detection: DetectedBox) -> str:
 def in_image(output: ModelOutput, image: int) -> str:
     """Return " in image 1" for a message; nothing for a batch of one."""
     return f" in image {image}" if output.batch > 1 else ""
+
+
+class DetectionTarget(Target):
+    """A target about boxes that the detector found."""
+
+    is_detection = True
+
+    def is_local(self, output: ModelOutput) -> bool:
+        return True
+
+    def moves_with_image(self, output: ModelOutput) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class PinnedDetection(DetectionTarget):
+    """One candidate, followed in changed images: the same anchor, or the candidate with the largest IoU with the first one.
+
+    The IoU is that of the masks where the detector has them (``inside``), else of the boxes.
+    """
+
+    detection: DetectedBox
+    is_anchored: bool
+    box: Tensor  # before it is cut off at the picture's edge
+    of: str
+    category: Any
+    description: str
+    inside: Tensor | None = None  # the mask in the unchanged image
+
+    def score(self, output: ModelOutput) -> Scores:
+        return torch.stack([self._part_score(output, image) for image in range(output.batch)])
+
+    def describe(self, output: ModelOutput, image: int) -> str:
+        return self.description
+
+    def _part_score(self, output: ModelOutput, image: int) -> Tensor:
+        detection = self._follow(output, image)
+        return part_score(output, image, detection, self.of, category=self.category, inside=self.inside)
+
+    def _follow(self, output: ModelOutput, image: int) -> DetectedBox:
+        """Return the detection with the number that its candidate has in a changed image."""
+        candidates = output.candidates
+        if self.is_anchored:
+            return self.detection
+        boxes, logits = candidates.boxes[image].detach(), candidates.logits[image][:, self.detection.category].detach()
+        if not len(boxes):
+            raise TargetError(
+                f"{output.model} has no candidates in a changed image, so {self.description} has no score there"
+            )
+        if candidates.masks is not None and self.inside is not None and self.inside.any():
+            overlaps = mask_overlaps(candidates.masks[image].detach() > 0, self.inside)
+        else:
+            overlaps = box_overlaps(boxes[:, self.detection.category] if boxes.ndim == 3 else boxes, self.box)
+        nearest = torch.nonzero(overlaps == overlaps.max())[:, 0]
+        if self.detection.candidate in nearest.tolist():  # as in the unchanged image, even if others have the same box
+            return self.detection
+        return replace(self.detection, candidate=int(nearest[logits[nearest].argmax()]))
+
+
+@dataclass(frozen=True)
+class PinnedDetections(DetectionTarget):
+    """The sum of several pinned detections of one image."""
+
+    detections: tuple[PinnedDetection, ...]
+    description: str
+
+    def score(self, output: ModelOutput) -> Scores:
+        return torch.stack([detection.score(output) for detection in self.detections]).sum(0)
+
+    def describe(self, output: ModelOutput, image: int) -> str:
+        return self.description
+
+
+def pin_detection(
+    output: ModelOutput, image: int, detection: DetectedBox, part: str, *, description: str, category: Any = None
+) -> PinnedDetection:
+    """Return the target that follows the candidate of a detection of one image."""
+    candidates = output.candidates
+    if category is not None:
+        category = class_of(category, detection).pin_class(class_output(output, image, detection.candidate), 0)
+    inside = None if candidates.masks is None else candidate_mask(output, image, detection).detach() > 0
+    box = candidate_box(output, image, detection).detach()
+    return PinnedDetection(detection, candidates.is_anchored, box, part, category, description, inside)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glowmap import tree
+from glowmap.cautions import Caution, caution_kind
 from glowmap.errors import Remedy, TargetError, is_whole_number
 from glowmap.outputs import ModelOutput
 from glowmap.shapes import PixelSets
@@ -16,7 +17,10 @@ from glowmap.targets._class import ClassTarget, present_classes
 from glowmap.targets._target import Target, in_images
 
 ClassLike: TypeAlias = int | str | Target  # a class as people write it: an index, a name, or a target about a class
-SATURATED = 0.999  # a probability above it, or below 1 minus it, has nearly no gradient
+_SATURATION = 0.999  # a probability above it, or below 1 minus it, has nearly no gradient
+_SATURATED = caution_kind(
+    "probability-saturated", "caution", "Choose the class itself as the target: its logit has a gradient there."
+)
 
 
 def as_class(category: Any) -> ClassTarget:
@@ -285,7 +289,7 @@ def pixels_if_dense(target: ClassTarget, output: ModelOutput) -> PixelSets | Non
 
 def _saturation(
     target: Probability, output: ModelOutput, pixels: PixelSets | None, gradient: str, *, at_zero: bool
-) -> list[str]:
+) -> list[Caution]:
     """Return a caution for each image whose probability is so near to 1, or to 0, that its gradient vanishes."""
     with torch.no_grad():
         probability = target.read(output.logits, output)
@@ -293,8 +297,10 @@ def _saturation(
             probability = (probability * pixels).flatten(1).sum(1) / pixels.flatten(1).sum(1)
     rivals = "" if target.is_sigmoid(output.logits, output) else ", and depends on the rivals as much as on the class"
     return [
-        f"the {target.describe(output, image)} is {value:.5f}{in_images([image], probability)}: {gradient} nearly vanishes "
-        f"there{rivals}; explain the class's logit, which is the class alone as target"
+        _SATURATED(
+            f"the {target.describe(output, image)} is {value:.5f}{in_images([image], probability)}: {gradient} nearly vanishes "
+            f"there{rivals}; explain the class's logit, which is the class alone as target"
+        )
         for image, value in enumerate(probability.tolist())
-        if value > SATURATED or (at_zero and value < 1 - SATURATED)
+        if value > _SATURATION or (at_zero and value < 1 - _SATURATION)
     ]

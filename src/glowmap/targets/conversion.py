@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from glowmap.cautions import Caution
 from glowmap.errors import Remedy, TargetError, is_whole_number, summarise
 from glowmap.outputs import ModelOutput
 from glowmap.shapes import Scores
@@ -50,11 +51,12 @@ class PerImage(Target):
         return self._for_batch(output)[image].pin(*self._at(output, image))
 
     def cautions(self, output: ModelOutput) -> list[str]:
-        return [
-            f"{caution} (image {image})" if output.batch > 1 else caution
-            for image, target in enumerate(self._for_batch(output))
-            for caution in target.cautions(output.only(image))
+        cautions = [
+            (image, self._for_batch(output)[image].cautions(output.only(image))) for image in range(output.batch)
         ]
+        if output.batch == 1:
+            return list(cautions[0][1])
+        return [_in_image(caution, image) for image, of_image in cautions for caution in of_image]
 
     def annotations(self, output: ModelOutput, image: int) -> Sequence[Annotation]:
         return self._for_batch(output)[image].annotations(output.only(image), 0)
@@ -79,6 +81,12 @@ class PerImage(Target):
     def _at(self, output: ModelOutput, image: int) -> tuple[ModelOutput, int]:
         """Cut the output down to one image, except for a callable, which gets the raw output of the whole batch."""
         return (output, image) if self._targets[image].reads_raw_output else (output.only(image), 0)
+
+
+def _in_image(caution: str, image: int) -> str:
+    """Add the image to a caution, which stays of its kind."""
+    sentence = f"{caution} (image {image})"
+    return caution.kind(sentence) if isinstance(caution, Caution) else sentence
 
 
 def pin_images(target: Target, output: ModelOutput) -> PerImage:

@@ -1,51 +1,42 @@
 """Targets about what a detector found: the score of a detection before suppression, or where its box ends."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from glowmap.cautions import Caution, caution_kind
 from glowmap.errors import Remedy, TargetError, is_number, is_whole_number
 from glowmap.outputs import DetectedBox, ModelOutput, pixels_to_shares
 from glowmap.registry import near_names
 from glowmap.shapes import Scores
 from glowmap.targets._candidate import (
     PARTS,
+    DetectionTarget,
+    PinnedDetection,
+    PinnedDetections,
     box_overlaps,
-    candidate_box,
-    candidate_mask,
     candidate_scores,
     class_of,
     class_output,
     describe_found,
     in_image,
     is_cut_off,
-    mask_overlaps,
     part_score,
+    pin_detection,
     pyramid_levels,
 )
 from glowmap.targets._target import Annotation, Target, distinct
 from glowmap.targets.classes import as_class
 
 _LISTED = 5  # detections that an error message lists
-
-
-class _DetectionTarget(Target):
-    """A target about boxes that the detector found."""
-
-    is_detection = True
-
-    def is_local(self, output: ModelOutput) -> bool:
-        return True
-
-    def moves_with_image(self, output: ModelOutput) -> bool:
-        return False
+_BOX_CUT_OFF = caution_kind("box-cut-off", "info", "Nothing: the score and the map are of the whole box.")
 
 
 @dataclass(frozen=True)
-class Detection(_DetectionTarget):
+class Detection(DetectionTarget):
     """One of the detections that a detector returned (0 has the highest score): its score before suppression, or its box.
 
     ``of`` is the part of it that is scored:
@@ -98,7 +89,9 @@ class Detection(_DetectionTarget):
 
     def pin(self, output: ModelOutput, image: int) -> "PinnedDetection":
         detection = self._found(output, image)
-        return _pin(output, image, detection, self.of, description=self.describe(output, image), category=self.category)
+        return pin_detection(
+            output, image, detection, self.of, description=self.describe(output, image), category=self.category
+        )
 
     def layer_score(self, output: ModelOutput) -> Tensor:
         detections = enumerate(self._all_found(output))
@@ -113,10 +106,12 @@ class Detection(_DetectionTarget):
     def annotations(self, output: ModelOutput, image: int) -> list[Annotation]:
         return [Annotation(box=pixels_to_shares(self._found(output, image).corners, output.input_size))]
 
-    def cautions(self, output: ModelOutput) -> list[str]:
+    def cautions(self, output: ModelOutput) -> list[Caution]:
         return [
-            f"{self.describe(output, image)}: the candidate's box reaches beyond the picture's edge, where the detector cuts it "
-            "off; the score and the map are of the box before that"
+            _BOX_CUT_OFF(
+                f"{self.describe(output, image)}: the candidate's box reaches beyond the picture's edge, where the detector cuts "
+                "it off; the score and the map are of the box before that"
+            )
             for image, detection in enumerate(self._all_found(output))
             if is_cut_off(output, image, detection, self.of)
         ]
@@ -142,7 +137,7 @@ def for_detector(target: Target) -> Target:
 
 
 @dataclass(frozen=True)
-class AllDetections(_DetectionTarget):
+class AllDetections(DetectionTarget):
     """The sum over all detections with at least the score ``above``, of one class if ``category`` names it.
 
     ``of`` is the part of each that is summed, as in :class:`Detection`. Raises TargetError where there is none, and says what the
@@ -171,7 +166,7 @@ class AllDetections(_DetectionTarget):
     def pin(self, output: ModelOutput, image: int) -> "PinnedDetections":
         description = self.describe(output, image)
         detections = self._found(output, image)
-        pinned = [_pin(output, image, detection, self.of, description=description) for detection in detections]
+        pinned = [pin_detection(output, image, detection, self.of, description=description) for detection in detections]
         return PinnedDetections(tuple(pinned), description)
 
     def layer_score(self, output: ModelOutput) -> Tensor:
@@ -214,76 +209,6 @@ class AllDetections(_DetectionTarget):
                 remedy=Remedy("give a lower one: AllDetections(above=...)", "give a lower one: --above SCORE"),
             )
         return above
-
-
-@dataclass(frozen=True)
-class PinnedDetection(_DetectionTarget):
-    """One candidate, followed in changed images: the same anchor, or the candidate with the largest IoU with the first one.
-
-    The IoU is that of the masks where the detector has them (``inside``), else of the boxes.
-    """
-
-    detection: DetectedBox
-    is_anchored: bool
-    box: Tensor  # before it is cut off at the picture's edge
-    of: str
-    category: Any
-    description: str
-    inside: Tensor | None = None  # the mask in the unchanged image
-
-    def score(self, output: ModelOutput) -> Scores:
-        return torch.stack([self._part_score(output, image) for image in range(output.batch)])
-
-    def describe(self, output: ModelOutput, image: int) -> str:
-        return self.description
-
-    def _part_score(self, output: ModelOutput, image: int) -> Tensor:
-        detection = self._follow(output, image)
-        return part_score(output, image, detection, self.of, category=self.category, inside=self.inside)
-
-    def _follow(self, output: ModelOutput, image: int) -> DetectedBox:
-        """Return the detection with the number that its candidate has in a changed image."""
-        candidates = output.candidates
-        if self.is_anchored:
-            return self.detection
-        boxes, logits = candidates.boxes[image].detach(), candidates.logits[image][:, self.detection.category].detach()
-        if not len(boxes):
-            raise TargetError(
-                f"{output.model} has no candidates in a changed image, so {self.description} has no score there"
-            )
-        if candidates.masks is not None and self.inside is not None and self.inside.any():
-            overlaps = mask_overlaps(candidates.masks[image].detach() > 0, self.inside)
-        else:
-            overlaps = box_overlaps(boxes[:, self.detection.category] if boxes.ndim == 3 else boxes, self.box)
-        nearest = torch.nonzero(overlaps == overlaps.max())[:, 0]
-        if self.detection.candidate in nearest.tolist():  # as in the unchanged image, even if others have the same box
-            return self.detection
-        return replace(self.detection, candidate=int(nearest[logits[nearest].argmax()]))
-
-
-@dataclass(frozen=True)
-class PinnedDetections(_DetectionTarget):
-    """The sum of several pinned detections of one image."""
-
-    detections: tuple[PinnedDetection, ...]
-    description: str
-
-    def score(self, output: ModelOutput) -> Scores:
-        return torch.stack([detection.score(output) for detection in self.detections]).sum(0)
-
-    def describe(self, output: ModelOutput, image: int) -> str:
-        return self.description
-
-
-def _pin(
-    output: ModelOutput, image: int, detection: DetectedBox, part: str, *, description: str, category: Any = None
-) -> PinnedDetection:
-    candidates = output.candidates
-    if category is not None:
-        category = class_of(category, detection).pin_class(class_output(output, image, detection.candidate), 0)
-    inside = None if candidates.masks is None else candidate_mask(output, image, detection).detach() > 0
-    box = candidate_box(output, image, detection).detach()
-    return PinnedDetection(detection, candidates.is_anchored, box, part, category, description, inside)
 
 
 def _with_candidate(output: ModelOutput, detection: DetectedBox) -> DetectedBox:

@@ -10,13 +10,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from glowmap import tree
+from glowmap.cautions import caution_kind
 from glowmap.errors import Remedy, TargetError, is_whole_number
 from glowmap.outputs import ModelOutput
 from glowmap.shapes import Scores, crossed
 from glowmap.targets._target import Target, in_images
 
 Vector: TypeAlias = Tensor | NDArray[Any] | Sequence[Any]
-_IDENTICAL = 1e-5  # a cosine so near to 1 differs from it by rounding alone
+_ROUNDING = 1e-5  # a cosine so near to 1 differs from it by rounding alone
+_IDENTICAL = caution_kind("embedding-identical", "caution", "Use a method without gradients, or give another picture.")
 
 
 @dataclass(frozen=True)
@@ -103,13 +105,14 @@ class Prototype(_FeatureTarget):
 
     def cautions(self, output: ModelOutput) -> list[str]:
         cautions = [*output.embedding_cautions]
-        same = [image for image, cosine in enumerate(self._cosine(output).tolist()) if cosine > 1 - _IDENTICAL]
+        same = [image for image, cosine in enumerate(self._cosine(output).tolist()) if cosine > 1 - _ROUNDING]
         if same:
-            cautions.append(
+            sentence = (
                 f"the embedding{in_images(same, output.embedding)} equals that of {self.name}: their cosine is at its maximum, "
                 "where its gradient is rounding noise; use a method without gradients (rise, occlusion, ablation_cam), or give "
                 "another picture"
             )
+            cautions.append(_IDENTICAL(sentence))
         return cautions
 
     def _cosine(self, output: ModelOutput) -> Tensor:
