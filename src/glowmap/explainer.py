@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from glowmap import tree
-from glowmap.capture import borrow
-from glowmap.capture.call import called
+from glowmap.capture import borrow, call_model
 from glowmap.errors import LayerError, TargetError
 from glowmap.evidence.cautions import MethodMap, blind_cautions, changed_cautions, map_cautions
 from glowmap.evidence.forward_pass import ForwardPass
@@ -37,7 +36,7 @@ def survey(model: nn.Module | Model, images: Any, *, depth: int = 2) -> list[Sur
         heard = asked.text_interface.passes(asked, batch, []) if asked.text_interface is not None else ()
         model_of_pass = heard[0].model if heard else asked
         with model_of_pass.around_forward(asked.module), surveyed(asked.module, batch.images, depth=depth) as rows:
-            called(asked.module, heard[0].batch if heard else batch)
+            call_model(asked.module, heard[0].batch if heard else batch)
     return rows
 
 

@@ -1,11 +1,11 @@
-"""Record what layers computed, with no autograd graph below the first of them, and ask for gradients at them.
+"""Record the outputs of layers, with no autograd graph below the first of them, and differentiate scores by them.
 
 Hooks stay only as long as a forward pass (:func:`record`).
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -22,79 +22,84 @@ _NO_GRADIENTS = "a method that needs no gradients"
 
 @dataclass
 class Activation:
-    """What one layer left behind: its output, in the graph that leads on from there, and how often it ran."""
+    """The recorded output of one layer, from which the graph leads on to the model's output."""
 
     output: Tensor
     version: int  # of the output when it was recorded; a later one means that it was overwritten in place
     in_no_grad: bool = False  # the model switched gradients off around the layer
-    part: int = 0  # which of the layer's maps, where it returns several
-    returned: tuple[str, ...] = ()  # the shapes of all of them
+    part: int = 0  # which of the layer's maps, where it returns more than one
+    shapes: tuple[torch.Size, ...] = ()  # of all its maps
     run: int = 1  # which of its runs
-    calls: int = 1
-    goes_on: Any = None  # the graph's node through which what comes after depends on it
+    calls: int = 1  # how often it ran
+    node: Any = None  # of the graph, through which the model's output depends on it
 
 
+@dataclass
 class Recording:
-    """The outputs of the recorded layers, by name, in the order in which they were asked for.
+    """The outputs of the recorded layers, by name. A name with a run, ``"body#2"``, is recorded at that run, others at the last.
 
-    A name with a run, ``"body#2"``, is recorded at that run, any other at the last.
+    Without ``graph``, no gradients will be asked for. ``instead`` says in errors what works where there are none. ``model`` is
+    searched for what cuts the graph.
     """
 
-    def __init__(self, names: list[str], *, graph: bool = True, instead: str = _NO_GRADIENTS) -> None:
-        self.names = names
-        self.instead = instead  # of gradients, where there are none
-        self.within: nn.Module | None = None  # the model, to find out what cuts its graph
-        self._graph = graph
-        self._seen: dict[str, list[Activation]] = {}  # more than one where it is not settled which is meant
-        self._calls: dict[str, int] = {}
+    names: list[str]
+    graph: bool = True
+    instead: str = _NO_GRADIENTS
+    model: nn.Module | None = None
+    _activations: dict[str, list[Activation]] = field(default_factory=dict)  # all maps, until one is known to be meant
+    _calls: dict[str, int] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Activation:
-        if name not in self._seen:
+        """Return a layer's activation. Raises LayerError where it did not run, returns several maps, or was overwritten."""
+        if name not in self._activations:
             raise LayerError(self._why_missing(name))
-        seen, *others = self._seen[name]
+        activation, *others = self._activations[name]
         if others:
-            raise LayerError(_too_many(name, seen.returned))
-        if seen.output._version != seen.version:
+            raise LayerError(_too_many(name, activation.shapes))
+        if activation.output._version != activation.version:
             raise LayerError(
                 f"the output of layer {name!r} is overwritten in place later in the model, so its record is spoiled; "
                 "name the module that overwrites it, or one before"
             )
-        return seen
+        return activation
 
     def in_order(self) -> list[str]:
-        """List the layers in the order in which they ran. LayerError for one that did not."""
+        """List the layers in the order in which they ran. Raises LayerError for one that did not run."""
         for name in self.names:
             self[name]
-        return list(self._seen)
+        return [name for name in self._activations if name in self.names]
 
     def keep(self, name: str, output: Any) -> Any:
-        """Keep the maps in a layer's output and hand the model a clone of them, so that in-place operations spoil nothing."""
+        """Keep a layer's maps, and return its output with clones of them, so that in-place operations spoil nothing."""
         calls = self._calls[name] = self._calls.get(name, 0) + 1
         run = name.partition("#")[2]
         if run and int(run) != calls:
-            for seen in self._seen.get(name, []):
-                seen.calls = calls
+            for activation in self._activations.get(name, []):
+                activation.calls = calls
             return output
         maps = maps_in(output, name)
-        self._seen.pop(name, None)  # the last run counts, also for the order
-        if not self._graph and len(maps) == 1:  # nobody will ask for gradients
-            self._seen[name] = [replace(_copied(maps[0]), returned=_shapes(maps), run=calls, calls=calls)]
+        shapes = tuple(tensor.shape for tensor in maps)
+        self._activations.pop(name, None)  # the last run counts, also for the order
+        if not self.graph and len(maps) == 1:
+            self._activations[name] = [replace(_copied(maps[0]), shapes=shapes, run=calls, calls=calls)]
             return output
-        if not self._graph and any(one.is_inference() or one.is_quantized for one in maps):
-            raise LayerError(_too_many(name, _shapes(maps)))
-        begun = [self._begun(one, name) for one in maps]
-        self._seen[name] = [
-            replace(seen, part=part, returned=_shapes(maps), run=calls, calls=calls)
-            for part, (seen, _) in enumerate(begun)
+        if not self.graph and any(tensor.is_inference() or tensor.is_quantized for tensor in maps):
+            raise LayerError(_too_many(name, shapes))
+        begun = [self._begin_graph(tensor, name) for tensor in maps]
+        self._activations[name] = [
+            replace(activation, part=part, shapes=shapes, run=calls, calls=calls)
+            for part, (activation, _) in enumerate(begun)
         ]
+        if output is maps[0]:
+            return begun[0][1]
         return tree.replace_each(output, maps, [passed_on for _, passed_on in begun])
 
     def forget(self, name: str) -> None:
-        """Forget the run that was kept last: a hook of somebody else's has changed what came of it."""
+        """Forget the run that was kept last, because another hook has replaced its output."""
         self._calls[name] -= 1
 
-    def _begun(self, maps: Tensor, name: str) -> tuple[Activation, Tensor]:
-        """Begin the graph at a layer's maps."""
+    def _begin_graph(self, maps: Tensor, name: str) -> tuple[Activation, Tensor]:
+        """Begin the graph at a layer's maps. Returns the record, and the clone that the model goes on with."""
         if maps.is_quantized:
             raise LayerError(
                 f"layer {name!r} puts out quantised numbers, where no gradient can begin; bring the model from before "
@@ -105,29 +110,29 @@ class Recording:
                 f"the model runs layer {name!r} under torch.inference_mode(), where no gradient can begin; remove that, name a "
                 f"layer after it, or use {self.instead}"
             )
-        # The model may run the layer under no_grad; its result is the place where our graph begins all the same.
+        # The model may run the layer under no_grad; the graph begins at its output all the same.
         in_no_grad = not torch.is_grad_enabled()
         with torch.enable_grad():
-            # A view of its own: the same tensor may also reach the score past the layer, over a skip connection.
-            kept = maps.view_as(maps) if maps.requires_grad else maps.detach().requires_grad_()
-            passed_on = kept.clone()
-        return Activation(kept, kept._version, in_no_grad, goes_on=passed_on.grad_fn), passed_on
+            # A view: the same tensor may also reach the score past the layer, over a skip connection.
+            leaf = maps.view_as(maps) if maps.requires_grad else maps.detach().requires_grad_()
+            passed_on = leaf.clone()
+        return Activation(leaf, leaf._version, in_no_grad, node=passed_on.grad_fn), passed_on
 
-    def settle(self, answers: Iterable[Tensor]) -> None:
-        """Of the several maps that a layer returned, keep the one on which these answers depend, where it is one alone."""
-        unsettled = [name for name, several in self._seen.items() if len(several) > 1]
+    def settle(self, outputs: Iterable[Tensor]) -> None:
+        """Where a layer returned several maps, keep the one on which these outputs depend, if it is one alone."""
+        unsettled = [name for name, activations in self._activations.items() if len(activations) > 1]
         if not unsettled:
             return
-        nodes = _nodes_behind(answers)
+        nodes = _nodes_behind(outputs)
         for name in unsettled:
-            used = [seen for seen in self._seen[name] if seen.goes_on in nodes]
+            used = [activation for activation in self._activations[name] if activation.node in nodes]
             if len(used) == 1:
-                self._seen[name] = used
+                self._activations[name] = used
 
     def gradients(
         self, scores: Scores, *, keep_graph: bool = False, names: Sequence[str] | None = None
     ) -> dict[str, Tensor]:
-        """Differentiate each image's score by the recorded layers (or those of ``names``), in one pass back to the first of them.
+        """Differentiate each image's score by the layers (or those of ``names``), in one pass back to the first of them.
 
         Raises TargetError where the scores carry no gradient, LayerError for a layer that they do not depend on.
         """
@@ -148,20 +153,21 @@ class Recording:
         return dict(zip(names, gradients, strict=True))
 
     def curvature(self, scores: Scores, name: str) -> Tensor:
-        """Multiply the scores' Hessian by a layer's output with that output: two more passes back to this layer.
+        """Multiply the scores' Hessian at a layer by the layer's output: two more passes back to this layer.
 
         Raises as :meth:`gradients` does, and ModelError where an operation of the head has no second derivative.
         """
         output = self[name].output
-        (gradient,) = self._twice(scores.sum(), output, name, create_graph=True)
+        (gradient,) = self._differentiate_twice(scores.sum(), output, name, create_graph=True)
         if gradient is None:
             raise LayerError(f"the score does not depend on layer {name!r}; {self._why_cut()}")
         if not gradient.requires_grad:
-            return torch.zeros_like(output)  # a linear head, or one of pieces that are: no curvature
-        (product,) = self._twice((gradient * output.detach()).sum(), output, name, create_graph=False)
+            return torch.zeros_like(output)  # the head is piecewise linear
+        weighted = (gradient * output.detach()).sum()
+        (product,) = self._differentiate_twice(weighted, output, name, create_graph=False)
         return torch.zeros_like(output) if product is None else product.detach()
 
-    def _twice(self, scores: Tensor, output: Tensor, name: str, *, create_graph: bool) -> Any:
+    def _differentiate_twice(self, scores: Tensor, output: Tensor, name: str, *, create_graph: bool) -> Any:
         try:
             return torch.autograd.grad(scores, output, retain_graph=True, create_graph=create_graph, allow_unused=True)
         except RuntimeError as error:
@@ -172,8 +178,8 @@ class Recording:
     def _why_cut(self) -> str:
         if any(self[name].in_no_grad for name in self.names):
             return f"the model runs it under torch.no_grad(); remove that, name a layer after it, or use {self.instead}"
-        parts = () if self.within is None else self.within.named_modules()
-        quantised = next((name for name, part in parts if _is_quantised(part)), None)
+        modules = () if self.model is None else self.model.named_modules()
+        quantised = next((name for name, module in modules if _is_quantised(module)), None)
         if quantised is not None:
             return f"part {quantised!r} of the model is quantised and passes no gradient; use {self.instead}"
         return (
@@ -193,13 +199,19 @@ class Recording:
 
 
 @contextmanager
-def record(layers: Mapping[str, nn.Module], *, graph: bool = True, instead: str = _NO_GRADIENTS) -> Iterator[Recording]:
+def record(
+    layers: Mapping[str, nn.Module],
+    *,
+    graph: bool = True,
+    instead: str = _NO_GRADIENTS,
+    model: nn.Module | None = None,
+) -> Iterator[Recording]:
     """Record the outputs of these layers in the forward pass inside this context; the recording stays valid after it.
 
     The autograd graph begins at the first recorded layer that runs, given a model that is lent by :func:`borrow`; with
-    ``graph=False`` there is none. ``instead`` says in errors what works where there is no gradient.
+    ``graph=False`` there is none. The other arguments are those of :class:`Recording`.
     """
-    recording = Recording(list(layers), graph=graph, instead=instead)
+    recording = Recording(list(layers), graph, instead, model)
     with ExitStack() as hooks:
         for name, module in layers.items():
             try:
@@ -215,28 +227,30 @@ def record(layers: Mapping[str, nn.Module], *, graph: bool = True, instead: str 
 
 
 def maps_in(output: Any, name: str) -> list[Tensor]:
-    """Find the tensors in a layer's output that can be maps: real numbers, with at least one axis after the channels.
+    """List the tensors in a layer's output that can be maps: real numbers with at least one axis after the channels.
 
-    LayerError where there is none.
+    Raises LayerError where there is none.
     """
-    maps = [one for one in tree.leaves(output) if one.ndim >= 3 and (one.is_floating_point() or one.is_quantized)]
+    tensors = [output] if isinstance(output, Tensor) else list(tree.leaves(output))
+    maps = [tensor for tensor in tensors if tensor.ndim >= 3 and (tensor.is_floating_point() or tensor.is_quantized)]
     if not maps:
+        shapes = ", ".join(crossed(tensor.shape) for tensor in tensors)
         raise LayerError(
-            f"the output of layer {name!r} ({', '.join(_shapes(tree.leaves(output))) or type(output).__name__}) has no spatial "
+            f"the output of layer {name!r} ({shapes or type(output).__name__}) has no spatial "
             "axes; name a layer before pooling and flattening"
         )
-    return list({id(one): one for one in maps}.values())
+    return list({id(tensor): tensor for tensor in maps}.values())
 
 
 def _copied(maps: Tensor) -> Activation:
-    with torch.inference_mode(False):  # whose tensors do not tell when they are written to
+    with torch.inference_mode(False):  # writes to inference tensors are not counted
         copied = maps.dequantize() if maps.is_quantized else maps.detach().clone()
     return Activation(copied, copied._version)
 
 
-def _nodes_behind(answers: Iterable[Tensor]) -> set[Any]:
-    """Walk the graph back from tensors."""
-    waiting = [answer.grad_fn for answer in answers if answer.grad_fn is not None]
+def _nodes_behind(outputs: Iterable[Tensor]) -> set[Any]:
+    """Return all nodes of the graph that lead to these tensors."""
+    waiting = [output.grad_fn for output in outputs if output.grad_fn is not None]
     nodes: set[Any] = set(waiting)
     while waiting:
         for node, _ in waiting.pop().next_functions:
@@ -246,18 +260,14 @@ def _nodes_behind(answers: Iterable[Tensor]) -> set[Any]:
     return nodes
 
 
-def _is_quantised(part: nn.Module) -> bool:
-    return "quantized" in type(part).__module__.split(".")
+def _is_quantised(module: nn.Module) -> bool:
+    return "quantized" in type(module).__module__.split(".")
 
 
-def _shapes(tensors: Iterable[Tensor]) -> tuple[str, ...]:
-    return tuple(crossed(tensor.shape) for tensor in tensors)
-
-
-def _too_many(name: str, shapes: Sequence[str]) -> str:
+def _too_many(name: str, shapes: Sequence[torch.Size]) -> str:
     return (
-        f"layer {name!r} returns {len(shapes)} maps ({', '.join(shapes)}), of which not one alone is known to lead to the "
-        "model's answer; name a module inside it that returns one"
+        f"layer {name!r} returns {len(shapes)} maps ({', '.join(map(crossed, shapes))}), of which not one alone is known to lead "
+        "to the model's output; name a module inside it that returns one"
     )
 
 

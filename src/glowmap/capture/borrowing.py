@@ -2,16 +2,19 @@
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from glowmap import tree
 from glowmap.capture.eager import eager_mode
-from glowmap.capture.rng import keep_random_states
-from glowmap.errors import ModelError
+from glowmap.errors import GlowmapError, ModelError, summarise
+from glowmap.inputs import Batch
+from glowmap.shapes import crossed
 
 # Hooks belong to a module, not to a thread: two threads that explain one model take turns.
 _TURNS: "weakref.WeakKeyDictionary[nn.Module, threading.RLock]" = weakref.WeakKeyDictionary()
@@ -19,12 +22,13 @@ _TURNS: "weakref.WeakKeyDictionary[nn.Module, threading.RLock]" = weakref.WeakKe
 
 @contextmanager
 def borrow(model: nn.Module) -> Iterator[bool]:
-    """Lend the model in eval mode, frozen, run plainly, with gradients on, and give back modes, flags, buffers, random states.
+    """Lend a model in eval mode, frozen, run eagerly and with gradients on; give back modes, flags, buffers, random states.
 
-    Yields whether any part of it was in training mode.
+    Yields whether any part of it was in training mode. Raises ModelError for parameters without a shape, and for those made
+    under torch.inference_mode().
     """
     _refuse_unready(model)
-    with _TURNS.setdefault(model, threading.RLock()):  # before a look at its flags, which another borrower may have set
+    with _TURNS.setdefault(model, threading.RLock()):  # before its flags are read, which another borrower may have set
         training = [(module, module.training) for module in model.modules()]
         trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         devices = {parameter.device.index for parameter, _ in trainable if parameter.is_cuda}
@@ -34,10 +38,34 @@ def borrow(model: nn.Module) -> Iterator[bool]:
                 _set_flags(
                     [(module, False) for module, _ in training], [(parameter, False) for parameter, _ in trainable]
                 )
-                with eager_mode(model), _buffers_kept(model), torch.inference_mode(False), torch.enable_grad():
-                    yield any(was for _, was in training)
+                with eager_mode(model), _keep_buffers(model), torch.inference_mode(False), torch.enable_grad():
+                    yield any(was_training for _, was_training in training)
             finally:
                 _set_flags(training, trainable)
+
+
+def call_model(module: nn.Module, batch: Batch, *, expected: int | None = None) -> Any:
+    """Run a model and return its raw output, on the device of its images.
+
+    What it raises becomes a ModelError that describes the input. ``expected`` is the number of images that it took before.
+    """
+    try:
+        output = module(*batch.arguments, **batch.keywords)
+    except GlowmapError:
+        raise
+    except Exception as error:
+        images = batch.images
+        single = "give one picture a batch axis, images[None], or " if images.ndim == 3 else ""
+        number = "" if expected in (None, len(images)) else f", and any number of images, not {expected} alone"
+        raise ModelError(
+            f"{type(module).__name__} raised {summarise(error)}; {single}check that it takes an input of {crossed(images.shape)} "
+            f"({str(images.dtype).removeprefix('torch.')} on {images.device}){number}"
+        ) from error
+    # writes to inference tensors are not counted, and a model on several devices returns its output on the last
+    device = batch.images.device
+    if any(tensor.is_inference() or tensor.device != device for tensor in tree.leaves(output)):
+        return tree.map(output, lambda tensor: (tensor.clone() if tensor.is_inference() else tensor).to(device))
+    return output
 
 
 def _set_flags(training: list[tuple[nn.Module, bool]], trainable: list[tuple[nn.Parameter, bool]]) -> None:
@@ -63,12 +91,12 @@ def _refuse_unready(model: nn.Module) -> None:
 
 
 @contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
+def _keep_buffers(model: nn.Module) -> Iterator[None]:
     """Undo what a forward pass writes into buffers (statistics, counters, caches): in place, by assignment, or new ones."""
     # A scripted module's buffers can be read and not replaced.
-    plain = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
-    owned = [(module, dict(module._buffers)) for module in plain]
-    buffers = {id(buffer): buffer for _, own in owned for buffer in own.values() if buffer is not None}
+    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    owned = [(module, dict(module._buffers)) for module in modules]
+    buffers = {id(buffer): buffer for _, named in owned for buffer in named.values() if buffer is not None}
     before = [
         (buffer, buffer.detach().clone(), buffer._version)
         for buffer in buffers.values()
@@ -79,13 +107,57 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
     finally:
         # Batch norm in training mode writes its statistics without a new version; values are compared only then, as that
         # costs a GPU one wait for each buffer.
-        quiet = not any(module.training for module in model.modules())
+        is_eval = not any(module.training for module in model.modules())
         with torch.no_grad():
             for buffer, values, version in before:
-                if buffer._version != version or not (quiet or torch.equal(buffer, values)):
+                if buffer._version != version or not (is_eval or torch.equal(buffer, values)):
                     buffer.copy_(values)
-        for module, own in owned:
+        for module, named in owned:
             now = module._buffers
-            if now.keys() != own.keys() or any(now[name] is not buffer for name, buffer in own.items()):
+            if now.keys() != named.keys() or any(now[name] is not buffer for name, buffer in named.items()):
                 module._buffers.clear()
-                module._buffers.update(own)
+                module._buffers.update(named)
+
+
+class _Nesting(threading.local):
+    """How deep this thread is in calls that keep the random states."""
+
+    depth = 0
+
+
+_NESTING = _Nesting()
+_RANDOM_LOCK = threading.Lock()
+_RANDOM_THREADS: set[int] = set()  # that keep the states at this moment
+_RANDOM_STATES: dict[
+    int | None, Tensor
+] = {}  # by CUDA device, None for the CPU; as the first of the threads found them
+
+
+@contextmanager
+def keep_random_states(devices: Sequence[int]) -> Iterator[None]:
+    """Give the random states of the CPU and of these CUDA devices back as they were.
+
+    All threads of a process share them. Where several threads overlap, the last to end gives back what the first found, as none
+    of them can tell its own draws.
+    """
+    is_nested = _NESTING.depth > 0  # a call within a call gives its own states back
+    with torch.random.fork_rng(devices=devices, enabled=is_nested):
+        _NESTING.depth += 1
+        with _RANDOM_LOCK:
+            _RANDOM_THREADS.add(threading.get_ident())
+            _RANDOM_STATES.setdefault(None, torch.get_rng_state())
+            for device in devices:
+                _RANDOM_STATES.setdefault(device, torch.cuda.get_rng_state(device))
+        try:
+            yield
+        finally:
+            _NESTING.depth -= 1
+            with _RANDOM_LOCK:
+                if _NESTING.depth == 0:
+                    _RANDOM_THREADS.discard(threading.get_ident())
+                while _RANDOM_STATES and not _RANDOM_THREADS:
+                    number, state = _RANDOM_STATES.popitem()
+                    if number is None:
+                        torch.set_rng_state(state)
+                    else:
+                        torch.cuda.set_rng_state(state, number)

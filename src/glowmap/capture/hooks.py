@@ -34,17 +34,15 @@ def hooked(
     output)`` another output; None leaves them unchanged. With ``prepend``, ``after`` is called before the module's other hooks.
     """
     thread = threading.get_ident()
-
-    def in_thread(function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *values: function(*values) if threading.get_ident() == thread else None
-
     handles = []
     try:
         for module in modules:
             if before is not None:
-                handles.append(module.register_forward_pre_hook(in_thread(before), with_kwargs=True))
+                hook = lambda *call: before(*call) if threading.get_ident() == thread else None  # noqa: E731
+                handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
             if after is not None:
-                handles.append(module.register_forward_hook(in_thread(after), with_kwargs=True, prepend=prepend))
+                hook = lambda *call: after(*call) if threading.get_ident() == thread else None  # noqa: E731
+                handles.append(module.register_forward_hook(hook, with_kwargs=True, prepend=prepend))
         yield
     finally:
         for handle in handles:

@@ -66,9 +66,10 @@ def _which_maps(name: str, seen: Activation) -> list[str]:
         cautions.append(
             f"layer {plain!r} ran {seen.calls} times; {which} is explained ({plain + '#1'!r} names the first)"
         )
-    if len(seen.returned) > 1:
+    if len(seen.shapes) > 1:
+        shapes = ", ".join(map(crossed, seen.shapes))
         cautions.append(
-            f"layer {plain!r} returns {len(seen.returned)} maps ({', '.join(seen.returned)}); number {seen.part + 1} of them is "
+            f"layer {plain!r} returns {len(seen.shapes)} maps ({shapes}); number {seen.part + 1} of them is "
             "explained, on which alone the model's answer depends"
         )
     return cautions

@@ -10,8 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from glowmap import tree
-from glowmap.capture import Activation, Prefix, Recording, patch_activation, repeat_image, replay_prefix, same_output
-from glowmap.capture.call import called
+from glowmap.capture import (
+    Activation,
+    Prefix,
+    Recording,
+    call_model,
+    patch_activation,
+    repeat_image,
+    replay_prefix,
+    same_output,
+)
 from glowmap.errors import GlowmapError, ModelError, TargetError
 from glowmap.inputs import Batch
 from glowmap.layers import Layout, LayoutReader
@@ -42,9 +50,6 @@ class ForwardPass:
     )  # by image: whether tensors as long as the batch have
     _takes_full_batches: bool = False  # the model takes as many images as the batch has, and no other number
     _unlike_copies: set[int] = field(default_factory=set)  # images of which copies get another output
-
-    def __post_init__(self) -> None:
-        self.recording.within = self.module
 
     @cached_property
     def output(self) -> ModelOutput:
@@ -104,7 +109,7 @@ class ForwardPass:
     def _call(self, batch: Batch) -> Any:
         is_enabled, dtype = self.autocast
         with torch.autocast(batch.images.device.type, dtype=dtype, enabled=is_enabled):
-            return called(self.module, batch, took=len(self.batch.images))
+            return call_model(self.module, batch, expected=len(self.batch.images))
 
     def _run_copies(self, image: int, images: Tensor) -> Any:
         """Run changed copies of an image; at once, or in full batches where the model takes no other number (an export)."""

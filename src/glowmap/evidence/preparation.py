@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glowmap.capture.call import called
+from glowmap.capture import call_model
 from glowmap.errors import Remedy, TargetError
 from glowmap.evidence.watching import with_layer_outputs
 from glowmap.inputs import Batch
@@ -118,7 +118,7 @@ def _embed(model: Model, batch: Batch, picture: Any) -> Tensor:
     if model.text_interface is not None:  # it may take no picture without a text
         other = next((heard.batch for heard in model.text_interface.passes(model, other, [])), other)
     with torch.no_grad(), model.around_forward(model.module):
-        return model.read_output(called(model.module, other), other).embedding.detach()
+        return model.read_output(call_model(model.module, other), other).embedding.detach()
 
 
 def _watching(model: Model, batch: Batch, questions: Sequence[Target]) -> Model:

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from glowmap import tree
-from glowmap.capture import same_output
+from glowmap.capture import call_model, same_output
 from glowmap.capture.attention import AttentionEdge, AttentionRecorder, Tokens, enclosing, linked
-from glowmap.capture.call import called
 from glowmap.capture.resume import replay_outputs
 from glowmap.errors import MethodError, TargetError
 from glowmap.evidence.kinds import evidence
@@ -58,7 +57,7 @@ def own_gradients(scored: ScoredPass) -> list[Tensor]:
     target = pin_images(scored.target, scored.forward_pass.output)
 
     def rescore() -> Scores:
-        return scored.score_batch(called(forward_pass.module, forward_pass.batch.copied()), target)
+        return scored.score_batch(call_model(forward_pass.module, forward_pass.batch.copied()), target)
 
     return scored.once(_recorded).own_gradients(rescore, scored.scores)
 

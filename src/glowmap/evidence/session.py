@@ -3,21 +3,20 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from glowmap import tree
-from glowmap.capture import record, record_prefix
-from glowmap.capture.call import called
+from glowmap.capture import call_model, record, record_prefix
 from glowmap.cautions import Caution
 from glowmap.evidence.cautions import run_cautions
 from glowmap.evidence.forward_pass import ForwardPass
 from glowmap.evidence.kinds import INPUT, PassOptions
 from glowmap.inputs import Batch
-from glowmap.layers import Choice, LayerHints, LayerSelector, LayoutReader, find_layers
+from glowmap.layers import Choice, LayerSelector, LayoutReader, find_layers
 from glowmap.layers.select import needs_own_layer
 from glowmap.methods import GRADIENT_FREE
 from glowmap.models import Model
@@ -75,7 +74,13 @@ class Session:
     @cached_property
     def layouts(self) -> LayoutReader:
         """How the layers lay out their outputs for the session's input."""
-        return self._layout_reader(self.batch)
+        return LayoutReader(
+            self.model.module,
+            self.batch,
+            lambda raw, images: self.model.read_output(raw, self.batch, images),
+            tuple(self.model.token_grids(self.batch)),
+            self.model.patch_positions(self.batch),
+        )
 
     def run(
         self,
@@ -90,15 +95,22 @@ class Session:
         ``batch`` is a changed input in the place of the session's; ``realign`` lays its class scores per pixel over
         those of the unchanged input.
         """
-        changed = batch is not None
-        batch = self.batch if batch is None else batch
-        layouts = self._layout_reader(batch) if changed else self.layouts
-        layouts.layouts |= {name: choice.layout for name, choice in self.choices.items() if name in layers}
+        layouts = self.layouts if batch is None else Session(self.model, batch).layouts
+        layouts.expected |= {name: choice.layout for name, choice in self.choices.items() if name in layers}
+        batch = layouts.batch
         with ExitStack() as stack:
             stack.enter_context(layouts.gathering_grids())
-            recording = stack.enter_context(record(layers, graph=options.graph, instead=GRADIENT_FREE))
-            read = partial(self._read, batch, realign)
-            forward_pass = ForwardPass(self.model.module, batch, layers, recording, layouts, read)
+            recording = stack.enter_context(
+                record(layers, graph=options.graph, instead=GRADIENT_FREE, model=self.model.module)
+            )
+            forward_pass = ForwardPass(
+                self.model.module,
+                batch,
+                layers,
+                recording,
+                layouts,
+                read=lambda raw, images: self.model.read_output(raw, batch, images, realign),
+            )
             device = batch.images.device.type
             if torch.is_autocast_enabled(device):
                 forward_pass.autocast = (True, torch.get_autocast_dtype(device))
@@ -113,7 +125,7 @@ class Session:
                 inputs = inputs.changed(lambda _: leaf.clone())
             if options.mode is not None:
                 forward_pass.mode = stack.enter_context(options.mode())
-            forward_pass.raw_output = called(self.model.module, inputs)
+            forward_pass.raw_output = call_model(self.model.module, inputs)
             tensors = tree.leaves([inputs.arguments, inputs.keywords])
             forward_pass.overwrites_input = any(tensor._version for tensor in tensors)
         recording.settle(tree.leaves(forward_pass.raw_output))
@@ -136,7 +148,7 @@ class Session:
 
     def _keep(self, selector: LayerSelector, choices: Sequence[Choice]) -> None:
         self.choices |= {choice.name: choice for choice in choices}
-        self.layouts.layouts |= {choice.name: choice.layout for choice in choices}
+        self.layouts.expected |= {choice.name: choice.layout for choice in choices}
         self.used_cache = self.used_cache or selector.used_cache
 
     def _layers(self, choices: Sequence[Choice]) -> dict[str, nn.Module]:
@@ -145,15 +157,8 @@ class Session:
     @cached_property
     def _output_without_gradient(self) -> ModelOutput:
         with torch.no_grad():
-            raw = called(self.model.module, self.batch.copied())
+            raw = call_model(self.model.module, self.batch.copied())
         return self.model.read_output(raw, self.batch)
-
-    def _layout_reader(self, batch: Batch) -> LayoutReader:
-        hints = LayerHints(tuple(self.model.token_grids(batch)), self.model.patch_positions(batch))
-        return LayoutReader(self.model.module, batch, partial(self._read, batch, None), hints)
-
-    def _read(self, batch: Batch, realign: Realign | None, raw: Any, images: int) -> ModelOutput:
-        return self.model.read_output(raw, batch, images, realign)
 
 
 @contextmanager

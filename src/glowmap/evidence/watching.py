@@ -8,11 +8,11 @@ from typing import Any
 from torch import nn
 
 from glowmap import tree
-from glowmap.capture import KeepOutput, keep_intermediates, record
-from glowmap.capture.call import called
+from glowmap.capture import KeepOutput, call_model, keep_intermediates, record
 from glowmap.errors import LayerError, Remedy
+from glowmap.evidence.session import Session
 from glowmap.inputs import Batch
-from glowmap.layers import LayerHints, Layout, LayoutReader, find_layers
+from glowmap.layers import Layout, find_layers
 from glowmap.models import Model
 from glowmap.targets import LayerOutput
 
@@ -78,12 +78,11 @@ class _OutputReader:
 def _output_reader(model: Model, batch: Batch, name: str, layer: nn.Module) -> _OutputReader:
     """Run the model once and find out the layout of a layer's output."""
     module = model.module
-    hints = LayerHints(tuple(model.token_grids(batch)), model.patch_positions(batch))
-    layouts = LayoutReader(module, batch, lambda raw, images: model.read_output(raw, batch, images), hints)
+    layouts = Session(model, batch).layouts
     # the model is read inside the recording, as when the target is scored: what lays patches out comes first
     with model.around_forward(module), layouts.gathering_grids(), record({name: layer}, graph=False) as recording:
         try:
-            recording.settle(tree.leaves(called(module, batch.copied())))
+            recording.settle(tree.leaves(call_model(module, batch.copied())))
             activation = recording[name]
             layout = layouts.layout(name, activation.output.shape)
         except LayerError as error:  # it has no grid, or did not run: reading it will tell

@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from glowmap import tree
-from glowmap.capture import BiasGradients, GuidedReLU, completeness_gap
-from glowmap.capture.call import called
+from glowmap.capture import BiasGradients, GuidedReLU, call_model, completeness_gap
 from glowmap.evidence.kinds import evidence
 from glowmap.evidence.rescoring import gradient_by
 from glowmap.evidence.scored_pass import ScoredPass
@@ -62,4 +61,4 @@ def run_again(scored: ScoredPass, mode: TorchFunctionMode) -> tuple[Images, Any]
     leaf = scored.images.detach().clone().requires_grad_()
     batch = scored.forward_pass.batch.changed(lambda _: leaf.clone())  # as the model may write into its input
     with mode:
-        return leaf, called(scored.forward_pass.module, batch)
+        return leaf, call_model(scored.forward_pass.module, batch)

@@ -6,7 +6,6 @@ from glowmap.layers.layout import Grid as Grid
 from glowmap.layers.layout import Layout as Layout
 from glowmap.layers.lookup import LayerName as LayerName
 from glowmap.layers.lookup import find_layers as find_layers
-from glowmap.layers.reader import LayerHints as LayerHints
 from glowmap.layers.reader import LayoutReader as LayoutReader
 from glowmap.layers.select import LayerSelector as LayerSelector
 from glowmap.layers.survey import Surveyed as Surveyed

@@ -1,20 +1,22 @@
 """How the outputs of a model's layers are laid out, for one input: read, proven and remembered."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from hashlib import sha256
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
+import torch
 from torch import Tensor, nn
 
 from glowmap import tree
-from glowmap.capture import repeat_image
-from glowmap.capture.call import called
+from glowmap.capture import call_model, repeat_image
 from glowmap.errors import GlowmapError, LayerError
 from glowmap.inputs import Batch, PatchPositions
 from glowmap.layers.align import LayoutProof, gradients
-from glowmap.layers.cache import input_key, memory_of, text_key
+from glowmap.layers.choice import Choice
 from glowmap.layers.layout import (
     Grid,
     Layout,
@@ -30,39 +32,61 @@ from glowmap.layers.trace import Trace, TracedOutput, traced
 from glowmap.outputs import ModelOutput
 
 
-@dataclass(frozen=True)
-class LayerHints:
-    """What a model's family knows of its layers: token grids that no convolution makes, and patch positions among words."""
+@dataclass
+class LayerMemory:
+    """What is known of a model's layers, each by the key of an input, for as long as the model lives.
 
-    grids: Sequence[Grid] = ()
-    patch_positions: PatchPositions | None = None
+    Weak references to layers tell whether the model was rebuilt since.
+    """
+
+    choices: dict[Any, dict[Hashable, tuple[Choice, "ref[nn.Module]"]]] = field(default_factory=dict)  # also by target
+    grids: dict[Any, tuple[Grid, ...]] = field(default_factory=dict)  # that convolutions made
+    plain_layouts: dict[Any, tuple[Layout, "ref[nn.Module]"]] = field(default_factory=dict)  # that need no proof
+    proven_layouts: dict[Any, tuple[Layout | None, bool]] = field(default_factory=dict)  # and whether they are proven
 
 
+MEMORIES: "WeakKeyDictionary[nn.Module, LayerMemory]" = WeakKeyDictionary()
+
+
+@dataclass
 class LayoutReader:
     """Reads how the layers of a borrowed model lay out their outputs for one input.
 
-    ``read`` reads the model's raw output for a number of images. ``layouts`` holds what was read, by layer; ``unproven`` the
-    layers whose layout could not be proven by where their cells look.
+    ``read`` reads the model's raw output for a number of images. ``token_grids`` and ``patch_positions`` are what the model's
+    family knows: grids of tokens that no convolution makes, and where patches stand among words. ``expected`` holds the layouts
+    of layers that a search found; ``unproven`` the layers whose layout could not be proven by where their cells look.
     """
 
-    def __init__(
-        self, module: nn.Module, batch: Batch, read: Callable[[Any, int], ModelOutput], hints: LayerHints | None = None
-    ) -> None:
-        self.module, self.batch, self.read = module, batch, read
-        self.hints = hints or LayerHints()
-        self.layouts: dict[str, Layout] = {}
-        self.unproven: set[str] = set()
-        self.memory = memory_of(module)
+    module: nn.Module
+    batch: Batch
+    read: Callable[[Any, int], ModelOutput]
+    token_grids: Sequence[Grid] = ()
+    patch_positions: PatchPositions | None = None
+    expected: dict[str, Layout] = field(default_factory=dict)
+    unproven: set[str] = field(default_factory=set)
+    _layouts: dict[tuple[str, torch.Size], Layout] = field(default_factory=dict)
+
+    @cached_property
+    def memory(self) -> LayerMemory:
+        """What earlier inputs of the model have shown."""
+        return MEMORIES.setdefault(self.module, LayerMemory())
 
     @cached_property
     def input_key(self) -> tuple[Any, ...]:
-        """What inputs share for which the model's layers lie alike."""
-        return input_key(self.batch)
+        """What inputs share for which a model runs alike: shapes but for the batch, device, and plain arguments."""
+        batch = self.batch
+        arguments = [*enumerate(batch.arguments), *batch.keywords.items()]
+        plain = tuple((name, value) for name, value in arguments if isinstance(value, str | int | float | bool | None))
+        tensors = tree.leaves([batch.arguments, batch.keywords])
+        shapes = (tuple(tensor.shape[1:]) for tensor in tensors)
+        return (tuple(batch.images.shape[1:]), batch.images.device, plain, *shapes)
 
     @cached_property
     def text_key(self) -> tuple[bytes, ...]:
-        """What inputs with the same texts share; empty without texts."""
-        return text_key(self.batch)
+        """What inputs with the same texts share, whose tokens are whole numbers; empty without texts."""
+        tensors = tree.leaves([self.batch.arguments, self.batch.keywords])
+        tokens = [tensor for tensor in tensors if not tensor.is_floating_point()]
+        return tuple(sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).digest() for tensor in tokens)
 
     @contextmanager
     def gathering_grids(self) -> Iterator[None]:
@@ -77,14 +101,25 @@ class LayoutReader:
     @property
     def grids(self) -> tuple[Grid, ...]:
         """The grids that tokens may have: those that the family knows, and those that convolutions made."""
-        return (*self.hints.grids, *self.memory.grids.get(self.input_key, ()))
+        return (*self.token_grids, *self.memory.grids.get(self.input_key, ()))
 
-    def layout(self, name: str, shape: Sequence[int]) -> Layout:
+    def layout(self, name: str, shape: torch.Size) -> Layout:
         """Return the layout of a layer's output of this shape. Raises LayerError where it has none."""
-        known = self.layouts.get(name)
-        if known is None or not known.fits(shape, len(self.batch.images)):
-            known = self.layouts[name] = self._read_layout(name, shape)
-        return known
+        if (name, shape) not in self._layouts:
+            expected = self.expected.get(name)
+            fits = expected is not None and expected.fits(shape, len(self.batch.images))
+            self._layouts[name, shape] = expected if expected is not None and fits else self._remembered(name, shape)
+        return self._layouts[name, shape]
+
+    def _remembered(self, name: str, shape: torch.Size) -> Layout:
+        """Return the layout that a plain output of this shape had before, or read it."""
+        key, layer = (self.input_key, name, shape), self.module.get_submodule(name.partition("#")[0])
+        layout, known_layer = self.memory.plain_layouts.get(key, (None, None))
+        if layout is None or known_layer is None or known_layer() is not layer:
+            layout, is_plain = self._read_layout(name, shape)
+            if is_plain:
+                self.memory.plain_layouts[key] = layout, ref(layer)
+        return layout
 
     def refuse_moving_patches(self, name: str, layout: Layout) -> None:
         """Raise LayerError where the patches of a batch's images stand at different places among words."""
@@ -98,13 +133,13 @@ class LayoutReader:
                     "(padding on the left?); explain the images one by one"
                 )
 
-    def _read_layout(self, name: str, shape: Sequence[int]) -> Layout:
-        """Read a layout, and prove it where strides and convolutions do not settle it, or find the right one."""
+    def _read_layout(self, name: str, shape: Sequence[int]) -> tuple[Layout, bool]:
+        """Read a layout, and prove it or find another that holds, unless strides and convolutions settle it (True)."""
         layout: Layout | None
         try:
             layout = read_layout(shape, name, layout_witness(self.module, name), self.batch.images.shape, self.grids)
             if not layout.is_of_tokens and is_made(layout.grid, self.grids):
-                return layout
+                return layout, True
             layout, is_proven = self._proven(name, layout)
         except LayerError:  # patches may stand among other tokens
             layout, is_proven = self._proven(name, None) if len(shape) == 3 else (None, False)
@@ -113,34 +148,34 @@ class LayoutReader:
         assert layout is not None
         if not is_proven:
             self.unproven.add(name)
-        return layout
+        return layout, False
 
     def _proven(self, name: str, layout: Layout | None) -> tuple[Layout | None, bool]:
         """Return the layout if it is proven, else another that is; the layout and False where none is. Remembered."""
         key = (self.input_key, self.text_key, name, layout)
-        if key not in self.memory.layouts:
+        if key not in self.memory.proven_layouts:
             try:
                 proven, is_proven = self._check(single_image(self.batch), name, layout)
             except GlowmapError:  # the model does not run on one image alone
                 proven, is_proven = layout, False
             if is_proven and proven is not None:
                 self.refuse_moving_patches(name, proven)
-            self.memory.layouts[key] = proven, is_proven
-        return self.memory.layouts[key]
+            self.memory.proven_layouts[key] = proven, is_proven
+        return self.memory.proven_layouts[key]
 
     def _check(self, batch: Batch, name: str, layout: Layout | None) -> tuple[Layout | None, bool]:
         """Prove a layout, or find another that holds, with one traced pass and a few backward passes to the images."""
         leaf = batch.images.detach().clone().requires_grad_()
         with traced(self.module) as trace:
-            raw = called(self.module, batch.changed(lambda _: leaf.clone()))  # the model may write into its input
-        trace.grids += self.hints.grids
+            raw = call_model(self.module, batch.changed(lambda _: leaf.clone()))  # the model may write into its input
+        trace.grids += self.token_grids
         output = _output_of(trace, name)
         if output is None or gradients(output.tensor.sum(), [leaf])[0] is None:
             return layout, False
         tensor, proof = output.tensor, LayoutProof(leaf, self.read(raw, len(leaf)).canvas)
-        if self.hints.patch_positions is not None:
-            known = [grid for grid in (*self.hints.grids, *trace.grids) if len(grid) == leaf.ndim - 2]
-            interleaved = interleaved_layout(self.hints.patch_positions, name, tensor.shape, known)
+        if self.patch_positions is not None:
+            known = [grid for grid in (*self.token_grids, *trace.grids) if len(grid) == leaf.ndim - 2]
+            interleaved = interleaved_layout(self.patch_positions, name, tensor.shape, known)
             if interleaved is not None:
                 return interleaved, True
         among_others = interleaved_candidate(tensor.shape, proof.shape, trace.grids)

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from glowmap import tree
-from glowmap.capture import record
-from glowmap.capture.call import called
+from glowmap.capture import call_model, record
 from glowmap.errors import LayerError, ModelError, TargetError
 from glowmap.inputs import Batch
 from glowmap.layers.choice import Choice, LayerScore
@@ -119,7 +118,7 @@ class LayerSelector:
         reader = self.reader
 
         def call(images: Tensor) -> Any:
-            return called(reader.module, batch.changed(lambda _: images))
+            return call_model(reader.module, batch.changed(lambda _: images))
 
         def score(raw: Any) -> LayerScore:
             return _layer_score(reader.read(raw, len(batch.images)), target)
@@ -130,7 +129,7 @@ class LayerSelector:
             call,
             score,
             without_gradient=self.without_gradient,
-            grids=reader.hints.grids,
+            grids=reader.token_grids,
         )
 
 
@@ -228,7 +227,7 @@ def _signed_sum(values: Tensor) -> Tensor:
 def _refuse_other_layers(reader: LayoutReader, target: Target, choice: Choice) -> None:
     """Raise LayerError where the layer found for the first image's detection does not lead to that of another image."""
     with record(find_layers(reader.module, choice.name)) as recording:
-        raw = called(reader.module, reader.batch.copied())
+        raw = call_model(reader.module, reader.batch.copied())
     scores = target.layer_score(reader.read(raw, len(reader.batch.images)))
     assert scores is not None
     gradient = choice.layout.maps(recording.gradients(scores.sum()[None])[choice.name])
