@@ -10,6 +10,7 @@ import torch.utils.checkpoint
 from torch import nn
 
 import glowmap
+from closeness import assert_equal_up_to_rounding
 from glowmap.errors import ModelError
 from model_state import assert_unchanged, state_of
 from tiny_models.convolutional import Classifier, images, with_parameters
@@ -122,7 +123,7 @@ def test_transformers_checkpointing_and_training_mode():
         enabled = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
     layer = next(name for name, _ in model.named_modules() if name.endswith(".0.layernorm_before"))
     wanted = raw(plain, layer, given=torch.ones(1, 3, 32, 32))
-    assert torch.equal(raw(model, layer, given=torch.ones(1, 3, 32, 32)), wanted)
+    assert_equal_up_to_rounding(raw(model, layer, given=torch.ones(1, 3, 32, 32)), wanted)
     assert enabled
     assert all(module.gradient_checkpointing for module in enabled)
     assert wanted.any()
@@ -168,7 +169,7 @@ def test_threads_that_explain_at_once_leave_nothing_changed():
     for name, model in models.items():
         plain = Classifier().eval()
         plain.load_state_dict(model.state_dict())
-        assert torch.equal(maps[name], raw(plain, given=images(3)))
+        assert_equal_up_to_rounding(maps[name], raw(plain, given=images(3)))
     assert all(vars(torch.utils.checkpoint)[name] is value for name, value in own.items())
     assert torch._dynamo.eval_frame._stance.stance == stance
 
@@ -241,7 +242,7 @@ def test_compiled_models_are_run_as_they_are_written_and_given_back(way, warm):
         assert_maps_of(plain, model, convolution, method=method)
     assert backend.compiled == compiled
     with torch.no_grad():  # what was compiled before is what runs afterwards, with none of our hooks in it
-        assert torch.equal(model(images(2)), wanted)
+        assert_equal_up_to_rounding(model(images(2)), wanted)
     assert backend.compiled == 1
     assert backend.ran == 1 + warm
     assert torch._dynamo.eval_frame._stance.stance == "default"
@@ -319,9 +320,9 @@ def test_distributed_data_parallel_is_explained_between_two_steps_of_its_trainin
         wanted = [parameter.grad.clone() for parameter in beside.parameters()]
         for method in ("grad_cam", "ablation_cam", "occlusion"):
             found = raw(Wrapping(model), named_inside(Wrapping(model)), method)
-            assert torch.equal(found, raw(plain_of(model), method=method))
+            assert_equal_up_to_rounding(found, raw(plain_of(model), method=method))
         for parameter, gradient in zip(model.parameters(), wanted, strict=True):
-            assert torch.equal(parameter.grad, gradient)
+            assert_equal_up_to_rounding(parameter.grad, gradient)
 
 
 def plain_of(model):
@@ -341,12 +342,12 @@ def test_fully_sharded_models():
         fsdp.fully_shard(model)
         for method in ("grad_cam", "ablation_cam"):
             found = glowmap.explain(model, images(2), target=1, layer="features.3", method=method).raw
-            assert torch.equal(found, raw(plain, method=method))
+            assert_equal_up_to_rounding(found, raw(plain, method=method))
         wrapped = fsdp.FullyShardedDataParallel(
             copy.deepcopy(plain), device_id=torch.device("cpu"), use_orig_params=True
         )
         found = glowmap.explain(wrapped, images(2), target=1, layer=named_inside(wrapped)).raw
-    assert torch.equal(found, raw(plain))
+    assert_equal_up_to_rounding(found, raw(plain))
 
 
 # -- precision, memory, frozen weights ---------------------------------------------------------------------------------
@@ -400,8 +401,8 @@ def test_channels_last_memory(method):
 def test_frozen_models_and_parts_stay_frozen():
     plain = Classifier().eval()
     wanted = raw(plain)
-    assert torch.equal(raw(copy.deepcopy(plain).requires_grad_(False)), wanted)
+    assert_equal_up_to_rounding(raw(copy.deepcopy(plain).requires_grad_(False)), wanted)
     half = copy.deepcopy(plain)
     half.features.requires_grad_(False)
-    assert torch.equal(raw(half), wanted)
+    assert_equal_up_to_rounding(raw(half), wanted)
     assert [parameter.requires_grad for parameter in half.parameters()] == [False] * 6 + [True] * 2

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import glowmap
+from closeness import assert_equal_up_to_rounding
 from glowmap.errors import InputError, LayerError, ModelError, TargetError
 from model_state import assert_unchanged, state_of
 from tiny_models.convolutional import Classifier, images, with_parameters
@@ -119,7 +120,7 @@ def test_the_image_is_found_wherever_it_is_given(way, method):
 def test_a_batch_of_features_is_keywords():
     features = pytest.importorskip("transformers").BatchFeature({"pixel_values": images(2), "scale": torch.ones(2)})
     model, plain = alike(Reading, lambda pixel_values, scale: (pixel_values, scale))
-    assert torch.equal(raw(model, features), raw(plain, images(2)))
+    assert_equal_up_to_rounding(raw(model, features), raw(plain, images(2)))
 
 
 def test_smoothing_changes_the_image_where_it_is_nested():
@@ -209,14 +210,14 @@ WRAPS = {
 @pytest.mark.parametrize("wrap", WRAPS)
 def test_outputs_of_any_structure(wrap, method):
     model, plain = alike(Answering, WRAPS[wrap])
-    assert torch.equal(raw(model, images(), method=method), raw(plain, images(), method=method))
+    assert_equal_up_to_rounding(raw(model, images(), method=method), raw(plain, images(), method=method))
 
 
 def test_a_model_output_is_read_and_ablated():
     outputs = pytest.importorskip("transformers.modeling_outputs")
     model, plain = alike(Answering, lambda out: outputs.ImageClassifierOutput(logits=out, hidden_states=(out, out)))
     for method in ("grad_cam", "ablation_cam"):
-        assert torch.equal(raw(model, images(), method=method), raw(plain, images(), method=method))
+        assert_equal_up_to_rounding(raw(model, images(), method=method), raw(plain, images(), method=method))
 
 
 def test_outputs_without_scores_need_a_target():
@@ -225,7 +226,7 @@ def test_outputs_without_scores_need_a_target():
         glowmap.explain(nothing, images(), layer="features.3")
     deep, plain = alike(Answering, lambda out: {"a": [{"b": (out,)}]})
     found = raw(deep, images(), target=lambda out: out["a"][0]["b"][0][:, 1])
-    assert torch.equal(found, raw(plain, images()))
+    assert_equal_up_to_rounding(found, raw(plain, images()))
 
 
 # -- layers ------------------------------------------------------------------------------------------------------------
@@ -288,7 +289,9 @@ def test_which_of_several_maps_is_taken_is_stated():
         "layer 'layer' returns 2 maps (2 x 8 x 4 x 5, 2 x 8 x 4 x 5); number 2 of them is explained, on which alone the model's "
         "answer depends",
     )
-    assert torch.equal(found.raw, glowmap.explain(plain, images(), target=1, layer="features", smooth="flips").raw)
+    assert_equal_up_to_rounding(
+        found.raw, glowmap.explain(plain, images(), target=1, layer="features", smooth="flips").raw
+    )
 
 
 @pytest.mark.parametrize("method", ["grad_cam", "eigen_cam"])
