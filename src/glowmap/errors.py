@@ -94,7 +94,7 @@ def summarise(error: BaseException) -> str:
     return f"{type(error).__name__}: {first_line}"
 
 
-def is_whole_number(value: object, least: float = -inf, below: float = inf) -> TypeGuard[int]:
+def is_whole_number(value: object, least: int | float = -inf, below: int | float = inf) -> TypeGuard[int]:
     """Return whether an argument is an integer of Python or NumPy, and no bool, with ``least <= value < below``."""
     return isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) < below
 
