@@ -162,7 +162,7 @@ def test_methods_lists_the_shelf(run, monkeypatch):
     ("changed", "message"),
     [
         ({"picture": "nowhere.png"}, "there is no file nowhere.png"),
-        ({"picture": "names.txt"}, "names.txt is no picture"),
+        ({"picture": "names.txt"}, "names.txt is not a picture"),
         ({"--layer": "feature"}, "no layer 'feature' in Colours; near names: features"),
         ({"--target": "rod"}, "no class 'rod' in colours; near names: red"),
         ({"--target": "7"}, "no class 7"),

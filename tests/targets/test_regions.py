@@ -224,7 +224,9 @@ def test_a_point_counts_in_the_pixels_of_the_picture_as_it_was_given():
     two = explained(PerImage([At(12, 7), At(14, 13)]), [pixels, turned])
     assert two.scores.tolist() == [6 * 4.0, 27 * 4.0]
     assert explained(At(12, 13), [pixels, turned]).target_names == ("blue (object at 12, 13)", "red (object at 12, 13)")
-    with pytest.raises(TargetError, match=r"lies outside what .* in image 0; give a point inside"):
+    with pytest.raises(
+        TargetError, match=r"lies outside the part that the model saw of .* in image 0; give a point inside"
+    ):
         explained(At(2, 7), [pixels, turned])
 
 

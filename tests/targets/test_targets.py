@@ -266,7 +266,7 @@ def test_names_must_be_known_and_unambiguous(classifier):
             Pixels("red", torch.ones(2, 4, 6)),
             r"there are 2 masks of shape \(4, 6\), but the output of ColourSegmenter is 1 x 4 x 6",
         ),
-        (Pixels("red", np.array([["in"]])), "a mask is an array, a tensor or a picture of numbers"),
+        (Pixels("red", np.array([["in"]])), "a mask is an array, a tensor or a picture, not"),
     ],
 )
 def test_what_cannot_be_asked_of_a_dense_model(three_colours, target, message):

@@ -1,4 +1,4 @@
-"""What one forward pass takes, made of tensors, tuples and dicts."""
+"""A batch: everything that one forward pass takes, in tensors, tuples and dicts."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, is_dataclass
@@ -16,7 +16,7 @@ PICTURE_KEYWORDS = ("pixel_values", "image", "images")  # the keywords under whi
 
 @dataclass(frozen=True)
 class Batch:
-    """What one forward pass takes: the model's arguments, the image tensor among them, and the pictures it came from."""
+    """The arguments of one forward pass, the image tensor among them, and the pictures it was made from."""
 
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
@@ -24,77 +24,85 @@ class Batch:
     pictures: tuple[Drawable, ...]
 
     def copied(self) -> "Batch":
-        """Copy every tensor once, so that the model may write into what it is given."""
-        own: dict[int, Tensor] = {}
+        """Copy every tensor once, so that the model may write into its input."""
+        copies: dict[int, Tensor] = {}
 
         def copy_once(tensor: Tensor) -> Tensor:
-            if id(tensor) not in own:
-                own[id(tensor)] = tensor.detach().clone()
-            return own[id(tensor)]
+            if id(tensor) not in copies:
+                copies[id(tensor)] = tensor.detach().clone()
+            return copies[id(tensor)]
 
         arguments, keywords = tree.map([self.arguments, self.keywords], copy_once)
         return Batch(arguments, keywords, copy_once(self.images), self.pictures)
 
     def changed(self, change: Callable[[Images], Images]) -> "Batch":
-        """Copy with other images, and whatever else the model takes as it was."""
-        new = change(self.images)
-        arguments, keywords = tree.replace([self.arguments, self.keywords], self.images, new)  # wherever it is given
-        return Batch(arguments, keywords, new, self.pictures)
+        """Replace the images, wherever the arguments hold them, by ``change(images)``."""
+        images = change(self.images)
+        arguments, keywords = tree.replace([self.arguments, self.keywords], self.images, images)
+        return Batch(arguments, keywords, images, self.pictures)
 
 
 def as_batch(images: Any, expected: str) -> Batch:
-    """Take a model's own input as it is: a tensor, a tuple of arguments, or a dict (or other mapping) of keyword arguments.
+    """Read a model's own input: a tensor, a tuple of arguments, or a dict (or other mapping) of keyword arguments.
 
-    The tensors may stand in lists, dicts, named tuples and dataclasses among them. The image tensor is the first floating
-    tensor of three axes or more, of those with most axes. Raises InputError for NaN, for no image tensor, and for pictures,
-    which a bare module cannot take (``expected`` says what can).
+    Arguments may be lists, dicts, named tuples and dataclasses of tensors. The image tensor is the floating tensor with the most
+    axes, of three or more; of several, one under a keyword of ``PICTURE_KEYWORDS``, else the first. Raises InputError for NaN,
+    for no image tensor, and for pictures, which a module without preprocessing cannot take (``expected`` says what it takes).
     """
     if isinstance(images, list) and any(isinstance(image, Tensor) for image in images):
         raise InputError(
             "a list of tensors is ambiguous; torch.stack(...) a batch, or give a tuple of the model's arguments"
         )
-    by_name = isinstance(images, Mapping) and not is_dataclass(images)
-    several = isinstance(images, tuple) and not hasattr(images, "_fields")  # a named tuple is one argument
-    arguments = images if several else () if by_name else (images,)
-    keywords = dict(images.items()) if by_name else {}
-    image = _image_in([*arguments, *keywords.values()], keywords, f"a {type(images).__name__} came, but {expected}")
+    has_keywords = isinstance(images, Mapping) and not is_dataclass(images)
+    has_arguments = isinstance(images, tuple) and not hasattr(images, "_fields")  # a named tuple is one argument
+    arguments = images if has_arguments else () if has_keywords else (images,)
+    keywords = dict(images.items()) if has_keywords else {}
+    image = _find_images(
+        [*arguments, *keywords.values()], keywords, f"the input is a {type(images).__name__}, but {expected}"
+    )
     _check_values(image)
-    # A model may write into its input (and autograd may not save what inference mode made), so it gets copies.
+    # Copies, as a model may write into its input, and autograd may not save tensors made in inference mode.
     return Batch(arguments, keywords, image, pictures_of(image)).copied()
 
 
-def _image_in(given: list[Any], keywords: Mapping[str, Any], expected: str) -> Tensor:
-    """Find the image tensor among what a model is given, wherever it stands."""
-    tensors = list(tree.leaves(given))
-    maps = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.ndim >= 3]
+def _find_images(arguments: list[Any], keywords: Mapping[str, Any], expected: str) -> Tensor:
+    """Return the image tensor among a model's arguments."""
+    tensors = list(tree.leaves(arguments))
+    candidates = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.ndim >= 3]
     if not tensors:
         raise InputError(expected)
-    if not maps:
+    if not candidates:
         shapes = ", ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in tensors)
         raise InputError(
-            f"no image among the tensors given ({shapes}); give batch x colour x rows x columns in floating point"
+            f"no tensor of the input can be images ({shapes}); give batch x colour x rows x columns in floating point"
         )
-    named = [value for key, value in keywords.items() if key in PICTURE_KEYWORDS and any(value is one for one in maps)]
-    image: Tensor = max([*named, *maps], key=lambda tensor: tensor.ndim)  # the first of those with most axes
-    if image.ndim == 5 and image.shape[2] in (1, 3) and image.shape[1] > 3:
+    named = [keywords[name] for name in keywords if name in PICTURE_KEYWORDS]
+    named = [value for value in named if any(value is tensor for tensor in candidates)]
+    images: Tensor = max([*named, *candidates], key=lambda tensor: tensor.ndim)  # the first of those with most axes
+    lists = (part for part in arguments if isinstance(part, list) and any(tensor is images for tensor in part))
+    _check_axes(images, next(lists, []))
+    return images
+
+
+def _check_axes(images: Tensor, neighbours: list[Any]) -> None:
+    """Raise InputError for a clip with its frames first, and for one of a list of pictures that have no batch axis."""
+    if images.ndim == 5 and images.shape[2] in (1, 3) and images.shape[1] > 3:
         raise InputError(
-            f"a clip of {crossed(image.shape)} has its frames before its colours; here it is batch x colours x frames x rows x "
-            "columns: wrap the model in a module whose forward(clips) returns model(clips.transpose(1, 2))"
+            f"a clip of {crossed(images.shape)} has its frames before its colours, and Glowmap reads batch x colours x frames x "
+            "rows x columns; wrap the model in a module whose forward(clips) returns model(clips.transpose(1, 2))"
         )
-    beside = next((one for one in given if isinstance(one, list) and any(part is image for part in one)), [])
-    if image.ndim == 3 and (len(beside) > 1 or (beside and image.shape[0] in (1, 3))):
+    if images.ndim == 3 and (len(neighbours) > 1 or (neighbours and images.shape[0] in (1, 3))):
         raise InputError(
-            f"a list of tensors of {crossed(image.shape)} may be pictures, one each, which have no batch axis; "
+            f"the tensors of {crossed(images.shape)} in a list seem to be single pictures, without a batch axis; "
             "torch.stack(...) them to one tensor of batch x colour x rows x columns"
         )
-    return image
 
 
 def _check_values(images: Tensor) -> None:
     if 0 in images.shape:
         raise InputError(f"the input is empty (shape {tuple(images.shape)}); give at least one image")
     if not images.isfinite().all():
-        wrong = [i for i, image in enumerate(images) if not image.isfinite().all()]
+        wrong = [number for number, image in enumerate(images) if not image.isfinite().all()]
         raise InputError(
-            f"the input holds NaN or infinity in image {', '.join(map(str, wrong[:10]))}; mend it before asking"
+            f"the input has NaN or infinite values in image {', '.join(map(str, wrong[:10]))}; replace them"
         )

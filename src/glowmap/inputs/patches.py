@@ -1,16 +1,17 @@
-"""Where the patches of a picture stand among the words of a sequence."""
+"""Where the patches of a picture stand in a sequence of tokens that has words as well."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class PatchPositions:
-    """Where a picture's patches stand among the words that a part of a model reads, as the model's input says.
+    """Where a picture's patches stand among the words that a part of a model reads.
 
-    The sequences of that ``part``, a dotted name, have so many ``tokens``, of which ``cells`` from ``before`` on are the patches.
+    The sequences of the module ``part`` (a dotted name) have ``tokens`` tokens; ``patches`` of them, from ``first`` on, are the
+    picture's.
     """
 
     part: str
     tokens: int
-    before: int
-    cells: int
+    first: int
+    patches: int

@@ -154,10 +154,10 @@ def interleaved_layout(
     The grid is the known one, or one merged from it, that has as many cells as there are patches.
     """
     inside = f"{name.partition('#')[0]}.".startswith(f"{positions.part}.")
-    if not inside or len(shape) != 3 or shape[1] != positions.tokens or positions.cells < 2:
+    if not inside or len(shape) != 3 or shape[1] != positions.tokens or positions.patches < 2:
         return None
-    fits = [merged for grid in grids for merged in (grid, *halvings(grid)) if math.prod(merged) == positions.cells]
-    return Layout("tokens", fits[0], positions.before, interleaved=True) if fits else None
+    fits = [merged for grid in grids for merged in (grid, *halvings(grid)) if math.prod(merged) == positions.patches]
+    return Layout("tokens", fits[0], positions.first, interleaved=True) if fits else None
 
 
 def token_layouts(shape: Sequence[int], batch: int, pixels: Grid, grids: Sequence[Grid]) -> list[Layout]:

@@ -77,7 +77,7 @@ def _with_preprocessing(model: Model, size: Size | None, mean: Colours | None, s
         caution = UNNORMALISED("no mean and std were given: the model gets RGB in [0, 1] without normalisation")
         model = replace(model, cautions=(*model.cautions, caution))
     if size is not None and isinstance(preprocess, ClipTransform):
-        raise InputError(f"size=... is for pictures, and {model.name} takes clips; resize the clip, and leave size out")
+        raise InputError(f"the size is for pictures, and {model.name} takes clips; resize the clip, and leave size out")
     if size is not None:
         preprocess = ResizedAndNormalised(size, preprocess.mean, preprocess.std)
     if mean is not None or std is not None:

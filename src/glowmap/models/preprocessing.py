@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from glowmap.errors import InputError, summarise
-from glowmap.inputs import Picture, refuse_gigantic, uncropped
+from glowmap.inputs import Picture, check_picture_size, uncropped
 
 Colours: TypeAlias = float | Sequence[float]  # one number for all colours, or one each for R, G and B
 Size: TypeAlias = int | tuple[int, int]  # of a square, or rows and columns
@@ -158,7 +158,7 @@ def crop_box(steps: Sequence[Any], picture: Image.Image) -> Box:
         kind = type(step).__name__
         if kind in ("Resize", "ResizeKeepRatio"):
             resized = _resized(step, size)
-            refuse_gigantic(
+            check_picture_size(
                 (int(resized[0]), int(resized[1])), f"the picture of {picture.size}, resized for this model,"
             )
             scale, size = scale * size / resized, resized
@@ -282,7 +282,7 @@ class ResizedAndNormalised:
             rows, columns = self._rows_columns()
             if min(rows, columns) < 1:
                 raise InputError(f"a size of {self.size} has no pixels; give rows and columns of at least 1")
-            refuse_gigantic((columns, rows), f"the size {self.size}")
+            check_picture_size((columns, rows), f"the size {self.size}")
         if (_colours(self.mean, "mean").abs() > 1).any():
             raise InputError(f"mean={self.mean} is not in the range of colours in [0, 1]; divide mean and std by 255")
         if (_colours(self.std, "std") == 0).any():
