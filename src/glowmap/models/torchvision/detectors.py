@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Generic, TypeAlias, TypeVar, overload
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -148,18 +149,23 @@ def _candidates(
 def _matched(detections: Mapping[str, Tensor], boxes: Tensor, scores: Tensor, size: Size) -> list[DetectedBox]:
     """Find the candidate of each detection: the nearest box of its class with its score, clipped to the image."""
     clipped = boxes.clamp_min(0).minimum(boxes.new_tensor([size[1], size[0]] * 2))
-    columns = (detections["boxes"], detections["labels"].tolist(), detections["scores"].tolist())
+    # on the host, which a loop over detections would otherwise wait for several times each
+    candidate_boxes, candidate_scores = clipped.float().cpu().numpy(), scores.float().cpu().numpy()
+    columns = (detections[column].float().cpu().numpy() for column in ("boxes", "labels", "scores"))
     matched = []
-    for corners, category, score in zip(*columns, strict=True):
-        same_score = torch.nonzero((scores[:, category] - score).abs() <= _SCORE_TOLERANCE)[:, 0]
-        near = clipped[same_score, category] if clipped.ndim == 3 else clipped[same_score]
-        distance = (near - corners).abs().amax(1)
+    for corners, label, score in zip(*columns, strict=True):
+        category = int(label)
+        class_scores = candidate_scores[:, category]
+        class_boxes = candidate_boxes[:, category] if candidate_boxes.ndim == 3 else candidate_boxes
+        same_score = np.flatnonzero(np.abs(class_scores - score) <= _SCORE_TOLERANCE)
+        distance = np.abs(class_boxes[same_score] - corners).max(1)
         # boxes that are clipped to the same one differ by their score
-        total = distance + (scores[same_score, category] - score).abs()
+        total = distance + np.abs(class_scores[same_score] - score)
         best = int(total.argmin()) if len(same_score) else None
-        is_matched = best is not None and float(distance[best]) <= _BOX_TOLERANCE
+        is_matched = best is not None and distance[best] <= _BOX_TOLERANCE
         candidate = int(same_score[best]) if is_matched else None
-        matched.append(DetectedBox(category, score, tuple(corners.tolist()), candidate))
+        left, top, right, bottom = corners.tolist()
+        matched.append(DetectedBox(category, float(score), (left, top, right, bottom), candidate))
     return matched
 
 
