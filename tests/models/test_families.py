@@ -258,7 +258,7 @@ def test_folders_that_hold_no_model(tmp_path):
     module = vit()
     module.config.save_pretrained(tmp_path / "config")
     torch.save(module.state_dict(), tmp_path / "config" / "pytorch_model.bin")  # a pickle is not even looked at
-    with pytest.raises(ModelError, match="holds no model.safetensors; .* or ask for weights='random'"):
+    with pytest.raises(ModelError, match="holds no model.safetensors; .* or choose weights='random'"):
         glowmap.load(f"hf/{tmp_path}/config")
     own = tmp_path / "own"
     saved(own, module)
@@ -556,7 +556,7 @@ def test_detectors_and_video_models_by_name(street):
     batch = detector.read(street)
     with torch.no_grad():
         output = detector.module(batch.images)
-    with pytest.raises(TargetError, match=r"answers with detections, .* target=glowmap.targets.SimilarDetection"):
+    with pytest.raises(TargetError, match=r"returns detections, .* target=glowmap.targets.SimilarDetection"):
         detector.readers.logits(output)
     rcnn = glowmap.load("fasterrcnn_mobilenet_v3_large_320_fpn", weights="random")
     assert not any("the map covers the padded canvas" in caution for caution in rcnn.cautions)  # which is cut off

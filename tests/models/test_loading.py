@@ -249,10 +249,10 @@ def test_checkpoints_that_are_refused(tmp_path):
     (tmp_path / "text.pt").write_text("hello")
     (tmp_path / "broken.safetensors").write_bytes(b"hello")
     for name, message in {
-        "text.pt": "text.pt is no checkpoint",
+        "text.pt": "text.pt is not a checkpoint",
         "code.pt": "holds more than tensors, which could run a stranger's code",
-        "list.pt": "is no state dict",
-        "other.pt": r"tensors are missing \(.*\), 1 are not its own \(other.weight\)",
+        "list.pt": "is not a state dict",
+        "other.pt": r"tensors are missing \(.*\), 1 are unknown \(other.weight\)",
         "classes.pt": "do not fit this Classifier: .*size mismatch for head.bias",
         "broken.pt": "damaged or of another kind|holds more than tensors",
         "broken.safetensors": "damaged or of another kind",

@@ -205,7 +205,7 @@ def test_texts_that_are_one_to_the_model_are_refused():
 
     model = glowmap.load(built(clip), processor=processor())
     texts = [Text("a photo of a dog"), Text(" a  photo of a dog")]
-    with pytest.raises(TargetError, match="are the same tokens to CLIPModel; ask about one of them"):
+    with pytest.raises(TargetError, match="are the same tokens to CLIPModel; give one of them"):
         glowmap.explain(model, torch.rand(1, 3, 32, 32), target=texts)
 
 

@@ -1,7 +1,6 @@
-"""Files of the Hugging Face hub: from this machine's cache, else from the network, else an early and clear error."""
+"""Weights: checkpoint files, read without running code, and files of the Hugging Face hub, from the cache or the network."""
 
 import importlib
-import importlib.util
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,33 +14,33 @@ from torch import Tensor, nn
 
 from glowmap.errors import ModelError, Remedy, summarise
 
-PATIENCE = 2.5  # seconds that the hub has to answer one question; its own clients would try for most of a minute
+PATIENCE = 2.5  # seconds that the hub has to answer; its own clients try for most of a minute
 
 
 def cached(repository: str, names: Sequence[str], revision: str | None = None) -> Path | None:
-    """Find the first of these files that is in the cache."""
+    """Return the path of the first of these files that is in the cache; None where none is."""
     for name in names:
-        found = _hub().try_to_load_from_cache(repository, name, revision=revision)
-        if isinstance(found, str):
-            return Path(found)
+        path = _hub().try_to_load_from_cache(repository, name, revision=revision)
+        if isinstance(path, str):
+            return Path(path)
     return None
 
 
 def fetched(repository: str, names: Sequence[str], remedy: Remedy | str, revision: str | None = None) -> Path:
-    """Take the first of these files that there is, from the cache or else from the hub.
+    """Return the path of the first of these files in the cache, else download the first that the hub has.
 
     Raises ModelError, with the ``remedy``, where the hub cannot be reached or has none of them.
     """
-    found = cached(repository, names, revision)
-    if found is not None:
-        return found
+    path = cached(repository, names, revision)
+    if path is not None:
+        return path
     reach(repository, names[0], remedy)
     for name in names:
         try:
             return Path(_hub().hf_hub_download(repository, name, revision=revision))
         except _hub().errors.EntryNotFoundError:
             continue
-        except Exception as error:  # the network's, the disk's and the hub's own
+        except Exception as error:  # of the network, the disk or the hub
             raise ModelError(
                 f"{name} of {repository} cannot be downloaded ({summarise(error)})", remedy=remedy
             ) from error
@@ -49,7 +48,7 @@ def fetched(repository: str, names: Sequence[str], remedy: Remedy | str, revisio
 
 
 def reach(repository: str, name: str, remedy: Remedy | str) -> None:
-    """Ask the hub once whether it has a repository; ModelError, with the ``remedy``, where it has not or does not answer."""
+    """Ask the hub once for a repository. Raises ModelError, with the ``remedy``, where it has none or does not answer."""
     hub = _hub()
     try:
         hub.HfApi().model_info(repository, timeout=PATIENCE)
@@ -67,7 +66,7 @@ def reach(repository: str, name: str, remedy: Remedy | str) -> None:
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """Let libraries find what the cache holds without asking the hub whether there is something newer."""
+    """Let libraries use the cache without asking the hub for newer files."""
     constants = _hub().constants
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = True
@@ -78,7 +77,7 @@ def offline() -> Iterator[None]:
 
 
 def _hub() -> Any:
-    return importlib.import_module("huggingface_hub")  # comes with every library that asks here
+    return importlib.import_module("huggingface_hub")  # a dependency of all libraries that get here
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
@@ -90,31 +89,32 @@ def load_weights(module: nn.Module, path: Path) -> None:
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
-        own = set(module.state_dict())
-        missing, surplus = sorted(own - set(state)), sorted(set(state) - own)
-        if missing or surplus:
-            fact = f"{len(missing)} tensors are missing ({_some(missing)}), {len(surplus)} are not its own ({_some(surplus)})"
+        expected = set(module.state_dict())
+        missing, unexpected = sorted(expected - set(state)), sorted(set(state) - expected)
+        if missing or unexpected:
+            fact = f"{len(missing)} tensors are missing ({_first(missing)}), {len(unexpected)} are unknown ({_first(unexpected)})"
         else:
             fact = str(error).strip().splitlines()[-1].strip()
         raise ModelError(
-            f"the weights in {path} do not fit this {type(module).__name__}: {fact}; give its own"
+            f"the weights in {path} do not fit this {type(module).__name__}: {fact}; give a checkpoint of this model"
         ) from error
 
 
-def _without_prefix(state: dict[str, Tensor], own: set[str]) -> dict[str, Tensor]:
-    """Take off the prefix that a wrapper (DataParallel, a training loop's class) gave to every key, where that fits."""
+def _without_prefix(state: dict[str, Tensor], expected: set[str]) -> dict[str, Tensor]:
+    """Remove the prefix that a wrapper (DataParallel, a training loop's class) gave to every key, where the keys then fit."""
     for prefix in ("module.", "model.", "_orig_mod."):
-        if {prefix + name for name in own} == set(state):
+        if {prefix + name for name in expected} == set(state):
             return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return state
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a checkpoint without running anything that is in it."""
+    """Read a checkpoint without running code in it."""
     if not path.is_file():
         raise ModelError(f"there is no weights file {path}; give default, random or a checkpoint's path")
-    if path.suffix != ".safetensors" and not zipfile.is_zipfile(path) and path.read_bytes()[:1] != b"\x80":  # a pickle
-        raise ModelError(f"{path} is no checkpoint; give what torch.save or safetensors wrote")
+    is_checkpoint = path.suffix == ".safetensors" or zipfile.is_zipfile(path) or path.read_bytes()[:1] == b"\x80"
+    if not is_checkpoint:
+        raise ModelError(f"{path} is not a checkpoint; give a file that torch.save or safetensors wrote")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -130,9 +130,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ) from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ModelError(f"the weights file {path} is no state dict of tensors; save module.state_dict()")
+        raise ModelError(f"the weights file {path} is not a state dict of tensors; save module.state_dict()")
     return state
 
 
-def _some(names: Sequence[str]) -> str:
+def _first(names: Sequence[str]) -> str:
     return ", ".join(names[:2]) + ", ..." * (len(names) > 2) if names else "none"

@@ -1,4 +1,4 @@
-"""Class scores in what transformers' models answer with: one reader for their many kinds of output."""
+"""Class scores of transformers' models: one reader for their many output types."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,84 +8,84 @@ import torch
 from torch import Tensor
 
 from glowmap.errors import Remedy, TargetError
-from glowmap.outputs import read_logits as read_plain
+from glowmap.outputs import read_logits as read_class_scores
 
 
 @dataclass(frozen=True)
 class ClassScoreReader:
-    """Read image x class (x rows x columns) from an output, of whichever kind it is.
+    """Returns image x class (x rows x columns) from an output of any type.
 
-    ``logits`` are taken as they are, for classes and for pixels; at the last token where they are a language model's (pad on
-    the left), and as the highest of all queries, without the class of no object, where they are a detector's. Further kinds:
-    queries with a class and a mask each (:func:`dense_logits`), the likeness to texts (``logits_per_image``, ``itm_score``), and
-    depth, as a single class. ``labels`` and ``vocabulary`` are the counts of the model's config: no labels where its classes
-    are the texts that it is given.
+    ``logits`` are returned as they are for classes and pixels; for a language model those of the last token (pad on the left),
+    for a detector the maximum over queries, without the class that means no object. Further types are queries with a class and a
+    mask each (:func:`dense_logits`), similarity to texts (``logits_per_image``, ``itm_score``), and depth, as a single class.
+
+    ``labels`` and ``vocabulary`` are the counts of the model's config; no labels where its classes are the texts in its input.
     """
 
     labels: int = 0
     vocabulary: int = 0
 
-    def __call__(self, output: Any) -> Tensor:
-        if not isinstance(output, Mapping):
-            return read_plain(output)
+    def __call__(self, raw: Any) -> Tensor:
+        if not isinstance(raw, Mapping):
+            return read_class_scores(raw)
         for keys, read in _READERS:
-            if all(isinstance(output.get(key), Tensor) for key in keys):
-                return read(self, output)
+            if all(isinstance(raw.get(key), Tensor) for key in keys):
+                return read(self, raw)
         raise TargetError(
-            f"no class scores are found in the model's output, a {type(output).__name__} with the keys "
-            f"{', '.join(map(str, output))}",
+            f"no class scores are found in the model's output, a {type(raw).__name__} with the keys "
+            f"{', '.join(map(str, raw))}",
             remedy=Remedy(
                 "pass target=a callable from this output to one score per image, or load the model with a head"
             ),
         )
 
-    def queries(self, output: Mapping[str, Any]) -> Tensor:
-        """Image x class of a detector that asks by queries: the highest logit of each class."""
-        logits: Tensor = output["logits"]
+    def query_maxima(self, raw: Mapping[str, Any]) -> Tensor:
+        """Return image x class of a detector with queries: the maximum of each class logit."""
+        logits: Tensor = raw["logits"]
         return self.objects(logits).amax(1)
 
     def objects(self, logits: Tensor) -> Tensor:
-        """Drop the class of no object, the last, which some detectors have and others lack."""
+        """Remove the last class where it means no object; only some detectors have it."""
         return logits[..., :-1] if self.labels and logits.shape[-1] == self.labels + 1 else logits
 
-    def plain(self, output: Mapping[str, Any]) -> Tensor:
-        """Logits as they are, or those of the last token of a text."""
-        logits: Tensor = output["logits"]
+    def plain(self, raw: Mapping[str, Any]) -> Tensor:
+        """Return the logits as they are, or those of the last token of a text."""
+        logits: Tensor = raw["logits"]
         return logits[:, -1] if logits.ndim == 3 and logits.shape[-1] == self.vocabulary else logits
 
 
 def dense_logits(classes: Tensor, masks: Tensor) -> Tensor:
-    """Combine queries' classes and masks into scores of every class at every place, as the published inference does.
+    """Combine the classes and masks of queries into class scores per pixel, as in published inference.
 
-    ``classes`` are logits, image x query x class, the last of which is no object; ``masks`` are logits, image x query x rows x
-    columns. The sum over queries of the class's probability times the mask's: Cheng et al., NeurIPS 2021, arXiv:2107.06278,
-    section 3.4 (semantic inference), which Mask2Former, OneFormer and EoMT keep.
+    ``classes`` are logits, image x query x class, the last class meaning no object; ``masks`` are logits, image x query x rows x
+    columns. The result is the sum over queries of class probability times mask probability: Cheng et al., NeurIPS 2021,
+    arXiv:2107.06278, section 3.4 (semantic inference), also used by Mask2Former, OneFormer and EoMT.
     """
     probabilities = classes.softmax(-1)[..., :-1]
     return torch.einsum("nqc,nqhw->nchw", probabilities, masks.sigmoid())
 
 
-def _masked(_: ClassScoreReader, output: Mapping[str, Any]) -> Tensor:
-    return dense_logits(output["class_queries_logits"], output["masks_queries_logits"])
+def _mask_classes(_: ClassScoreReader, raw: Mapping[str, Any]) -> Tensor:
+    return dense_logits(raw["class_queries_logits"], raw["masks_queries_logits"])
 
 
-def _texts_of_masks(_: ClassScoreReader, output: Mapping[str, Any]) -> Tensor:
-    logits: Tensor = output["logits"]  # one map for each pair of picture and text
+def _text_masks(_: ClassScoreReader, raw: Mapping[str, Any]) -> Tensor:
+    logits: Tensor = raw["logits"]  # one map for each pair of image and text
     return logits.unsqueeze(1) if logits.ndim == 3 else logits
 
 
-def _depth(_: ClassScoreReader, output: Mapping[str, Any]) -> Tensor:
-    depth: Tensor = output["predicted_depth"]
+def _depth(_: ClassScoreReader, raw: Mapping[str, Any]) -> Tensor:
+    depth: Tensor = raw["predicted_depth"]
     return depth.unsqueeze(1) if depth.ndim == 3 else depth
 
 
-# The first whose keys are all there; logits stand for something else where boxes or embeddings of texts stand beside them.
+# The first whose keys are all present. Logits mean something else where boxes or text embeddings come with them.
 _READERS: tuple[tuple[tuple[str, ...], Callable[[ClassScoreReader, Mapping[str, Any]], Tensor]], ...] = (
-    (("class_queries_logits", "masks_queries_logits"), _masked),
-    (("logits", "pred_boxes"), ClassScoreReader.queries),
-    (("logits", "conditional_embeddings"), _texts_of_masks),
+    (("class_queries_logits", "masks_queries_logits"), _mask_classes),
+    (("logits", "pred_boxes"), ClassScoreReader.query_maxima),
+    (("logits", "conditional_embeddings"), _text_masks),
     (("logits",), ClassScoreReader.plain),
-    (("logits_per_image",), lambda _, output: output["logits_per_image"]),
-    (("itm_score",), lambda _, output: output["itm_score"]),
+    (("logits_per_image",), lambda _, raw: raw["logits_per_image"]),
+    (("itm_score",), lambda _, raw: raw["itm_score"]),
     (("predicted_depth",), _depth),
 )
