@@ -1,9 +1,8 @@
-"""The road: model + images -> layer -> capture -> score -> evidence -> method -> explanation."""
+"""The main path: a model and images, their layers, a forward pass, scores, evidence, methods, and the explanations."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, TypeAlias, overload
 
 import torch
@@ -12,35 +11,32 @@ from torch import nn
 from glowmap import tree
 from glowmap.capture import borrow, call_model
 from glowmap.errors import LayerError, TargetError
-from glowmap.evidence.cautions import MethodMap, blind_cautions, changed_cautions, map_cautions
+from glowmap.evidence.cautions import map_cautions, smoothing_cautions
 from glowmap.evidence.forward_pass import ForwardPass
 from glowmap.evidence.kinds import ATTENTION, INPUT, is_cheap, pass_options
-from glowmap.evidence.maps import Job, _averaged, _maps, _score
-from glowmap.evidence.preparation import prepared
-from glowmap.evidence.scored_pass import ScoredPass
+from glowmap.evidence.maps import Job, MethodMap, method_maps, score_target, smoothed_maps
+from glowmap.evidence.preparation import Prepared, prepared
 from glowmap.evidence.session import Session, open_session
 from glowmap.explanation.explanation import Explanation, Explanations
-from glowmap.inputs import Batch
 from glowmap.layers import Choice, LayerName, Surveyed, find_layers, surveyed
-from glowmap.methods import METHODS, Method, read_methods, read_smoothing
+from glowmap.methods import METHODS, Method, read_methods, read_smoothing, reduced_for
 from glowmap.models import Model, as_model
-from glowmap.outputs import ModelOutput
-from glowmap.targets import Target, TargetLike, as_targets
+from glowmap.targets import TargetLike, as_targets
+
+MethodLike: TypeAlias = str | Method
+_DEFAULT, _LOCAL_DEFAULT = "grad_cam", "hires_cam"  # for targets about the whole image, and about a part of it
 
 
 def survey(model: nn.Module | Model, images: Any, *, depth: int = 2) -> list[Surveyed]:
     """Run the model once and list the layers worth naming, at most ``depth`` names deep, in the order in which they ran."""
-    asked = as_model(model)
-    batch = asked.read(images)
-    with borrow(asked.module), torch.no_grad():
-        heard = asked.text_interface.passes(asked, batch, []) if asked.text_interface is not None else ()
-        model_of_pass = heard[0].model if heard else asked
-        with model_of_pass.around_forward(asked.module), surveyed(asked.module, batch.images, depth=depth) as rows:
-            call_model(asked.module, heard[0].batch if heard else batch)
+    model = as_model(model)
+    batch = model.read(images)
+    with borrow(model.module), torch.no_grad():
+        passes = model.text_interface.passes(model, batch, []) if model.text_interface is not None else ()
+        model_of_pass = passes[0].model if passes else model
+        with model_of_pass.around_forward(model.module), surveyed(model.module, batch.images, depth=depth) as rows:
+            call_model(model.module, passes[0].batch if passes else batch)
     return rows
-
-
-MethodLike: TypeAlias = str | Method
 
 
 @overload
@@ -81,21 +77,28 @@ def explain(
 ) -> Any:
     """Show where a layer holds the evidence for a score, for one picture or a batch.
 
-    ``model`` is any module (then ``images`` are its input tensors: a tensor, a tuple of arguments, a dict of keywords) or what
-    ``glowmap.load`` returned (then also paths, PIL pictures, arrays, bytes, or a list of them). ``target`` is a class by index
-    or name, a question of :mod:`glowmap.targets` (pixels, an object under a point, a detection, a sentence, a unit, and what
-    negates and contrasts these), a callable from the raw output to one score per image, a tensor with a class index for each
-    image, or None for the model's own answer: the likeliest class, the one predicted at most pixels, the surest detection, or
-    the words that it says. ``layer`` is a dotted name or a module of the model, or None for the one that is found by evidence
-    (``glowmap.Explainer(model).find(images)`` says which and why). ``method`` is a name of ``METHODS``, or one of them with its
-    parameters set, ``METHODS["rise"].with_parameters(masks=2000)``; None is hires_cam for questions about a part of the places
-    (pixels, detections) and grad_cam for others. A list of targets, of methods or of layers gives :class:`Explanations`, question
-    by question, method by method and layer by layer, from one forward pass, but for texts that the model reads one by one.
+    ``model`` is any module, and ``images`` its input (a tensor, a tuple of arguments, a dict of keyword arguments); or
+    ``model`` is what :func:`glowmap.load` returned, and ``images`` may also be paths, PIL pictures, arrays, bytes, or a list
+    of them.
 
-    ``smooth`` averages the maps of changed images ("flips", "scales", "noise", drawn from ``seed``), or takes the "principal"
-    component of the channels in the place of their sum; several are combined.
+    ``target`` is a class by index or name, a target of :mod:`glowmap.targets` (pixels, an object at a point, a detection, a
+    text, a unit, or a combination), a callable from the raw output to one score per image, a tensor with a class for each
+    image, or None for the model's prediction: the likeliest class, the class predicted at most pixels, the surest detection,
+    or the text that it generates.
 
-    Raises an error of the tree in ``glowmap.errors`` for whatever cannot be explained.
+    ``layer`` is the dotted name of a module or the module, or None for the layer that the search finds
+    (``glowmap.Explainer(model).find(images)`` says which and why).
+
+    ``method`` is a name in ``METHODS``, or such a method with other parameters,
+    ``METHODS["rise"].with_parameters(masks=2000)``. None is hires_cam for targets about a part of the picture (pixels,
+    detections) and grad_cam for others.
+
+    ``smooth`` averages the maps of changed images (``"flips"``, ``"scales"``, ``"noise"``, drawn from ``seed``), or takes the
+    ``"principal"`` component of the channels instead of their sum. A list combines them.
+
+    Returns an :class:`Explanation`; for a list of targets, methods or layers :class:`Explanations`, ordered by target, then
+    method, then layer, from one forward pass (one for each text, if the model reads texts one by one). Raises an error of
+    :mod:`glowmap.errors` for what cannot be explained.
     """
     return Explainer(model, layer=layer)(images, target=target, method=method, smooth=smooth, seed=seed)
 
@@ -121,140 +124,134 @@ def compare(
 
 
 class Explainer:
-    """A model and its layers, bound once and asked many times."""
+    """A model and its layers, bound once for many calls."""
 
     def __init__(self, model: nn.Module | Model, *, layer: LayerName | Sequence[LayerName] | None = None) -> None:
         self.model = as_model(model)
-        self._one_layer = not isinstance(layer, list | tuple)
+        self._has_layer_list = isinstance(layer, list | tuple)
         self._named = None if layer is None else find_layers(self.model.module, layer)
         self._choice: Choice | None = None
 
     @property
     def layer(self) -> Choice | str | None:
-        """What is explained: the layers named, or the one that was found and why; None before the first images came."""
+        """The named layers, or the layer that was found and why; None before the first images."""
         return self._choice if self._named is None else ", ".join(self._named)
 
     def find(self, images: Any, *, target: Any = None) -> Choice:
-        """Find the layer worth looking at for such images, with the runners-up; known at once if it was found before.
+        """Find the layer to explain for such images, with the runners-up. The result is cached by the shape of the input.
 
-        Raises LayerError where no layer can be read as a grid with a gradient at its places.
+        Raises LayerError where no layer's output can be read as a grid with gradients.
         """
         batch = self.model.read(images)
         with borrow(self.model.module):
             first = prepared(self.model, batch, as_targets(target))[0]
-            with self._session(first.batch, first.model) as session:
-                return session.find(first.questions[0][1])
-
-    @contextmanager
-    def _session(self, batch: Batch, model: Model) -> Iterator[Session]:
-        """Open a session with the (borrowed) model, and remember the layer that it finds."""
-        with open_session(model, batch, self._named) as session:
-            yield session
-        self._choice = next(iter(session.choices.values()), None)
+            with self._session(first) as session:
+                return session.find(first.targets[0][1])
 
     def __call__(
         self, images: Any, *, target: Any = None, method: Any = None, smooth: Any = (), seed: int = 0
     ) -> Explanation | Explanations:
         """Explain images, as :func:`explain` does."""
         explanations = self.explain_all(images, target=target, method=method, smooth=smooth, seed=seed)
-        several = isinstance(target, list | tuple) or isinstance(method, list | tuple) or not self._one_layer
-        return explanations if several or len(explanations) > 1 else explanations[0]
+        has_list = self._has_layer_list or any(isinstance(argument, list | tuple) for argument in (target, method))
+        return explanations if has_list or len(explanations) > 1 else explanations[0]
 
     def explain_all(
         self, images: Any, *, target: Any = None, method: Any = None, smooth: Any = (), seed: int = 0
     ) -> Explanations:
         """Explain images as :func:`explain` does. Returns a sequence also for a single target, method and layer."""
-        kinds = read_smoothing(smooth)
-        chosen = None if method is None else _principal(read_methods(method), kinds)
-        questions = as_targets(target)
-        with torch.inference_mode(False):  # whose tensors autograd may not save
+        smoothing = read_smoothing(smooth)
+        request = _Request(None if method is None else read_methods(method), smoothing, seed)
+        targets = as_targets(target)
+        with torch.inference_mode(False):  # autograd may not save the tensors of inference mode
             batch = self.model.read(images)
-        found: list[tuple[int, Explanation]] = []
+        self._choice = None
+        numbered: list[tuple[int, Explanation]] = []
         with borrow(self.model.module) as was_training:
-            self._choice = None  # until there is one
-            for group in prepared(self.model, batch, questions):
-                with self._session(group.batch, group.model) as visit:
-                    answered = partial(_answered, visit, group.questions, chosen, kinds, seed, was_training)
+            for group in prepared(self.model, batch, targets):
+                with self._session(group) as session:
                     try:
-                        found += answered()
+                        numbered += _explain(session, group, request, was_training)
                     except (LayerError, TargetError):
-                        if not visit.used_cache:
+                        if not session.used_cache:
                             raise
-                        # the layer remembered for such input may not serve this one: another branch ran, another head was asked
-                        found += answered(anew=True)
-        return Explanations(explanation for _, explanation in sorted(found, key=lambda one: one[0]))
+                        # the cached layer may not serve this input: another branch ran, or another head is explained
+                        numbered += _explain(session, group, request, was_training, ignore_cache=True)
+        return Explanations(explanation for _, explanation in sorted(numbered, key=lambda pair: pair[0]))
+
+    @contextmanager
+    def _session(self, group: Prepared) -> Iterator[Session]:
+        """Open a session with the borrowed model, and remember the layer that it finds."""
+        with open_session(group.model, group.batch, self._named) as session:
+            yield session
+        self._choice = next(iter(session.choices.values()), None)
 
     def __repr__(self) -> str:
         return f"<Explainer of {self.model.name} at {self.layer or 'a layer that it will find'}>"
 
 
-def _answered(
-    visit: Session,
-    questions: Sequence[tuple[int, Target]],
-    chosen: list[Method] | None,
-    kinds: list[str],
-    seed: int,
-    was_training: bool,
-    *,
-    anew: bool = False,
+@dataclass(frozen=True)
+class _Request:
+    """How the targets of a call are explained."""
+
+    methods: list[Method] | None  # None: the default for each target
+    smoothing: list[str]
+    seed: int
+
+
+def _explain(
+    session: Session, group: Prepared, request: _Request, was_training: bool, *, ignore_cache: bool = False
 ) -> list[tuple[int, Explanation]]:
-    """Answer questions from one forward pass, each with its number."""
-    planned = chosen or [METHODS["grad_cam"]]  # what is chosen later in its place needs no more
-    options = pass_options(planned)
-    options = replace(options, reruns=bool(kinds) or options.reruns)
-    run, layers = visit.forward([question for _, question in questions], options, ignore_cache=anew)
-    shared = visit.common_fields(run, was_training)  # before a target has its hands on the output
-    asked = [
-        Job(
-            number,
-            question,
-            _score(question, run.output),
-            chosen or _principal(_default(question, run.output), kinds),
-            layers[at],
-        )
-        for at, (number, question) in enumerate(questions)
-    ]
-    run.cautions += changed_cautions(kinds, [one.question for one in asked], run)
-    maps = (
-        _averaged(visit, run, asked, kinds, seed)
-        if kinds
-        else [
-            _maps(one.methods, ScoredPass(run, one.question, one.scores, list(one.layers)), one.layers) for one in asked
-        ]
-    )
+    """Explain a group of targets from one forward pass. Returns the explanations, each with the number of its target."""
+    options = pass_options(request.methods or [METHODS[_DEFAULT]], reruns=bool(request.smoothing))
+    targets = [target for _, target in group.targets]
+    forward_pass, layers = session.forward(targets, options, ignore_cache=ignore_cache)
+    common = session.common_fields(forward_pass, was_training)  # before a target gets, and may overwrite, the output
+    jobs = []
+    for (number, target), names in zip(group.targets, layers, strict=True):
+        scores = score_target(target, forward_pass.output)
+        default = METHODS[_LOCAL_DEFAULT if target.is_local(forward_pass.output) else _DEFAULT]
+        methods = reduced_for(request.methods or [default], request.smoothing)
+        jobs.append(Job(number, target, scores, methods, list(names)))
+    if request.smoothing:
+        forward_pass.cautions += smoothing_cautions(request.smoothing, targets, forward_pass)
+        maps = smoothed_maps(session, forward_pass, jobs, request.smoothing, request.seed)
+    else:
+        maps = [method_maps(forward_pass, job) for job in jobs]
     return [
-        (one.number, _explanation(visit, run, noted, one, " + ".join((one.methods[by].name, *kinds)), layer, shared))
-        for one, own in zip(asked, maps, strict=True)
-        for (by, layer), found in own.items()
-        for noted in [replace(found, cautions=(*found.cautions, *blind_cautions(one.methods[by], one.question)))]
+        (job.number, _explanation(session, forward_pass, job, method_map, request.smoothing, common))
+        for job, maps_of_job in zip(jobs, maps, strict=True)
+        for method_map in maps_of_job
     ]
-
-
-def _default(question: Target, answer: ModelOutput) -> list[Method]:
-    """Choose a method where none is named: an element-wise one where the question is about a part of the places."""
-    return [METHODS["hires_cam" if question.is_local(answer) else "grad_cam"]]
-
-
-def _principal(methods: list[Method], kinds: list[str]) -> list[Method]:
-    return [replace(method, reduction="principal") for method in methods] if "principal" in kinds else methods
 
 
 def _explanation(
-    visit: Session, run: ForwardPass, found: MethodMap, asked: Job, method: str, layer: str, shared: dict[str, Any]
+    session: Session,
+    forward_pass: ForwardPass,
+    job: Job,
+    method_map: MethodMap,
+    smoothing: list[str],
+    common: dict[str, Any],
 ) -> Explanation:
-    answer, question = run.output, asked.question
-    wordings = tuple(question.describe(answer, image) for image in range(answer.batch))
-    own = (*visit.cautions(layer), *question.cautions(answer), *map_cautions(found, layer, wordings))
-    canvas = None if layer in (INPUT, ATTENTION) else answer.canvas
-    said = shared["prediction"]
+    """Put a map together with what else is known of it: names, cautions, annotations."""
+    output, target, layer = forward_pass.output, job.target, method_map.layer
+    names = tuple(target.describe(output, image) for image in range(output.batch))
+    cautions = (
+        *forward_pass.cautions,
+        *session.cautions(layer),
+        *target.cautions(output),
+        *map_cautions(method_map, target, names),
+    )
+    canvas = None if layer in (INPUT, ATTENTION) else output.canvas
+    has_prediction = target.is_class or output.is_detector
     return Explanation(
-        found.raw,
-        tree.full_precision(asked.scores.detach()),
+        method_map.raw,
+        tree.full_precision(job.scores.detach()),
         layer=layer,
-        method=method,
-        target_names=wordings,
-        canvas=canvas or answer.input_size,
-        annotations=tuple(tuple(question.annotations(answer, image)) for image in range(answer.batch)),
-        cautions=tuple(dict.fromkeys((*run.cautions, *own))),
-        **(shared | {"prediction": said if question.is_class or answer.is_detector else None}),
+        method=" + ".join((method_map.method.name, *smoothing)),
+        target_names=names,
+        canvas=canvas or output.input_size,
+        annotations=tuple(tuple(target.annotations(output, image)) for image in range(output.batch)),
+        cautions=tuple(dict.fromkeys(cautions)),
+        **(common if has_prediction else common | {"prediction": None}),
     )

@@ -135,7 +135,7 @@ class Twice(Skipping):
 def test_where_running_on_is_not_proven_the_whole_model_runs_and_a_note_says_so():
     model, batch, kept = Twice().eval(), images(2), []
     found = glowmap.explain(model, batch, target=1, layer="first", method=asking(kept))
-    assert any("running on from layer 'first' alone does not give" in caution for caution in found.cautions)
+    assert any("running the model from layer 'first' on does not give" in caution for caution in found.cautions)
     with torch.no_grad():
         once = model.first(model.act(model.trunk(batch)))
         wanted = [model.head((model.first(once) * factor).mean((2, 3)))[:, 1] for factor in FACTORS]
@@ -151,7 +151,7 @@ class Counting(Skipping):
 
 def test_a_model_whose_answer_depends_on_the_batch_is_not_trusted():
     found = glowmap.explain(Counting().eval(), images(3), target=1, layer="second", method=asking([]))
-    assert any("running on from layer 'second'" in caution for caution in found.cautions)
+    assert any("running the model from layer 'second' on" in caution for caution in found.cautions)
 
 
 def test_all_is_given_back_when_the_head_fails():

@@ -287,7 +287,7 @@ def test_which_of_several_maps_is_taken_is_stated():
     found = glowmap.explain(model, images(), target=1, layer="layer", smooth="flips")
     assert found.cautions == (
         "layer 'layer' returns 2 maps (2 x 8 x 4 x 5, 2 x 8 x 4 x 5); number 2 of them is explained, on which alone the model's "
-        "answer depends",
+        "output depends",
     )
     assert_equal_up_to_rounding(
         found.raw, glowmap.explain(plain, images(), target=1, layer="features", smooth="flips").raw

@@ -97,11 +97,10 @@ class BatchBound(Classifier):
 
 def test_a_model_that_depends_on_its_batch_gets_a_note():
     found = glowmap.explain(BatchBound().eval(), images(3), target=1, method=with_parameters("occlusion"))
-    told = [
-        caution for caution in found.cautions if "gives another answer than before: it depends on the batch" in caution
-    ]
+    told = [caution for caution in found.cautions if "it depends on the batch" in caution]
     assert [caution.split(",")[0] for caution in told] == [
-        f"asked about copies of image {number}" for number in range(3)
+        f"for copies of image {number} the model gives another output than for the image: it depends on the batch"
+        for number in range(3)
     ]
 
 

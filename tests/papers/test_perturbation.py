@@ -460,7 +460,7 @@ def patch_activation(model, image, change):
 def test_resumed_or_not_the_map_is_that_of_whole_passes(name, kind, proven):
     model, batch = kind().double().eval(), images(2, 8, 10).double()
     found = explained(model, batch, name, layer="layer", target=2)
-    assert proven != any("running on from layer 'layer' alone" in caution for caution in found.cautions)
+    assert proven != any("running the model from layer 'layer' on" in caution for caution in found.cautions)
     for image, raw, score in zip(batch, found.raw, found.scores, strict=True):
         A, _ = patch_activation(model, image[None], np.zeros((6, 4, 5)))
         A = A[0].numpy()

@@ -14,9 +14,15 @@ from torch import Tensor, nn
 
 from glowmap import tree
 from glowmap.capture.hooks import output_changed
+from glowmap.cautions import Caution, caution_kind
 from glowmap.errors import LayerError, ModelError, TargetError, summarise
 from glowmap.shapes import Scores, crossed
 
+SEVERAL_RUNS = caution_kind("several-runs", "info", "Name a run of the layer, such as body#1, to explain that one.")
+SEVERAL_MAPS = caution_kind("several-maps", "info", "Name a module inside the layer to explain another of its outputs.")
+UNDER_NO_GRAD = caution_kind(
+    "under-no-grad", "caution", "Remove torch.no_grad() from the model, or name a later layer."
+)
 _NO_GRADIENTS = "a method that needs no gradients"
 
 
@@ -32,6 +38,25 @@ class Activation:
     run: int = 1  # which of its runs
     calls: int = 1  # how often it ran
     node: Any = None  # of the graph, through which the model's output depends on it
+
+    def cautions(self, name: str) -> Iterator[Caution]:
+        """Say which run and which output of the layer is explained, and what its gradients lack."""
+        layer = name.partition("#")[0]
+        if self.calls > 1:
+            run = "its last run" if self.run == self.calls else f"run {self.run}"
+            yield SEVERAL_RUNS(
+                f"layer {layer!r} ran {self.calls} times; {run} is explained ({layer + '#1'!r} names the first)"
+            )
+        if len(self.shapes) > 1:
+            shapes = ", ".join(map(crossed, self.shapes))
+            yield SEVERAL_MAPS(
+                f"layer {layer!r} returns {len(self.shapes)} maps ({shapes}); number {self.part + 1} of them is explained, on "
+                "which alone the model's output depends"
+            )
+        if self.in_no_grad:
+            yield UNDER_NO_GRAD(
+                f"the model runs layer {name!r} under torch.no_grad(); what it computes from it there is missing in the gradients"
+            )
 
 
 @dataclass

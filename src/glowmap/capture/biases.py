@@ -13,7 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from glowmap.cautions import Caution, caution_kind
 from glowmap.shapes import Scores
+
+_INCOMPLETE = caution_kind(
+    "incomplete-terms", "caution", "Use a method that does not rest on a piecewise linear network."
+)
 
 _ADDITIONS = {
     **dict.fromkeys(("add", "__radd__"), "add"),
@@ -77,7 +82,7 @@ class _Watched(torch.autograd.Function):
         return gradient, None
 
 
-def completeness_gap(terms: Sequence[Tensor], scores: Scores, precision: torch.dtype) -> list[str]:
+def completeness_gap(terms: Sequence[Tensor], scores: Scores, precision: torch.dtype) -> list[Caution]:
     """Compare the terms' sum with the score, image by image: they are equal where the network is piecewise linear."""
     sums = torch.stack([term.flatten(1).sum(1) for term in terms]).sum(0)
     # each term is known to the rounding of the model's own precision
@@ -85,8 +90,11 @@ def completeness_gap(terms: Sequence[Tensor], scores: Scores, precision: torch.d
     scores = scores.detach().to(sums.dtype)
     off = (sums - scores).abs() > _SHORT * scores.abs() + rounding
     return [
-        f"image {image}: the terms of full_grad add up to {float(sums[image]):.4g}, and the score is {float(scores[image]):.4g}; "
-        "the network is not piecewise linear for this score, or adds something that was not found, which its map lacks"
+        _INCOMPLETE(
+            f"image {image}: the terms of full_grad add up to {float(sums[image]):.4g}, and the score is "
+            f"{float(scores[image]):.4g}; the network is not piecewise linear for this score, or adds something that was not "
+            "found, which its map lacks"
+        )
         for image in off.nonzero().flatten().tolist()
     ]
 

@@ -8,7 +8,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from glowmap.capture.biases import _argument, _depends, _name
+from glowmap.cautions import Caution, caution_kind
 from glowmap.errors import MethodError
+
+_PLAIN_ACTIVATIONS = caution_kind("plain-activations", "caution", "Use a method that fits all activation functions.")
 
 _OTHER_ACTIVATIONS = {
     *("celu", "elu", "gelu", "hardswish", "leaky_relu", "mish", "prelu", "rrelu", "selu", "silu", "softplus"),
@@ -42,7 +45,7 @@ class GuidedReLU(TorchFunctionMode):
         )
         return _GuidedReLU.apply(maps, ceiling, in_place)
 
-    def cautions(self, model: str) -> list[str]:
+    def cautions(self, model: str) -> list[Caution]:
         """Say which activations were not guided; MethodError where none was, as the gradient would be the plain one."""
         others = ", ".join(self._others)
         if not self._guided:
@@ -50,7 +53,9 @@ class GuidedReLU(TorchFunctionMode):
             raise MethodError(
                 f"no ReLU ran on the way from the input of {model}{instead}, so there is nothing to guide; use input_gradient"
             )
-        return [f"only ReLUs are guided; through {others} of {model} the gradient goes as it is"] if others else []
+        if not others:
+            return []
+        return [_PLAIN_ACTIVATIONS(f"only ReLUs are guided; through {others} of {model} the gradient goes as it is")]
 
 
 class _GuidedReLU(torch.autograd.Function):

@@ -20,11 +20,22 @@ from glowmap.capture import (
     replay_prefix,
     same_output,
 )
+from glowmap.cautions import Caution, caution_kind
 from glowmap.errors import GlowmapError, ModelError, TargetError
 from glowmap.inputs import Batch
 from glowmap.layers import Layout, LayoutReader
 from glowmap.outputs import ModelOutput
 from glowmap.shapes import Maps
+
+UNPROVEN_LAYOUT = caution_kind(
+    "layout-unproven", "caution", "Name another layer, or compare the map with that of rise."
+)
+UNSTABLE_OUTPUT = caution_kind(
+    "unstable-output", "caution", "Use a method that does not run the model again: grad_cam."
+)
+SLOW_RERUNS = caution_kind(
+    "slow-reruns", "info", "Name another layer, or a method that does not rerun the head: grad_cam."
+)
 
 
 @dataclass
@@ -75,6 +86,18 @@ class ForwardPass:
         """Add a caution, once."""
         if caution not in self.cautions:
             self.cautions.append(caution)
+
+    def layer_cautions(self) -> list[Caution]:
+        """Return what is unusual about the recorded layers and how they are read."""
+        cautions = [caution for name, activation in self.activations.items() for caution in activation.cautions(name)]
+        unproven = [
+            UNPROVEN_LAYOUT(
+                f"the output of layer {name!r} was read as {self.layout(name)}, which could not be proven by where its cells look"
+            )
+            for name in self.layers
+            if name in self.layouts.unproven
+        ]
+        return [*unproven, *cautions]
 
     @property
     def is_dense(self) -> bool | None:
@@ -143,8 +166,10 @@ class ForwardPass:
             self._unlike_copies.add(image)
         if image in self._unlike_copies:
             self.caution(
-                f"asked about copies of image {image}, the model gives another answer than before: it depends on the batch, on "
-                "chance or on how often it is called, and so does this map"
+                UNSTABLE_OUTPUT(
+                    f"for copies of image {image} the model gives another output than for the image: it depends on the batch, on "
+                    "chance or on how often it is called, and so does this map"
+                )
             )
 
     def _copies_are_alike(self, image: int) -> bool:
@@ -204,8 +229,10 @@ class ForwardPass:
         if self._can_replay[layer, image]:
             return replay_prefix
         self.caution(
-            f"running on from layer {layer!r} alone does not give the model's output again, so the whole model is run for each "
-            "question about changed maps, which is slow"
+            SLOW_RERUNS(
+                f"running the model from layer {layer!r} on does not give its output again, so the whole model runs for each "
+                "changed map, which is slow"
+            )
         )
         self._check_copies(image)
         return patch_activation

@@ -112,8 +112,8 @@ class PassOptions:
     needs_layers: bool = True
 
 
-def pass_options(methods: Sequence[Method]) -> PassOptions:
-    """Say what one forward pass must do to serve these methods.
+def pass_options(methods: Sequence[Method], *, reruns: bool = False) -> PassOptions:
+    """Say what one forward pass must do to serve these methods. With ``reruns`` the model runs again in any case.
 
     A mode may change the gradients, so the pass runs in one only if all gradients are computed in it. Evidence that needs
     another mode runs the model again.
@@ -125,7 +125,7 @@ def pass_options(methods: Sequence[Method]) -> PassOptions:
         graph=any(kind.graph == "layer" for kind in kinds),
         input_graph=any(kind.graph == "input" and kind.mode is mode for kind in kinds),
         mode=mode,
-        reruns=any(kind.reruns or kind.grid in ("input", "attention") for kind in kinds),
+        reruns=reruns or any(kind.reruns or kind.grid in ("input", "attention") for kind in kinds),
         resumes=any(kind.reruns == "head" for kind in kinds),
         needs_layers=any(map_places(method, ["layer"]) == ["layer"] for method in methods),
     )

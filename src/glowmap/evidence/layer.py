@@ -34,9 +34,10 @@ def class_weights(scored: ScoredPass, layer: str) -> Tensor:
     The head is recognised by what it computes. Its rows are weighed as the score weighs the logits. Raises MethodError for a
     model with another head.
     """
-    module, output = scored.forward_pass.module, scored.forward_pass.output.outputs
+    module = scored.forward_pass.module
     pooled = scored.once(activations, layer).flatten(2).mean(2)
     for weight, bias in _linear_heads(module):
+        output = scored.forward_pass.output.outputs
         if weight.shape != (output.shape[1], pooled.shape[1]) or output.ndim != 2:
             continue
         logits = F.linear(pooled, tree.full_precision(weight), None if bias is None else tree.full_precision(bias))

@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NoReturn, TypeAlias
+from typing import NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from glowmap import tree
 from glowmap.errors import ModelError, TargetError
-from glowmap.evidence.cautions import MethodMap
 from glowmap.evidence.forward_pass import ForwardPass
 from glowmap.evidence.kinds import INPUT, map_places, pass_options
 from glowmap.evidence.layer import averaged_away, cells_without_gradient
@@ -21,108 +20,134 @@ from glowmap.methods.smoothing import Variant, resize_like, variants
 from glowmap.metrics import energy_share
 from glowmap.outputs import ModelOutput
 from glowmap.progress import tracked
-from glowmap.shapes import RawMaps, Scores
+from glowmap.shapes import Flags, RawMaps, Scores
 from glowmap.targets import Target, pin_images
 
 
 @dataclass(frozen=True)
 class Job:
-    """A question that was put: its number, its score, and by which methods and at which layers it is explained."""
+    """A target to explain: its place in the call, its scores, and the methods and layers to explain it by."""
 
     number: int
-    question: Target
+    target: Target
     scores: Scores
-    methods: list[Method]
-    layers: dict[str, nn.Module]
+    methods: Sequence[Method]
+    layers: Sequence[str]
 
 
-_Maps: TypeAlias = dict[tuple[int, str], MethodMap]  # by the method's number and the layer
+@dataclass(frozen=True)
+class MethodMap:
+    """The raw maps of a method at a layer, one an image, and for a method that needs gradients what these say of the maps."""
+
+    raw: RawMaps
+    method: Method
+    layer: str  # or the names of all layers that are joined, or what else the maps lie on
+    cautions: tuple[str, ...] = ()  # from making the evidence
+    has_no_gradient: Flags | None = None  # the score's gradient is zero in every cell
+    unused_heat: Scores | None = None  # the share of the heat in cells where it is zero
+    averaged_away: Scores | None = (
+        None  # the share of the gradients' power that is lost by averaging them over the grid
+    )
 
 
-def _averaged(visit: Session, run: ForwardPass, asked: Sequence[Job], kinds: list[str], seed: int) -> list[_Maps]:
-    """Average the maps of changed images, laid back over each other; the questions are those of the unchanged ones."""
-    sums: dict[tuple[int, int, str], RawMaps] = {}
-    cautions: dict[tuple[int, int, str], dict[str, None]] = {}
-    changes = variants(kinds, run.batch.images, seed)
-    grids = {name: run.maps(name, run.recording[name].output.detach())[:, :1] for name in run.layers}
-    grids[INPUT] = run.batch.images[:, :1]
-    fixed = [pin_images(one.question, run.output) for one in asked]
-    options = pass_options([method for one in asked for method in one.methods])
-    for change in tracked(changes, len(changes), "smoothing"):
-        again = visit.run(
-            run.layers,
-            replace(options, reruns=True),
-            batch=run.batch.changed(change.change),
-            realign=partial(_back, change, run),
-        )
-        for at, (one, question) in enumerate(zip(asked, fixed, strict=True)):
-            scored = ScoredPass(again, question, _score(question, again.output), list(one.layers))
-            for (method, layer), found in _maps(one.methods, scored, one.layers).items():
-                key, back = (at, method, layer), change.undo(found.raw[:, None])
-                back = resize_like(back, grids.setdefault(layer, back))[:, 0]
-                sums[key] = sums[key] + back if key in sums else back
-                cautions.setdefault(key, {}).update(dict.fromkeys(found.cautions))
-    maps: list[_Maps] = [{} for _ in asked]
-    for (at, method, layer), total in sums.items():
-        maps[at][method, layer] = MethodMap(total / len(changes), cautions=tuple(cautions[at, method, layer]))
-    return maps
-
-
-def _score(question: Target, answer: ModelOutput) -> Scores:
-    """Ask the target, hold it to its contract, and refuse one that wrote into the output, which the next would read."""
-    outputs = list(tree.leaves(answer.raw))
-    versions = [output._version for output in outputs]
-    scores = question.checked_score(answer)
-    if [output._version for output in outputs] != versions:
+def score_target(target: Target, output: ModelOutput) -> Scores:
+    """Score a target. Raises TargetError for one that writes into the output, which others read."""
+    tensors = list(tree.leaves(output.raw))
+    versions = [tensor._version for tensor in tensors]
+    scores = target.checked_score(output)
+    if [tensor._version for tensor in tensors] != versions:
         raise TargetError(
-            f"the target {question.describe(answer, 0)!r} writes into the model's output in place; write output * 2, not "
+            f"the target {target.describe(output, 0)!r} writes into the model's output in place; write output * 2, not "
             "output *= 2"
         )
     return scores
 
 
-def _maps(methods: Sequence[Method], scored: ScoredPass, layers: dict[str, nn.Module]) -> _Maps:
-    """Apply every method at every layer, or once at the input, in the order in which they were asked for."""
-    return {
-        (number, layer): _map(method, scored, layer)
-        for number, method in enumerate(methods)
-        for layer in map_places(method, list(layers))
+def method_maps(forward_pass: ForwardPass, job: Job) -> list[MethodMap]:
+    """Apply every method of a job at each of its layers, or once where it needs none."""
+    scored = ScoredPass(forward_pass, job.target, job.scores, job.layers)
+    return [_method_map(method, scored, layer) for method in job.methods for layer in map_places(method, job.layers)]
+
+
+def smoothed_maps(
+    session: Session, forward_pass: ForwardPass, jobs: Sequence[Job], smoothing: Sequence[str], seed: int
+) -> list[list[MethodMap]]:
+    """Average the maps of changed images after undoing the changes. The targets are those of the unchanged images."""
+    changes = variants(smoothing, forward_pass.batch.images, seed)
+    grids = {
+        layer: forward_pass.maps(layer, forward_pass.recording[layer].output.detach()) for layer in forward_pass.layers
     }
+    grids[INPUT] = forward_pass.batch.images
+    targets = [pin_images(job.target, forward_pass.output) for job in jobs]
+    options = pass_options([method for job in jobs for method in job.methods], reruns=True)
+    sums: list[list[MethodMap]] = []
+    for change in tracked(changes, len(changes), "smoothing"):
+        changed = session.run(
+            forward_pass.layers,
+            options,
+            batch=forward_pass.batch.changed(change.change),
+            realign=partial(_realign, change, forward_pass),
+        )
+        for number, (job, target) in enumerate(zip(jobs, targets, strict=True)):
+            changed_job = replace(job, target=target, scores=score_target(target, changed.output))
+            maps = [_undo(change, method_map, grids) for method_map in method_maps(changed, changed_job)]
+            sums[number:] = [list(map(_add, sums[number], maps))] if number < len(sums) else [maps]
+    return [[replace(total, raw=total.raw / len(changes)) for total in maps] for maps in sums]
 
 
-def _map(method: Method, scored: ScoredPass, layer: str) -> MethodMap:
+def _method_map(method: Method, scored: ScoredPass, layer: str) -> MethodMap:
     """Apply a method. Raises ModelError for a map that is not finite."""
-    noted = scored.forward_pass.cautions
-    before = len(noted)
-    parts = scored.evidence(method.needs, layer)
-    with torch.autocast(scored.images.device.type, enabled=False):  # a method's arithmetic is done where it is safe
-        raw = torch.cat([method(**part) for part in parts])
-    cautions = tuple(noted[before:])
-    del noted[before:]  # they are of this map alone
-    if not raw.isfinite().all():  # what is not finite in the evidence shows in the map: one small test for all
-        tensors = [kind for kind, value in parts[0].items() if isinstance(value, Tensor)]
-        known = {kind: torch.cat([part[kind] for part in parts]) for kind in tensors}
-        _refuse_not_finite({**known, f"{method.name} map": raw}, layer)
+    cautions = scored.forward_pass.cautions
+    before = len(cautions)
+    evidence = scored.evidence(method.needs, layer)
+    with torch.autocast(
+        scored.images.device.type, enabled=False
+    ):  # half precision is not enough for a method's arithmetic
+        raw = torch.cat([method(**part) for part in evidence])
+    own_cautions = tuple(cautions[before:])
+    del cautions[before:]  # they are about this map alone
+    if not raw.isfinite().all():  # a map is finite only if its evidence is: one cheap test for all
+        _refuse_not_finite(method, evidence, raw, layer)
     if "gradients" not in method.needs:
-        return MethodMap(raw, cautions=cautions)
+        return MethodMap(raw, method, layer, own_cautions)
     zero = scored.once(cells_without_gradient, layer)
-    unused = energy_share(raw.relu(), zero) if raw.shape == zero.shape else None
-    cancelled = scored.once(averaged_away, layer) if method.pools else None
-    return MethodMap(raw, zero.flatten(1).all(1), unused, cautions, cancelled, method.name)
+    return MethodMap(
+        raw,
+        method,
+        layer,
+        own_cautions,
+        has_no_gradient=zero.flatten(1).all(1),
+        unused_heat=energy_share(raw.relu(), zero) if raw.shape == zero.shape else None,
+        averaged_away=scored.once(averaged_away, layer) if method.pools else None,
+    )
 
 
-def _back(change: Variant, run: ForwardPass, logits: Tensor) -> Tensor:
-    """Lay what a dense model says of a changed image over what it says of the image itself."""
-    dense = logits.ndim > 2 and logits[0, 0].numel() > 1
-    return resize_like(change.undo(logits), run.output.logits) if dense else logits
-
-
-def _refuse_not_finite(evidence: dict[str, Tensor], layer: str) -> NoReturn:
-    for kind, maps in evidence.items():
-        wrong = [str(i) for i, image in enumerate(maps) if not image.isfinite().all()]
-        if wrong:
+def _refuse_not_finite(method: Method, evidence: Sequence[dict[str, object]], raw: RawMaps, layer: str) -> NoReturn:
+    kinds = [kind for kind, value in evidence[0].items() if isinstance(value, Tensor)]
+    tensors = {kind: torch.cat([part[kind] for part in evidence]) for kind in kinds}  # type: ignore[misc] # tensors all
+    for name, tensor in {**tensors, f"{method.name} map": raw}.items():
+        images = [str(number) for number, image in enumerate(tensor) if not image.isfinite().all()]
+        if images:
             raise ModelError(
-                f"NaN or infinity in the {kind} of layer {layer!r} for image {', '.join(wrong[:10])}; "
+                f"NaN or infinity in the {name} of layer {layer!r} for image {', '.join(images[:10])}; "
                 "look for overflow (half precision?), division by zero or damaged weights in the model"
             )
     raise AssertionError("called for a map that is not finite")
+
+
+def _realign(change: Variant, forward_pass: ForwardPass, logits: Tensor) -> Tensor:
+    """Undo the change in the logits of a dense model, and resize them to those of the unchanged image."""
+    is_dense = logits.ndim > 2 and logits[0, 0].numel() > 1
+    return resize_like(change.undo(logits), forward_pass.output.logits) if is_dense else logits
+
+
+def _undo(change: Variant, method_map: MethodMap, grids: dict[str, Tensor]) -> MethodMap:
+    """Undo the change in a map, and resize it to the grid for the unchanged image, or to that of the first variant."""
+    raw = change.undo(method_map.raw[:, None])
+    raw = resize_like(raw, grids.setdefault(method_map.layer, raw))[:, 0]
+    return MethodMap(raw, method_map.method, method_map.layer, method_map.cautions)
+
+
+def _add(total: MethodMap, method_map: MethodMap) -> MethodMap:
+    cautions = tuple(dict.fromkeys((*total.cautions, *method_map.cautions)))
+    return replace(total, raw=total.raw + method_map.raw, cautions=cautions)

@@ -22,7 +22,7 @@ class Prepared:
 
     model: Model
     batch: Batch
-    questions: tuple[tuple[int, Target], ...]
+    targets: tuple[tuple[int, Target], ...]
 
 
 def prepared(model: Model, batch: Batch, questions: Sequence[Target]) -> list[Prepared]:

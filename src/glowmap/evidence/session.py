@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from glowmap import tree
 from glowmap.capture import call_model, record, record_prefix
-from glowmap.cautions import Caution
-from glowmap.evidence.cautions import run_cautions
+from glowmap.cautions import Caution, caution_kind
 from glowmap.evidence.forward_pass import ForwardPass
 from glowmap.evidence.kinds import INPUT, PassOptions
 from glowmap.inputs import Batch
@@ -24,6 +23,7 @@ from glowmap.outputs import ModelOutput
 from glowmap.outputs.prediction import predicted_by
 from glowmap.targets import Target
 
+TRAINING_MODE = caution_kind("training-mode", "info", "Nothing, or call model.eval() before.")
 Realign = Callable[[Tensor], Tensor]
 
 
@@ -133,12 +133,19 @@ class Session:
 
     def common_fields(self, forward_pass: ForwardPass, was_training: bool) -> dict[str, Any]:
         """Return the fields that all explanations of one forward pass share, and add its cautions to it."""
-        model_cautions = [*self.model.cautions, *self.model.input_cautions(forward_pass.batch)]
-        forward_pass.cautions[:0] = [*model_cautions, *run_cautions(forward_pass, was_training)]
+        batch = forward_pass.batch
+        cautions: list[str] = [*self.model.cautions, *self.model.input_cautions(batch)]
+        if was_training:
+            cautions.append(
+                TRAINING_MODE(
+                    "the model is in training mode; it was explained in evaluation mode and given back as it was"
+                )
+            )
+        forward_pass.cautions[:0] = [*cautions, *batch.cautions(), *forward_pass.layer_cautions()]
         return {
             "model": self.model.name,
             "input_size": forward_pass.output.input_size,
-            "pictures": forward_pass.batch.pictures,
+            "pictures": batch.pictures,
             "prediction": predicted_by(forward_pass.output),
         }
 

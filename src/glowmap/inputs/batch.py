@@ -7,11 +7,15 @@ from typing import Any
 from torch import Tensor
 
 from glowmap import tree
+from glowmap.cautions import Caution, caution_kind
 from glowmap.errors import InputError
 from glowmap.inputs.pictures import Drawable, pictures_of
 from glowmap.shapes import Images, crossed
 
 PICTURE_KEYWORDS = ("pixel_values", "image", "images")  # the keywords under which libraries take pictures
+
+
+FIRST_INPUT = caution_kind("first-input", "info", "Reorder the model's arguments to explain another of its inputs.")
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,18 @@ class Batch:
 
         arguments, keywords = tree.map([self.arguments, self.keywords], copy_once)
         return Batch(arguments, keywords, copy_once(self.images), self.pictures)
+
+    def cautions(self) -> list[Caution]:
+        """Say which of several similar tensors is taken for the images."""
+        tensors = {id(tensor): tensor for tensor in tree.leaves([self.arguments, self.keywords])}
+        similar = [
+            tensor for tensor in tensors.values() if tensor.is_floating_point() and tensor.ndim == self.images.ndim
+        ]
+        if len(similar) < 2:
+            return []
+        shapes = ", ".join(crossed(tensor.shape) for tensor in similar)
+        axes = self.images.ndim
+        return [FIRST_INPUT(f"of {len(similar)} inputs with {axes} axes ({shapes}) the first is taken for the images")]
 
     def changed(self, change: Callable[[Images], Images]) -> "Batch":
         """Replace the images, wherever the arguments hold them, by ``change(images)``."""

@@ -17,3 +17,4 @@ from glowmap.methods._method import Method as Method
 from glowmap.methods._method import Query as Query
 from glowmap.methods._method import read_methods as read_methods
 from glowmap.methods._method import read_smoothing as read_smoothing
+from glowmap.methods._method import reduced_for as reduced_for

@@ -127,6 +127,11 @@ def read_methods(method: Any) -> list[Method]:
     return [METHODS[entry] if isinstance(entry, str) else entry for entry in methods]
 
 
+def reduced_for(methods: list[Method], smoothing: list[str]) -> list[Method]:
+    """Return the methods as a kind of smoothing needs them: with the principal component of their terms, not the sum."""
+    return [replace(entry, reduction="principal") for entry in methods] if "principal" in smoothing else methods
+
+
 def read_smoothing(smooth: Any) -> list[str]:
     """Read the kinds of smoothing, given by name. Raises MethodError for a name that is no kind."""
     names = [smooth] if isinstance(smooth, str) else smooth

@@ -29,6 +29,7 @@ class Variant:
     undo: Change
 
 
+MOVING = frozenset({"flips", "scales"})  # after which a place of the image is elsewhere
 SMOOTHING: Registry[Callable[[Images, int], list[Variant]]] = Registry("smoothing", MethodError)
 
 
