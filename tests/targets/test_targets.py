@@ -468,3 +468,24 @@ def test_cautions_keep_their_code_for_each_image_of_a_batch(classifier):
     assert saturated.code == "probability-saturated"
     assert saturated.endswith("(image 0)")
     assert others == ["a sentence of the user's (image 1)"]
+
+
+def test_children_without_a_way_to_replace_them_are_refused(classifier):
+    class Twice(Sum):
+        with_children = Target.with_children
+
+    with pytest.raises(TargetError, match="Twice has children and does not define with_children"):
+        explain(classifier, images(2), Twice(glowmap.targets.Category(1)))
+
+
+def test_a_target_with_a_layer_score_of_its_own_shares_no_layer(classifier):
+    class Scored(Second, Target):
+        def layer_score(self, output):
+            return output.logits[:, 1].sum()[None]
+
+    assert Scored().has_layer_score
+    assert Sum(Scored()).has_layer_score
+    assert PerImage([1, Scored()]).has_layer_score
+    assert not PerImage([1, 2]).has_layer_score
+    assert glowmap.targets.Unit(1).has_layer_score
+    assert glowmap.explain(classifier, images(1), target=Scored()).raw.abs().max() > 0

@@ -155,7 +155,7 @@ def _static_key(target: Target) -> Hashable | None:
 def _leaf_keys(target: Target, read_output: Callable[[], ModelOutput]) -> Hashable | None:
     with suppress(TargetError):  # it is raised again where the target is scored
         keys = tuple(leaf.layer_key(read_output) for leaf in target.leaves() if leaf.has_layer_score)
-        return None if None in keys else keys
+        return keys if keys and None not in keys else None
     return None
 
 

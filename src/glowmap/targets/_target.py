@@ -47,7 +47,7 @@ class Target(ABC):
     - a target made of other targets overrides :meth:`children` and :meth:`with_children`. The defaults of all other methods then
       combine the answers of its children;
     - a target about a part of the picture overrides :meth:`is_local` and :meth:`annotations`;
-    - a target that not every layer leads to overrides :meth:`layer_score`, :meth:`layer_key` and ``has_layer_score``;
+    - a target that not every layer leads to overrides :meth:`layer_score` and :meth:`layer_key`;
     - a target that reads the output of inner layers overrides :meth:`needs_layers`.
     """
 
@@ -71,7 +71,9 @@ class Target(ABC):
 
     def with_children(self, children: Sequence["Target"]) -> "Target":
         """Return a copy with other children, in the order of :meth:`children`."""
-        return self
+        if not self.children():
+            return self
+        raise TargetError(f"{type(self).__name__} has children and does not define with_children; define it")
 
     def for_image(self, image: int) -> "Target":
         """Return the target of one image of the batch, where the images have targets of their own."""
@@ -115,8 +117,9 @@ class Target(ABC):
 
     @property
     def has_layer_score(self) -> bool:
-        """Whether :meth:`layer_score` returns a score, so that the target does not share the layer found for others."""
-        return any(child.has_layer_score for child in self.children())
+        """Whether :meth:`layer_score` is overridden, so that the target does not share the layer found for others."""
+        is_overridden = type(self).layer_score is not Target.layer_score
+        return is_overridden or any(child.has_layer_score for child in self.children())
 
     def layer_score(self, output: ModelOutput) -> Tensor | None:
         """Return the scores (one axis) that a layer for this target must all have a gradient of; None if any layer will do.
@@ -126,10 +129,10 @@ class Target(ABC):
         scores = [score for child in self.children() if (score := child.layer_score(output)) is not None]
         return torch.cat(scores) if scores else None
 
-    def layer_key(self, first: Callable[[], ModelOutput]) -> Hashable | None:
+    def layer_key(self, read_output: Callable[[], ModelOutput]) -> Hashable | None:
         """Return what the layer of a leaf depends on besides the model and the input's shape; None if it must not be cached.
 
-        ``first()`` runs the model once without gradients, where the key depends on its output.
+        ``read_output()`` returns the model's output for the unchanged input; call it only if the key depends on the output.
         """
         return None
 

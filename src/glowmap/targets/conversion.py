@@ -61,6 +61,10 @@ class PerImage(Target):
     def annotations(self, output: ModelOutput, image: int) -> Sequence[Annotation]:
         return self._for_batch(output)[image].annotations(output.only(image), 0)
 
+    @property
+    def has_layer_score(self) -> bool:
+        return any(child.has_layer_score for child in self.children())
+
     def layer_score(self, output: ModelOutput) -> Tensor | None:
         targets = self._targets[: output.batch]  # the search may run the first image alone
         scores = [target.layer_score(output.only(image)) for image, target in enumerate(targets)]
@@ -113,7 +117,7 @@ class FunctionTarget(Target):
     def describe(self, output: ModelOutput, image: int) -> str:
         return getattr(self.function, "__name__", type(self.function).__name__)
 
-    def layer_key(self, first: Callable[[], ModelOutput]) -> Any:
+    def layer_key(self, read_output: Callable[[], ModelOutput]) -> Any:
         """Return the function's code and the plain values of its closure.
 
         A function is often made anew for each call, and holding it would hold all that it refers to.

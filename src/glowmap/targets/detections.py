@@ -61,7 +61,6 @@ class Detection(DetectionTarget):
     number: int = 0
     of: str = "class"
     category: Any = None
-    has_layer_score = True
 
     def __post_init__(self) -> None:
         if not is_whole_number(self.number, 0):
@@ -99,8 +98,8 @@ class Detection(DetectionTarget):
             [candidate_scores(output, image, detection, self.of) for image, detection in detections]
         ).sum(0)
 
-    def layer_key(self, first: Callable[[], ModelOutput]) -> Hashable | None:
-        output = first()
+    def layer_key(self, read_output: Callable[[], ModelOutput]) -> Hashable | None:
+        output = read_output()
         return pyramid_levels(output, self._all_found(output), self.of)
 
     def annotations(self, output: ModelOutput, image: int) -> list[Annotation]:
@@ -147,7 +146,6 @@ class AllDetections(DetectionTarget):
     above: int | float = 0.5
     of: str = "class"
     category: int | str | None = None
-    has_layer_score = True
 
     def __post_init__(self) -> None:
         if not is_number(self.above) or not 0 <= self.above <= 1:
@@ -172,8 +170,8 @@ class AllDetections(DetectionTarget):
     def layer_score(self, output: ModelOutput) -> Tensor:
         return torch.stack([self._sum(output, image, candidate_scores) for image in range(output.batch)]).sum(0)
 
-    def layer_key(self, first: Callable[[], ModelOutput]) -> Hashable | None:
-        output = first()
+    def layer_key(self, read_output: Callable[[], ModelOutput]) -> Hashable | None:
+        output = read_output()
         levels = [pyramid_levels(output, [detection], self.of) for detection in self._found(output, 0)]
         return levels[0] if output.batch == 1 and len(set(levels)) == 1 else None
 

@@ -33,7 +33,6 @@ class _FeatureTarget(Target):
     """A target about features: they are no classes, and their layer must lead to all of them."""
 
     is_class = False
-    has_layer_score = True
 
     def moves_with_image(self, output: ModelOutput) -> bool:
         return not self.is_local(output)
@@ -100,7 +99,7 @@ class Prototype(_FeatureTarget):
     def layer_score(self, output: ModelOutput) -> Tensor:
         return _signed_sum(output.embedding)
 
-    def layer_key(self, first: Callable[[], ModelOutput]) -> tuple[str | None, int]:
+    def layer_key(self, read_output: Callable[[], ModelOutput]) -> tuple[str | None, int]:
         return None, 0  # the layer of the embedding
 
     def cautions(self, output: ModelOutput) -> list[str]:
@@ -163,7 +162,7 @@ class Direction(_FeatureTarget):
     def layer_score(self, output: ModelOutput) -> Tensor:
         return _signed_sum(self._features(output, self._length()))
 
-    def layer_key(self, first: Callable[[], ModelOutput]) -> tuple[str | None, int]:
+    def layer_key(self, read_output: Callable[[], ModelOutput]) -> tuple[str | None, int]:
         return self.layer, 0 if self.layer is None else self._length()
 
     def cautions(self, output: ModelOutput) -> list[str]:
@@ -232,7 +231,7 @@ class Unit(_FeatureTarget):
     def layer_score(self, output: ModelOutput) -> Tensor:
         return _signed_sum(self._features(output))
 
-    def layer_key(self, first: Callable[[], ModelOutput]) -> tuple[str | None, int]:
+    def layer_key(self, read_output: Callable[[], ModelOutput]) -> tuple[str | None, int]:
         return self.layer, 0
 
     def cautions(self, output: ModelOutput) -> list[str]:
