@@ -416,7 +416,7 @@ def test_scaled_dot_product_attention_is_what_it_was(case, dtype):
     assert found.dtype == dtype
     close = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}[dtype]
     torch.testing.assert_close(found, wanted, rtol=close, atol=close)
-    (one,) = watcher.found
+    (one,) = watcher.calls
     assert one.weights.dtype == torch.promote_types(dtype, torch.float32)
     assert not one.weights.isnan().any()
     sums = one.weights.sum(-1)
@@ -443,7 +443,7 @@ def test_multi_head_attention_is_what_it_was(options, batch_first, masked):
     assert (found[1] is None) == (wanted[1] is None)
     if wanted[1] is not None:
         torch.testing.assert_close(found[1], wanted[1])
-    assert watcher.found[0].weights.shape == (2, 2, 5, 7)
+    assert watcher.calls[0].weights.shape == (2, 2, 5, 7)
 
 
 def test_multi_head_attention_without_a_batch():

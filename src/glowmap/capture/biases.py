@@ -1,7 +1,7 @@
-"""Watch the operations of one whole run: guide the gradient through every ReLU, or keep every bias times its gradient.
+"""Record every bias times its gradient, over one whole forward and backward pass.
 
-Operations are watched and not modules, so that functional ReLUs, shared modules and fused layers are seen like any other.
-What was watched acts in the backward pass of that run alone; no module is touched.
+Operations are recorded and not modules, so that functional layers, shared modules and fused layers count like any other. Only the
+backward pass of that forward pass is affected; no module is changed.
 """
 
 import inspect
@@ -32,16 +32,16 @@ _SHORT = 0.01  # of the score, from which on a note says what the terms lack
 
 
 class BiasGradients(TorchFunctionMode):
-    """Keep what every operation that runs inside adds to its input, times the gradient by its output.
+    """Records what every operation inside this context adds to its input, times the gradient with respect to its output.
 
-    Added are the biases of convolutions and linear layers, and constants; of batch norms ``beta - mean gamma / sqrt(var +
-    eps)``; of norms that take mean and variance from the input, what is left beside their linear part: ``f(x) - f'(x) x``.
+    That is the bias of convolutions and linear layers, and constants; of batch norms ``beta - mean gamma / sqrt(var + eps)``; of
+    norms that take mean and variance from the input, what remains beside their linear part: ``f(x) - f'(x) x``.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._found: dict[int, Tensor] = {}
-        self._seen = 0
+        self._terms: dict[int, Tensor] = {}  # by the number of the operation
+        self._count = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = _name(func), kwargs or {}
@@ -49,26 +49,25 @@ class BiasGradients(TorchFunctionMode):
         added, channel = _added(name, func, args, kwargs)
         result = func(*args, **kwargs)
         if added is not None and _depends(result):
-            _Watched.apply(result, self._keeping(self._seen, added, channel))
-            self._seen += 1
+            _ShowGradient.apply(result, self._keep_term(self._count, added, channel))
+            self._count += 1
         return result
 
-    def _keeping(self, number: int, added: Tensor, channel: int) -> Callable[[Tensor], None]:
+    def _keep_term(self, number: int, added: Tensor, channel: int) -> Callable[[Tensor], None]:
         def keep(gradient: Tensor) -> None:
-            wide = gradient.detach().to(torch.promote_types(gradient.dtype, torch.float32))
-            term = added * wide
-            self._found[number] = term.movedim(channel, 1) if term.ndim > 1 else term
+            term = added * gradient.detach().to(torch.promote_types(gradient.dtype, torch.float32))
+            self._terms[number] = term.movedim(channel, 1) if term.ndim > 1 else term
 
         return keep
 
     def terms(self, batch: int) -> list[Tensor]:
-        """List, after the backward pass, batch x channel x the operation's own space, in the order of the forward pass."""
-        found, self._found = self._found, {}  # the next backward pass may not reach all operations
+        """List the terms in the order of the forward pass, each batch x channel x grid, once the backward pass has run."""
+        found, self._terms = self._terms, {}  # the next backward pass may not reach all operations
         return [term for _, term in sorted(found.items()) if term.ndim > 1 and len(term) == batch]
 
 
-class _Watched(torch.autograd.Function):
-    """Nothing, in place, whose gradient is shown to a function on its way."""
+class _ShowGradient(torch.autograd.Function):
+    """In-place identity; its backward hands the gradient to a callback."""
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor, show: Callable[[Tensor], None]) -> Tensor:
@@ -100,7 +99,7 @@ def completeness_gap(terms: Sequence[Tensor], scores: Scores, precision: torch.d
 
 
 def _added(name: str, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Tensor | None, int]:
-    """Find what an operation adds, ready to be multiplied with its output's gradient, and the axis of the channels there."""
+    """Return what an operation adds, in a shape to be multiplied with its output's gradient, and the axis of the channels."""
     changed = _argument(args, kwargs, 0, "input")
     if name in _CONVOLUTIONS:
         return _per_channel(_argument(args, kwargs, 2, "bias"), changed.ndim), 1
@@ -125,12 +124,12 @@ def _per_channel(values: Tensor | None, axes: int) -> Tensor | None:
     return None if values is None else values.detach().reshape(-1, *[1] * (axes - 2))
 
 
-def _constant(name: str, one: Any, other: Any, alpha: float | int) -> tuple[Tensor | None, int]:
-    """Find the side of a sum that does not depend on the image; the model is frozen, so its parameters do not."""
-    if _depends(one) == _depends(other):
+def _constant(name: str, left: Any, right: Any, alpha: float | int) -> tuple[Tensor | None, int]:
+    """Return the side of a sum that does not depend on the image; the model is frozen, so its parameters do not."""
+    if _depends(left) == _depends(right):
         return None, 1
-    of_one, of_other = {"add": (1, alpha), "sub": (1, -alpha), "rsub": (-alpha, 1)}[_ADDITIONS[name]]
-    value, factor, image = (other, of_other, one) if _depends(one) else (one, of_one, other)
+    left_factor, right_factor = {"add": (1, alpha), "sub": (1, -alpha), "rsub": (-alpha, 1)}[_ADDITIONS[name]]
+    value, factor, image = (right, right_factor, left) if _depends(left) else (left, left_factor, right)
     dtype = value.dtype if isinstance(value, Tensor) else torch.promote_types(image.dtype, torch.float32)
     # a copy, as what is added may be changed in place before the gradient comes
     constant = factor * torch.as_tensor(value, dtype=dtype, device=image.device).detach().clone()
@@ -159,7 +158,7 @@ def _shift(
 
 
 def _beside_linear(func: Any, at: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
-    """``f(x) - f'(x) x``, the linear part by two backward passes: ``f'(x)^T u`` is linear in u, with the slope ``f'(x)``."""
+    """Return ``f(x) - f'(x) x``; the linear part by two backward passes, as ``f'(x)^T u`` is linear in u with slope ``f'(x)``."""
     others = {name: value for name, value in kwargs.items() if name != "input"}
     with torch.enable_grad():
         start = at.detach().requires_grad_()

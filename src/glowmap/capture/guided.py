@@ -19,9 +19,9 @@ _OTHER_ACTIVATIONS = {
 
 
 class GuidedReLU(TorchFunctionMode):
-    """Let only the positive part of the gradient back through every ReLU that runs inside.
+    """Lets only the positive part of the gradient back through every ReLU inside this context.
 
-    A ReLU that is written as ``clamp`` or ``maximum`` is not recognised as one.
+    A ReLU that is written as ``clamp`` or ``maximum`` is not recognised.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class GuidedReLU(TorchFunctionMode):
                 self._others[name] = None
             return func(*args, **kwargs)
         maps = _argument(args, kwargs, 0, "input")
-        if not _depends(maps):  # so that no gradient comes this way
+        if not _depends(maps):  # no gradient comes this way
             return func(*args, **kwargs)
         self._guided += 1
         in_place = func.__name__.endswith("_") or _argument(
@@ -59,7 +59,7 @@ class GuidedReLU(TorchFunctionMode):
 
 
 class _GuidedReLU(torch.autograd.Function):
-    """A ReLU, clipped at a ceiling, that lets positive gradients back alone; a function, as hooks miss in-place views."""
+    """A ReLU, clipped at a ceiling, whose backward passes only positive gradients; a function, as hooks miss in-place views."""
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor, ceiling: float, in_place: bool) -> Tensor:
@@ -77,7 +77,7 @@ class _GuidedReLU(torch.autograd.Function):
 
 
 def _ceiling(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> float | None:
-    """Tell the largest output of a rectifier; None for what is none."""
+    """Return the largest output of a ReLU; None for other operations."""
     if name == "hardtanh" and _argument(args, kwargs, 1, "min_val") == 0:  # what ReLU6 calls
         return float(_argument(args, kwargs, 2, "max_val", 1.0))
     return {"relu": torch.inf, "relu6": 6.0}.get(name)

@@ -15,7 +15,13 @@ from torch import Tensor, nn
 
 from glowmap import tree
 from glowmap.capture import call_model, same_output
-from glowmap.capture.attention import AttentionEdge, AttentionRecorder, Tokens, enclosing, linked
+from glowmap.capture.attention import (
+    AttentionEdge,
+    AttentionRecorder,
+    TokenSequence,
+    attention_edges,
+    record_enclosing,
+)
 from glowmap.capture.resume import replay_outputs
 from glowmap.errors import MethodError, TargetError
 from glowmap.evidence.kinds import evidence
@@ -66,7 +72,7 @@ def _recorded(scored: ScoredPass) -> "AttentionGradients":
     """Run the model again with its attention recorded. Raises MethodError where its output is another one then."""
     forward_pass, recorder = scored.forward_pass, AttentionRecorder()
     name = type(forward_pass.module).__name__
-    with enclosing(forward_pass.module, recorder):
+    with record_enclosing(forward_pass.module, recorder):
         images, output = run_again(scored, recorder)
     if not same_output(tree.map(output, Tensor.detach), tree.map(forward_pass.raw_output, Tensor.detach)):
         raise MethodError(
@@ -89,12 +95,12 @@ class AttentionGradients:
     @cached_property
     def weight_gradients(self) -> list[Tensor]:
         """Differentiate the scores by the weights of every block: batch x head x queries x keys."""
-        return self._gradients(self.scores, [link.seen.weights for link in self.links])
+        return self._gradients(self.scores, [link.call.weights for link in self.links])
 
     @cached_property
     def output_gradients(self) -> list[Tensor]:
         """Differentiate the scores by what every block's attention puts out: batch x head x queries x channel."""
-        return self._gradients(self.scores, [link.seen.outputs for link in self.links])
+        return self._gradients(self.scores, [link.call.outputs for link in self.links])
 
     def own_gradients(self, ask: Callable[[], Scores], before: Scores) -> list[Tensor]:
         """Differentiate each block's own score by its weights: that of its tokens in the place of the last block's.
@@ -111,7 +117,7 @@ class AttentionGradients:
                 scores = ask()
             # a text tower's attentions may run after it
             again = [
-                seen.weights for seen in pooling.found if pooled and seen.weights.shape == pooled.seen.weights.shape
+                seen.weights for seen in pooling.calls if pooled and seen.weights.shape == pooled.call.weights.shape
             ]
             weights = again[-1] if again else one.weights
             found += self._gradients(scores, [weights])
@@ -136,19 +142,21 @@ class AttentionGradients:
         """Return the one attention over the patches through which all is read, whose own queries do not look at themselves."""
         patched = self.attention.patch_sequence
         read = [link for link, slope in zip(self.links, self.output_gradients, strict=True) if slope.any()]
-        readers = [link for link in read if link.over == patched and link.of != patched]
-        alone = len(readers) == 1 and not any(link.of == link.over == readers[0].of for link in read)
+        readers = [link for link in read if link.key_sequence == patched and link.query_sequence != patched]
+        alone = len(readers) == 1 and not any(
+            link.query_sequence == link.key_sequence == readers[0].query_sequence for link in read
+        )
         return readers[0] if alone else None
 
     def _blocks(self) -> "list[_Around]":
         """Find the modules that are the blocks of the patches: the outermost around one attention that return tokens."""
         patched = self.attention.patch_sequence
         last = self.attention.last_used(self.output_gradients, queries=patched, keys=patched)
-        own = [link.seen for link in self.links[: last + 1] if link.of == link.over == patched]
+        own = [link.call for link in self.links[: last + 1] if link.query_sequence == link.key_sequence == patched]
         shape = (len(self.images), own[0].weights.shape[-1])
         found: list[_Around] = []
         for seen in own:
-            around = self.watcher.around[self.watcher.found.index(seen)]
+            around = self.watcher.enclosing[self.watcher.calls.index(seen)]
             fitting = [
                 _Around(module, output, tensor, seen.weights)
                 for module, output in around
@@ -186,13 +194,13 @@ def attended(
 
     ``grids`` are those that convolutions made. Raises MethodError where there is none, or none that goes from patch to patch.
     """
-    links, sequences = linked(watcher.found, images)
+    links, sequences = attention_edges(watcher.calls, images)
     batch = len(images)
     if not links:
         raise MethodError(
             f"the attention of {model} knows nothing of the picture: it is detached or runs under torch.no_grad(); use rise or "
             "occlusion"
-            if watcher.found
+            if watcher.calls
             else f"no attention was seen in {model}: it has none, or one that is no softmax of scores times values (linear "
             "attention, another library's fused kernel, a scripted module); use grad_cam or layer_cam"
         )
@@ -204,10 +212,10 @@ def attended(
 
 
 def _block(link: AttentionEdge, batch: int) -> Block:
-    seen = link.seen
+    seen = link.call
     queries, keys = (None if one is None else _by_head(one, batch) for one in (seen.queries, seen.keys))
     weights, values = _by_head(seen.weights, batch), _by_head(seen.values, batch)
-    return Block(weights, queries, keys, values, link.of, link.over, link.after)
+    return Block(weights, queries, keys, values, link.query_sequence, link.key_sequence, link.inputs)
 
 
 def _by_head(tensor: Tensor, batch: int) -> Tensor:
@@ -218,7 +226,7 @@ def _by_head(tensor: Tensor, batch: int) -> Tensor:
 
 def _refuse_windows(model: str, links: Sequence[AttentionEdge], batch: int) -> None:
     for link in links:
-        shape = link.seen.weights.shape
+        shape = link.call.weights.shape
         if len(shape) not in (3, 4) or shape[0] % batch or (len(shape) == 4 and shape[0] != batch):
             raise MethodError(
                 f"the attention of {model} ({crossed(shape)}) does not have one row an image: it goes within windows or along "
@@ -227,12 +235,20 @@ def _refuse_windows(model: str, links: Sequence[AttentionEdge], batch: int) -> N
 
 
 def _patches(
-    model: str, links: Sequence[AttentionEdge], sequences: Sequence[Tokens], images: Tensor, grids: Sequence[Grid]
+    model: str,
+    links: Sequence[AttentionEdge],
+    sequences: Sequence[TokenSequence],
+    images: Tensor,
+    grids: Sequence[Grid],
 ) -> tuple[int, Layout]:
     """Find the sequence of the picture's patches, and where in it they are."""
-    firsts = {link.of: link for link in reversed(links) if link.of == link.over and sequences[link.of].of_image}
+    firsts = {
+        link.query_sequence: link
+        for link in reversed(links)
+        if link.query_sequence == link.key_sequence and sequences[link.query_sequence].is_of_image
+    }
     for patched in sorted(firsts):
-        layout = _layout(firsts[patched].seen.values, images, grids)
+        layout = _layout(firsts[patched].call.values, images, grids)
         if layout is not None:
             break
     else:
@@ -241,11 +257,11 @@ def _patches(
             f"the tokens that attend in {model} ({counts}) are no grid whose cells depend on the picture where they lie, or look "
             "at merged ones; use grad_cam or layer_cam"
         )
-    asking = [sequences[number] for number in dict.fromkeys(link.of for link in links)]
+    asking = [sequences[number] for number in dict.fromkeys(link.query_sequence for link in links)]
     coarser = [
-        one.count for one in asking if one.joined and _on_another_grid(_readings(one.count, images, grids), layout)
+        one.count for one in asking if one.is_joined and _on_another_grid(_readings(one.count, images, grids), layout)
     ]
-    if sequences[patched].joined or coarser:
+    if sequences[patched].is_joined or coarser:
         counts = ", ".join(map(str, dict.fromkeys([sequences[patched].count, *coarser])))
         raise MethodError(
             f"the blocks of {model} attend over several grids or joined sequences of tokens ({counts}), which no one map can "
