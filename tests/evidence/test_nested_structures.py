@@ -146,7 +146,9 @@ def test_several_inputs_that_could_be_the_images_are_told():
 def test_what_may_be_a_list_of_pictures_is_refused():
     model = Classifier().eval()
     for given in (([images()[0], images()[1]],), {"images": [images()[0]]}):
-        with pytest.raises(InputError, match=r"tensors of 3 x 16 x 20 in a list seem to be single pictures.*torch.stack"):
+        with pytest.raises(
+            InputError, match=r"tensors of 3 x 16 x 20 in a list seem to be single pictures.*torch.stack"
+        ):
             glowmap.explain(model, given, layer="features.3")
     with pytest.raises(InputError, match=r"no tensor of the input can be images \(\(2, 3\) torch.float32\)"):
         glowmap.explain(model, {"parts": [torch.ones(2, 3)]}, layer="features.3")
