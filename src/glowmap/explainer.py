@@ -243,7 +243,7 @@ def _explanation(
         *map_cautions(method_map, target, names),
     )
     canvas = None if layer in (INPUT, ATTENTION) else output.canvas
-    has_prediction = target.is_class or output.is_detector
+    has_prediction = target.is_class or output.readers.are_detections
     return Explanation(
         method_map.raw,
         tree.full_precision(job.scores.detach()),

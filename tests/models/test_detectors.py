@@ -326,7 +326,7 @@ def test_mask_former_s_own_instances_have_the_same_scores():
 def test_classes_of_a_model_of_masks_are_still_asked_of_places(name):
     module, pixels = MASKED[name](), images(1, 64, 64)
     output, answer = asked(module, pixels)
-    assert not answer.is_detector
+    assert not answer.readers.are_detections
     shares = output.class_queries_logits.softmax(-1)[0, :, :3]
     dense = torch.einsum("qc,qhw->chw", shares, output.masks_queries_logits[0].sigmoid())
     torch.testing.assert_close(answer.logits[0], dense)

@@ -761,8 +761,7 @@ def test_d_rise_without_a_detection_says_so():
     method = glowmap.METHODS["d_rise"].with_parameters(masks=4, cells=2)
     module, batch = made("SSD"), images()
     assert any(
-        "this target is none" in caution
-        for caution in glowmap.explain(module, batch, target=1, method=method).cautions
+        "this target is none" in caution for caution in glowmap.explain(module, batch, target=1, method=method).cautions
     )
     boxes = read(module, batch)[0][0]
     for target in (Detection(0), SimilarDetection(int(boxes["labels"][0]), boxes["boxes"][0].tolist())):

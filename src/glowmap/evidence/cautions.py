@@ -94,7 +94,7 @@ def smoothing_cautions(smoothing: Sequence[str], targets: Sequence[Target], forw
         return []
     output = forward_pass.output
     leaves = [leaf for target in targets for leaf in target.leaves()]
-    fixed = [leaf for leaf in leaves if output.is_detector or not leaf.moves_with_image(output)]
+    fixed = [leaf for leaf in leaves if output.readers.are_detections or not leaf.moves_with_image(output)]
     if fixed:
         raise TargetError(
             f"smoothing by {' and '.join(moving)} moves objects to other places, where {fixed[0].describe(output, 0)!r} does not "

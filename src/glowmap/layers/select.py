@@ -190,7 +190,7 @@ def _layer_score(output: ModelOutput, target: Target) -> LayerScore:
     if _function_of(target) is not None:
         score = target.score(output).sum()
         return LayerScore(score, classes, is_dense, has_boxes, is_of_target=True, canvas=canvas)
-    if output.is_detector and logits is not None:
+    if output.readers.are_detections and logits is not None:
         detections = _detection_scores(output)
         return LayerScore(detections.sum(), classes, is_dense, True, parts=tuple(detections), canvas=canvas)
     values = [logits] if logits is not None else list(tree.leaves(output.raw))

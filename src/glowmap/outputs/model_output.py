@@ -89,14 +89,9 @@ class ModelOutput:
             )
 
     @property
-    def is_detector(self) -> bool:
-        """Whether class scores come from detection candidates."""
-        return self.readers.are_detections
-
-    @property
     def background(self) -> int | None:
         """The index of the background class, which is predicted only where nothing else is; None without one."""
-        if self.is_detector:
+        if self.readers.are_detections:
             return self.candidates.background
         return background_class(self.class_names or ()) if self.background_index is None else self.background_index
 
@@ -111,7 +106,7 @@ class ModelOutput:
     def is_dense(self) -> bool:
         """Whether the scores belong to pixels or boxes. False where the class scores cannot be read."""
         try:
-            return self.is_detector or self.logits.ndim > 2
+            return self.readers.are_detections or self.logits.ndim > 2
         except TargetError:
             return False
 
@@ -179,7 +174,7 @@ class ModelOutput:
     def is_binary(self) -> bool:
         """Whether one output stands for two named classes: the first where it is negative, else the second."""
         names = self.class_names
-        return names is not None and len(names) == 2 and self.outputs.shape[1] == 1 and not self.is_detector
+        return names is not None and len(names) == 2 and self.outputs.shape[1] == 1 and not self.readers.are_detections
 
     @cached_property
     def probabilities(self) -> Logits:
@@ -196,7 +191,7 @@ class ModelOutput:
 
         Raises TargetError where it depends on logits that are not here.
         """
-        if self.is_detector and not self.candidates.uses_sigmoid:
+        if self.readers.are_detections and not self.candidates.uses_sigmoid:
             raise TargetError(
                 f"{self.model} computes a softmax over classes within each box, so a class has no probability for the whole "
                 "image",
@@ -204,7 +199,7 @@ class ModelOutput:
                     "choose a box: targets.Detection(0, category=targets.Probability(...)), or take the logit"
                 ),
             )
-        if self.is_detector:
+        if self.readers.are_detections:
             return True
         if self.readers.are_exclusive and self.outputs.shape[1] == 1:
             raise TargetError(
@@ -216,7 +211,7 @@ class ModelOutput:
     @cached_property
     def outputs(self) -> Logits:
         """The class scores as the model returns them: as ``logits``, but a single one where ``is_binary``."""
-        if self.is_detector:
+        if self.readers.are_detections:
             return self._highest_of_candidates()
         if self.class_names is not None and not self.class_names:
             raise TargetError(

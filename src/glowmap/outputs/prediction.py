@@ -66,7 +66,7 @@ def predicted_by(output: ModelOutput) -> Prediction | None:
     if output.readers.token_logits is not None:
         return None  # the most likely next token is not a class
     try:
-        if output.is_detector:
+        if output.readers.are_detections:
             return _detections(output)
         logits = output.logits.detach()
     except TargetError:

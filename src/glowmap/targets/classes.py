@@ -171,7 +171,7 @@ def _ranking(output: ModelOutput, image: int) -> list[int]:
     if output.logits.ndim == 2:
         order = output.logits[image].argsort(descending=True, stable=True).tolist()
         # the first of ImageNet's 1001 classes, where a classifier has so many, is called background: a class like any other
-        last = output.background if output.is_detector or output.background_index is not None else None
+        last = output.background if output.readers.are_detections or output.background_index is not None else None
         return sorted(order, key=lambda index: index == last)
     present = output.present(image)
     if not present:

@@ -83,7 +83,7 @@ class Pixels(Target):
 
     def _target(self, output: ModelOutput) -> ClassTarget:
         """Return the target about a class that is summed, with ``Predicted()`` replaced by the class predicted there."""
-        if output.is_detector:
+        if output.readers.are_detections:
             raise TargetError(
                 f"Pixels needs class scores at pixels, and {output.model} returns detections",
                 remedy=Remedy("give one: targets.Detection(number)", "give one: --box NUMBER"),
