@@ -216,10 +216,12 @@ def test_the_objectness_of_fcos_is_its_centerness():
 # --- the layer that is found, and the map there
 
 
-def level_of(name, module, batch, found):
-    """Tell from which level of the pyramid a candidate comes: by its number, or by how its proposal is pooled."""
+def levels_of(name, module, batch, detections):
+    """List from which level of the pyramid each candidate comes: by its number, or by how its proposal is pooled."""
     sizes, kept = [], {}
-    hooks = [module.backbone.register_forward_hook(lambda _m, _a, out: sizes.extend(one.shape for one in out.values()))]
+    hooks = [
+        module.backbone.register_forward_hook(lambda _m, _a, out: sizes.extend(maps.shape for maps in out.values()))
+    ]
     if name == "FasterRCNN":
         hooks.append(module.rpn.register_forward_hook(lambda _m, _a, out: kept.update(proposals=out[0])))
     with torch.no_grad():
@@ -227,17 +229,19 @@ def level_of(name, module, batch, found):
     for hook in hooks:
         hook.remove()
     if name == "FasterRCNN":
-        return int(module.roi_heads.box_roi_pool.map_levels(kept["proposals"])[found.candidate])
+        levels = module.roi_heads.box_roi_pool.map_levels(kept["proposals"])
+        return [int(levels[detection.candidate]) for detection in detections]
     anchors = module.anchor_generator.num_anchors_per_location()
-    ends = torch.tensor([one[2] * one[3] * each for one, each in zip(sizes, anchors, strict=True)]).cumsum(0)
-    return int((found.candidate >= ends).sum())
+    counts = [rows * columns * each for (_, _, rows, columns), each in zip(sizes, anchors, strict=True)]
+    ends = torch.tensor(counts).cumsum(0)
+    return [int((detection.candidate >= ends).sum()) for detection in detections]
 
 
 def first_of_each_level(name, module, batch):
     _, candidates = read(module, batch)
     levels = {}
-    for number, found in enumerate(candidates.detections[0]):
-        levels.setdefault(level_of(name, module, batch, found), number)
+    for number, level in enumerate(levels_of(name, module, batch, candidates.detections[0])):
+        levels.setdefault(level, number)
     return levels
 
 
