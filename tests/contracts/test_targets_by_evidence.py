@@ -490,7 +490,7 @@ def test_every_question_by_every_kind_of_evidence(name, method):
     torch.testing.assert_close(found.scores.to(score), score, rtol=1e-4, atol=1e-5)
     assert found.raw.isfinite().all()
     blind = {*own.needs} == {"activations"} and not isinstance(question.target, Predicted)
-    assert blind == any("the same whatever is asked" in caution for caution in found.cautions)
+    assert blind == any("the same for every target" in caution for caution in found.cautions)
     flat = not (found.raw.flatten(1).std(1) > 0).all()
     assert flat == ((name, method) in FLAT)
     assert not flat or any("the raw map has" in caution for caution in found.cautions)

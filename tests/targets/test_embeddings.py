@@ -496,7 +496,7 @@ REFUSED = {
     "a place of three": (Unit(1, "first", (1, 2, 3)), "2 numbers from 0 in 8 x 10 cells"),
     "no such place": (Unit(1, "first", (8, 0)), r"no cell \(8, 0\)"),
     "a layer's module": (forced(Unit(1), layer=nn.Conv2d(1, 1, 1)), "its dotted name, not Conv2d"),
-    "a kind": (Unit, "is a class, not an instance"),
+    "a kind": (Unit, "is a type, not an instance"),
 }
 
 

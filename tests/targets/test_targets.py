@@ -349,7 +349,7 @@ def test_labels_cost_their_number_and_not_its_square(monkeypatch):
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        (Pixels, r"Pixels is a class, not an instance; make one: targets.Pixels\(...\)"),
+        (Pixels, r"Pixels is a type, not an instance; make one: targets.Pixels\(...\)"),
         (np.array([None]), "not an array of object"),
     ],
 )

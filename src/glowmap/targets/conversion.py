@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from glowmap.cautions import Caution
 from glowmap.errors import Remedy, TargetError, is_whole_number, summarise
@@ -163,7 +163,7 @@ def as_target(target: Any) -> Target:
         return Predicted()
     if isinstance(target, type):
         raise TargetError(
-            f"{target.__name__} is a class, not an instance", remedy=Remedy(f"make one: targets.{target.__name__}(...)")
+            f"{target.__name__} is a type, not an instance", remedy=Remedy(f"make one: targets.{target.__name__}(...)")
         )
     if isinstance(target, Target):
         return target
@@ -196,11 +196,11 @@ def as_targets(target: Any) -> list[Target]:
 
 def _wrap(scorer: HasScore) -> Target:
     """Wrap an object that has score and describe. TargetError where it has other methods of a target, which would be ignored."""
-    ignored = [name for name in vars(Target) if not name.startswith("_") and hasattr(scorer, name)]
-    others = sorted({*ignored} - {"score", "describe"})
-    if others:
+    methods = {name for name in vars(Target) if not name.startswith("_")} - {"score", "describe", *dir(nn.Module)}
+    ignored = sorted(name for name in methods if hasattr(scorer, name))
+    if ignored:
         raise TargetError(
-            f"{type(scorer).__name__} has {', '.join(others)}, which is read only from subclasses of Target",
+            f"{type(scorer).__name__} has {', '.join(ignored)}, which is read only from subclasses of Target",
             remedy=Remedy("make it a subclass of glowmap.targets.Target"),
         )
     return _Wrapped(scorer)

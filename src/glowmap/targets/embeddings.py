@@ -333,5 +333,5 @@ def _check_length(length: int, features: int, name: str, source: str) -> None:
 
 def _signed_sum(features: Tensor) -> Tensor:
     """Sum features with random signs, so that none cancels another: the score (one axis) that their layer is searched with."""
-    signs = torch.randint(0, 2, features.shape[1:], generator=torch.Generator().manual_seed(0)) * 2 - 1
-    return (tree.full_precision(features) * signs.to(features.device)).sum()[None]
+    features = tree.full_precision(features)
+    return (features * tree.random_signs(features[0])).sum()[None]
