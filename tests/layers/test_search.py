@@ -487,7 +487,7 @@ def test_nothing_floating_to_find_it_by():
         def forward(self, batch):
             return super().forward(batch).argmax(1)
 
-    with pytest.raises(TargetError, match="without any floating tensor"):
+    with pytest.raises(TargetError, match="returns no floating tensor"):
         glowmap.Explainer(Labels().eval()).find(images())
 
 

@@ -616,7 +616,7 @@ def test_a_callable_beside_two_texts_does_not_say_whose_answer_it_reads():
     model, images = loaded("blip"), pictures(built(blip))
     one, other = glowmap.explain(model, images, target=[Text(DOG), lambda output: output.itm_score[:, 1]])
     assert torch.equal(one.scores, other.scores)
-    with pytest.raises(TargetError, match="a callable does not say whose answer is meant"):
+    with pytest.raises(TargetError, match="a callable does not say which pass is meant"):
         glowmap.explain(model, images, target=[Text(DOG), Text(CAT), lambda output: output.itm_score[:, 1]])
 
 
@@ -633,7 +633,7 @@ def test_a_matcher_answers_each_text_in_a_pass_of_its_own():
     ]
     with pytest.raises(TargetError, match="reads each text in a separate pass, so .* give each text as a target"):
         glowmap.explain(model, images, target=Text(DOG, against=CAT))
-    with pytest.raises(TargetError, match="reads each text in a pass of its own, so .* ask .* each by itself"):
+    with pytest.raises(TargetError, match="reads each text in a separate pass, so .* give each as a target"):
         glowmap.explain(model, images, target=Contrast(Text(DOG), Text(CAT)))
     with pytest.raises(TargetError, match="reads each text together with the picture and has no classes"):
         glowmap.explain(loaded("blip", classes=["dog", "cat"]), images, target="dog")
@@ -665,7 +665,7 @@ def test_pictures_alone_are_no_question(name):
 
 
 def test_a_callable_does_not_get_the_answer_to_a_text_that_nobody_asked_about():
-    with pytest.raises(TargetError, match="a callable would read its answer to one that nobody asked about"):
+    with pytest.raises(TargetError, match="a callable would read its output for a text that was not given"):
         glowmap.explain(loaded("clip"), pictures(built(clip)), target=lambda output: output.logits_per_image[:, 0])
     beside_a_text = [Text(DOG), lambda output: output.logits_per_image[:, 0]]
     one, other = glowmap.explain(loaded("clip"), pictures(built(clip)), target=beside_a_text)

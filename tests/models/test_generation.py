@@ -359,14 +359,18 @@ def test_a_question_is_answered_with_a_class():
         ("blip", Text("a dog", prompt="the zebra"), "does not know 'zebra'"),
         ("vilt", Text("red", prompt="what colour is the zebra ?"), "does not know 'zebra'"),
         ("blip", Text("a dog [SEP]"), "has '[SEP]' in it, which is a sign"),
-        ("blip", 5, "has no classes: a class would read the logits of a word after others"),
+        ("blip", 5, "has no classes: a class would read the logits of a word after words that are not given"),
         ("blip", [Text("a dog"), 5], "has no classes: a class would read"),
         ("blip", Probability(Predicted()), "has no classes: a class would read"),
-        ("blip", lambda output: output.logits[:, -1, 5], "a callable would read the logits of a word after others"),
+        (
+            "blip",
+            lambda output: output.logits[:, -1, 5],
+            "a callable would read the logits of a word after words that are not given",
+        ),
         (
             "vilt",
             [Text("red", prompt=ASKED), Text("red", prompt="a dog ?"), "blue"],
-            "a class does not say whose answer",
+            "a class does not say which pass",
         ),
         ("florence", Text("a dog"), "prompt='<CAPTION>'"),
         ("blip", PerImage([Text("a dog")]), None),
@@ -394,7 +398,7 @@ def test_what_cannot_be_asked_is_refused_in_one_sentence(name, target, said):
         ("vilt", Text("red", prompt=ASKED, word=0), "leave out --word, --words and --against"),
         ("blip", Text("a dog on a sofa", word="a"), "give its number: 0 or 3"),
         ("blip", Text("a dog", against=("a cat",)), "ask for each by itself: a --text for each"),
-        ("blip", 5, "ask --text 'a dog'"),
+        ("blip", 5, "give --text 'a dog'"),
     ],
 )
 def test_the_remedy_on_the_command_line_is_an_option(name, target, option):
@@ -532,7 +536,7 @@ def test_each_picture_may_be_asked_about_what_the_model_says_of_it(method):
         assert found.target_names == own.target_names
         assert torch.equal(found.scores, own.scores)
         assert torch.equal(found.raw, own.raw)
-    with pytest.raises(TargetError, match="'a dog' and what it says itself cannot be part of one question"):
+    with pytest.raises(TargetError, match="'a dog' and the model's own text cannot be part of one target"):
         glowmap.explain(model, two, target=PerImage([Text("a dog"), None]), method=with_parameters)
 
 

@@ -227,6 +227,6 @@ def test_a_model_that_writes_embeds_no_picture():
 
     model = writers.loaded(writers.blip(), writers.bert())
     with pytest.raises(
-        TargetError, match="writes words and embeds no picture by itself; ask about likeness to the part"
+        TargetError, match="writes words and embeds no picture by itself; choose the likeness to a picture"
     ):
         glowmap.explain(model, writers.pictures(), target=Similar(writers.pictures()))

@@ -40,7 +40,7 @@ class Activation:
     node: Any = None  # of the graph, through which the model's output depends on it
 
     def cautions(self, name: str) -> Iterator[Caution]:
-        """Say which run and which output of the layer is explained, and what its gradients lack."""
+        """Warn of other runs and other maps of the layer, and of what its gradients lack."""
         layer = name.partition("#")[0]
         if self.calls > 1:
             run = "its last run" if self.run == self.calls else f"run {self.run}"

@@ -46,7 +46,7 @@ class GuidedReLU(TorchFunctionMode):
         return _GuidedReLU.apply(maps, ceiling, in_place)
 
     def cautions(self, model: str) -> list[Caution]:
-        """Say which activations were not guided; MethodError where none was, as the gradient would be the plain one."""
+        """Warn of activations that were not guided. Raises MethodError where no ReLU ran: the gradient is the plain one."""
         others = ", ".join(self._others)
         if not self._guided:
             instead = f" (it has {others})" if others else ""

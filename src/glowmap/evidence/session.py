@@ -54,9 +54,10 @@ class Session:
         shared = next((target for target in targets if not needs_own_layer(target)), None)
         targets = [target if shared is None or needs_own_layer(target) else shared for target in targets]
         candidates = [choice for target in targets for choice in selector.candidates(target)]
+        self.used_cache = selector.used_cache
         forward_pass = self.run(self._layers(candidates), options)
         choices = [selector.select(target, lambda: forward_pass.output) for target in targets]
-        self._keep(selector, choices)
+        self._keep(choices)
         if not {choice.name for choice in choices} <= {*forward_pass.layers}:
             forward_pass = self.run(self._layers(choices), options)
         forward_pass.keep_layers(dict.fromkeys(choice.name for choice in choices))
@@ -68,7 +69,7 @@ class Session:
         if not selector.needs_output(target):
             selector.candidates(target)
         choice = selector.select(target, lambda: self._output_without_gradient)
-        self._keep(selector, [choice])
+        self._keep([choice])
         return choice
 
     @cached_property
@@ -153,10 +154,9 @@ class Session:
         """Return what speaks against a layer that was selected."""
         return self.choices[layer].cautions if layer in self.choices else ()
 
-    def _keep(self, selector: LayerSelector, choices: Sequence[Choice]) -> None:
+    def _keep(self, choices: Sequence[Choice]) -> None:
         self.choices |= {choice.name: choice for choice in choices}
         self.layouts.expected |= {choice.name: choice.layout for choice in choices}
-        self.used_cache = self.used_cache or selector.used_cache
 
     def _layers(self, choices: Sequence[Choice]) -> dict[str, nn.Module]:
         return find_layers(self.model.module, list(dict.fromkeys(choice.name for choice in choices)))

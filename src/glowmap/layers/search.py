@@ -39,7 +39,7 @@ _TRIES = 16
 _ALIKE = 4  # outputs of one shape that are tried before the first of that shape
 _SHOWN = 4
 
-_Found: TypeAlias = tuple[Candidate, str]  # and the reason to take it
+_Result: TypeAlias = tuple[Candidate, str]  # and the reason to take it
 
 
 def find_layer(
@@ -99,10 +99,10 @@ class _Search:
             rules.remove(end)
             rules.insert(0 if self.score.is_dense else 1, end)
         for rule in rules:
-            found = rule()
-            if found is None:
+            result = rule()
+            if result is None:
                 continue
-            best, reason = found
+            best, reason = result
             is_certain = rule in (end, bottleneck)
             if best.is_certain and self.proof.alignment(best.tensor, best.layout, least=LOOSELY) < LOOSELY:
                 is_certain = False
@@ -150,7 +150,7 @@ class _Search:
         """
         return self._pool[0 if self.score.parts else int(_LATE * len(self._pool)) :][::-1]
 
-    def _last_bottleneck(self) -> _Found | None:
+    def _last_bottleneck(self) -> _Result | None:
         """Find the last output that all evidence goes through, or a normalisation after it."""
         for candidate in islice(filter(self.candidates.fits, self._late), _TRIES):
             if not self.candidates.is_image_bottleneck(candidate):
@@ -161,7 +161,7 @@ class _Search:
                 return normalised or (candidate, "the last that all evidence goes through")
         return None
 
-    def _last_global_bottleneck(self) -> _Found | None:
+    def _last_global_bottleneck(self) -> _Result | None:
         """Find a bottleneck of a known grid whose cells look everywhere, as in global attention without a residual."""
         reason = "the last that all evidence goes through, but its cells look everywhere, so its grid is not proven"
         tokens = [
@@ -175,7 +175,7 @@ class _Search:
             return None
         return bottleneck, reason
 
-    def _partly_read_bottleneck(self) -> _Found | None:
+    def _partly_read_bottleneck(self) -> _Result | None:
         """Find a bottleneck of which the model reads only some cells, as a head of single cells does."""
         read = (
             candidate
@@ -189,7 +189,7 @@ class _Search:
                 )
         return None
 
-    def _normalised(self, bottleneck: Candidate) -> _Found | None:
+    def _normalised(self, bottleneck: Candidate) -> _Result | None:
         """Find a normalisation after the bottleneck through which all evidence of its patches goes, class token aside."""
         for candidate in self._after(bottleneck):
             vectors = all(parameter.ndim == 1 for parameter in candidate.output.modules[0].parameters())
@@ -202,7 +202,7 @@ class _Search:
                 return candidate, "the last that all evidence of the patches goes through"
         return None
 
-    def _encoder_end(self) -> _Found | None:
+    def _encoder_end(self) -> _Result | None:
         """Find the end of the encoder: on its coarsest grid, the widest output through which everything on it goes."""
         parameters = self.candidates.parameters
         least = _HOLDS * self.candidates.total_parameters
@@ -221,7 +221,7 @@ class _Search:
                 return self._trunk_end(stage)
         return None
 
-    def _trunk_end(self, stage: Sequence[Candidate]) -> _Found | None:
+    def _trunk_end(self, stage: Sequence[Candidate]) -> _Result | None:
         """Find the end of the longest way on one grid, of which the decoder reads several outputs (a plain transformer)."""
         late = self._without_beginning(stage)
         widths = [candidate.channels for candidate in late]
@@ -245,7 +245,7 @@ class _Search:
         around.sort(key=lambda other: other.name.count("."))
         return next((other for other in around if self.candidates.ends_stage(other, stage[0])), candidate)
 
-    def _last_covered(self) -> _Found | None:
+    def _last_covered(self) -> _Result | None:
         """Find the last output with a gradient at most of its cells."""
         failed: dict[tuple[int, ...], int] = {}
         for candidate in reversed(self._pool):

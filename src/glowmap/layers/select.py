@@ -51,6 +51,7 @@ class LayerSelector:
             known = [remembered[key]] if key in remembered else []
         except _OutputNeededError:
             known = [choice for key, choice in remembered.items() if key[0] == "output"]
+        self.used_cache = self.used_cache or bool(known)
         return known or [self._search(target)]
 
     def needs_output(self, target: Target) -> bool:
@@ -73,7 +74,6 @@ class LayerSelector:
             key = None if levels is None else ("output", levels)
         choice = self._searched.get(id(target)) or (self._remembered().get(key) if key is not None else None)
         if choice is not None and id(target) not in self._searched:
-            self.used_cache = True
             return choice
         choice = choice or self._search(target)
         if key is not None:
@@ -202,7 +202,7 @@ def _layer_score(output: ModelOutput, target: Target) -> LayerScore:
         )
     if not values:
         raise TargetError(
-            f"{output.model} answers without any floating tensor, by which a layer could be found; name one, and let the model "
+            f"{output.model} returns no floating tensor, with which a layer could be searched; name one, and let the model "
             "return its scores for a target to read"
         )
     score = torch.stack([_signed_sum(tensor) for tensor in values]).sum()
@@ -238,6 +238,6 @@ def _refuse_other_layers(reader: LayoutReader, target: Target, choice: Choice) -
     ]
     if apart:
         raise LayerError(
-            f"the detections of these images come from different layers: nothing that is said of it in image {apart[0]} goes "
-            f"through {choice.name!r}, as in image 0; explain the images one by one, or name a layer"
+            f"the detections of these images come from different layers: the detection in image {apart[0]} does not depend on "
+            f"{choice.name!r}, as that in image 0 does; explain the images one by one, or name a layer"
         )

@@ -95,9 +95,8 @@ class _Tracer:
         self.trace = Trace()
         self._runs: dict[str, int] = {}
         self._by_tensor: dict[int, TracedOutput] = {}
-        self._versions: dict[
-            int, int
-        ] = {}  # of each tensor when it was added; a later one means that it was overwritten
+        # of each tensor when it was added; a later one means that it was overwritten
+        self._versions: dict[int, int] = {}
 
     def add(self, module: nn.Module, arguments: Any, keywords: Any, output: Any) -> None:
         """Add the tensor that a module returned, or the module's name to a tensor that is known."""

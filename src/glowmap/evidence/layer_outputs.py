@@ -10,6 +10,7 @@ from torch import nn
 from glowmap import tree
 from glowmap.capture import KeepOutput, call_model, keep_intermediates, record
 from glowmap.errors import LayerError, Remedy
+from glowmap.evidence.forward_pass import UNPROVEN_LAYOUT
 from glowmap.evidence.session import Session
 from glowmap.inputs import Batch
 from glowmap.layers import Layout, find_layers
@@ -31,8 +32,10 @@ def with_layer_outputs(model: Model, batch: Batch, names: Sequence[str]) -> Mode
         parts[name] = layer, reader.read
         if reader.is_unproven:
             cautions.append(
-                f"the output of layer {name!r}, which is asked about, was read as {reader.layout}, which could not be proven by "
-                "where its cells look"
+                UNPROVEN_LAYOUT(
+                    f"the output of layer {name!r}, which the target reads, was read as {reader.layout}, which could not be "
+                    "proven by where its cells look"
+                )
             )
 
     @contextmanager
