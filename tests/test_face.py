@@ -14,7 +14,7 @@ import torch
 import glowmap
 from glowmap import cautions, errors
 from glowmap.errors import GlowmapError, MethodError
-from glowmap.evidence import kinds_of
+from glowmap.evidence import requirements
 from glowmap.methods import Method
 from glowmap.registry import Registry, near_names
 
@@ -119,8 +119,11 @@ def test_near_names(name, names, ending):
 
 
 def test_a_method_that_asks_for_unknown_evidence_fails_at_import():
-    with pytest.raises(MethodError, match="unnamed asks for 'grads'; a method may ask for activations, "):
-        kinds_of(Method("unnamed", lambda activations, grads: None, ("activations", "grads"), {}, "", ""))
+    with pytest.raises(MethodError, match="a method asks for 'grads'; a method may ask for activations, "):
+        requirements(("activations", "grads"))
+    method = Method("unnamed", lambda activations, grads: None, ("activations", "grads"), {}, "", "")
+    with pytest.raises(MethodError, match="a method asks for 'grads'; a method may ask for activations, "):
+        glowmap.explain(torch.nn.Conv2d(1, 1, 1), torch.zeros(1, 1, 2, 2), method=method)
 
 
 def test_public_functions_have_a_docstring_and_no_file_is_too_long():

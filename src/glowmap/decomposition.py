@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glowmap import tree
 from glowmap.capture import borrow
 from glowmap.errors import MethodError, ModelError, TargetError, is_whole_number
 from glowmap.evidence.forward_pass import ForwardPass
@@ -48,7 +47,7 @@ def concepts(
         run, (layers,) = visit.forward(as_targets(None), PassOptions(reruns=True, resumes=True))
         shared = visit.common_fields(run, was_training)
         for name in layers:
-            activations = tree.full_precision(run.maps(name, run.recording[name].output.detach()))
+            activations = run.maps(name, run.recording[name].output.detach())
             most = min(activations.shape[1], activations[0, 0].numel() * (len(activations) if together else 1))
             if count > most:
                 raise MethodError(

@@ -1,7 +1,6 @@
 """The main path: a model and images, their layers, a forward pass, scores, evidence, methods, and the explanations."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, overload
 
@@ -19,7 +18,7 @@ from glowmap.evidence.preparation import Prepared, prepared
 from glowmap.evidence.session import Session, open_session
 from glowmap.explanation.explanation import Explanation, Explanations
 from glowmap.layers import Choice, LayerName, Surveyed, find_layers, surveyed
-from glowmap.methods import METHODS, Method, read_methods, read_smoothing, reduced_for
+from glowmap.methods import METHODS, Method, read_methods, read_smoothing
 from glowmap.models import Model, as_model
 from glowmap.targets import TargetLike, as_targets
 
@@ -145,21 +144,25 @@ class Explainer:
         batch = self.model.read(images)
         with borrow(self.model.module):
             first = prepared(self.model, batch, as_targets(target))[0]
-            with self._session(first) as session:
-                return session.find(first.targets[0][1])
+            with open_session(first.model, first.batch, self._named) as session:
+                self._choice = session.find(first.targets[0][1])
+        return self._choice
 
     def __call__(
         self, images: Any, *, target: Any = None, method: Any = None, smooth: Any = (), seed: int = 0
     ) -> Explanation | Explanations:
         """Explain images, as :func:`explain` does."""
-        explanations = self.explain_all(images, target=target, method=method, smooth=smooth, seed=seed)
+        explanations = self._explain(images, target, method, smooth, seed)
         has_list = self._has_layer_list or any(isinstance(argument, list | tuple) for argument in (target, method))
-        return explanations if has_list or len(explanations) > 1 else explanations[0]
+        return Explanations(explanations) if has_list or len(explanations) > 1 else explanations[0]
 
     def explain_all(
         self, images: Any, *, target: Any = None, method: Any = None, smooth: Any = (), seed: int = 0
     ) -> Explanations:
         """Explain images as :func:`explain` does. Returns a sequence also for a single target, method and layer."""
+        return Explanations(self._explain(images, target, method, smooth, seed))
+
+    def _explain(self, images: Any, target: Any, method: Any, smooth: Any, seed: int) -> list[Explanation]:
         smoothing = read_smoothing(smooth)
         request = _Request(None if method is None else read_methods(method), smoothing, seed)
         targets = as_targets(target)
@@ -169,7 +172,7 @@ class Explainer:
         numbered: list[tuple[int, Explanation]] = []
         with borrow(self.model.module) as was_training:
             for group in prepared(self.model, batch, targets):
-                with self._session(group) as session:
+                with open_session(group.model, group.batch, self._named) as session:
                     try:
                         numbered += _explain(session, group, request, was_training)
                     except (LayerError, TargetError):
@@ -177,14 +180,8 @@ class Explainer:
                             raise
                         # the cached layer may not serve this input: another branch ran, or another head is explained
                         numbered += _explain(session, group, request, was_training, ignore_cache=True)
-        return Explanations(explanation for _, explanation in sorted(numbered, key=lambda pair: pair[0]))
-
-    @contextmanager
-    def _session(self, group: Prepared) -> Iterator[Session]:
-        """Open a session with the borrowed model, and remember the layer that it finds."""
-        with open_session(group.model, group.batch, self._named) as session:
-            yield session
-        self._choice = next(iter(session.choices.values()), None)
+                self._choice = next(iter(session.choices.values()), None)
+        return [explanation for _, explanation in sorted(numbered, key=lambda pair: pair[0])]
 
     def __repr__(self) -> str:
         return f"<Explainer of {self.model.name} at {self.layer or 'a layer that it will find'}>"
@@ -211,8 +208,7 @@ def _explain(
     for (number, target), names in zip(group.targets, layers, strict=True):
         scores = score_target(target, forward_pass.output)
         default = METHODS[_LOCAL_DEFAULT if target.is_local(forward_pass.output) else _DEFAULT]
-        methods = reduced_for(request.methods or [default], request.smoothing)
-        jobs.append(Job(number, target, scores, methods, list(names)))
+        jobs.append(Job(number, target, scores, request.methods or [default], list(names)))
     if request.smoothing:
         forward_pass.cautions += smoothing_cautions(request.smoothing, targets, forward_pass)
         maps = smoothed_maps(session, forward_pass, jobs, request.smoothing, request.seed)

@@ -10,10 +10,10 @@ from glowmap.evidence.kinds import INPUT as INPUT
 from glowmap.evidence.kinds import EvidenceKind as EvidenceKind
 from glowmap.evidence.kinds import evidence as evidence
 from glowmap.evidence.kinds import is_cheap as is_cheap
-from glowmap.evidence.kinds import kinds_of as kinds_of
 from glowmap.evidence.kinds import map_places as map_places
 from glowmap.evidence.kinds import method_cost as method_cost
+from glowmap.evidence.kinds import requirements as requirements
 from glowmap.methods import METHODS
 
 for _name, _method in METHODS.items():
-    kinds_of(_method)  # a method of ours that needs what is no kind of evidence fails at import
+    requirements(_method.needs)  # a method of ours that needs what is no kind of evidence fails at import

@@ -29,7 +29,9 @@ MOVED_OUTPUT = caution_kind(
 
 def map_cautions(method_map: MethodMap, target: Target, names: Sequence[str]) -> list[str]:
     """Return the cautions about the maps of one method at one layer. ``names`` are those of the target, one an image."""
-    cautions = [*method_map.cautions, *_averaged_gradients(method_map, names[0])]
+    cautions = list(method_map.cautions)
+    if method_map.averaged_away is not None:
+        cautions += _averaged_gradients(method_map, names[0])
     positive = method_map.raw.relu()
     are_blank, highest = is_flat(positive).tolist(), positive.flatten(1).amax(1).tolist()
     for image, name in enumerate(names):
@@ -44,7 +46,10 @@ def map_cautions(method_map: MethodMap, target: Target, names: Sequence[str]) ->
                     "layer_cam show only what it depends on"
                 )
             )
-    return [*cautions, *_unfit_method(method_map.method, target)]
+    method = method_map.method
+    if method.for_detections or {*method.needs} <= {"activations"}:
+        cautions += _unfit_method(method, target)
+    return cautions
 
 
 def _blank_map(method_map: MethodMap, image: int, where: str, *, has_heat: bool) -> Caution:
@@ -77,7 +82,7 @@ def _unfit_method(method: Method, target: Target) -> Iterator[Caution]:
             f"{method.name} shows how well a detection survives, and this target is none: the map is that of rise with finer "
             "masks; give a target that is a detection"
         )
-    elif not {*method.needs} - {"activations"} and not target.is_prediction:
+    elif not method.for_detections and not target.is_prediction:
         yield IGNORED_TARGET(
             f"{method.name} reads the layer's output and never the score, so its map is the same for every target; for this one "
             "use a method that reads the score, such as grad_cam"

@@ -112,8 +112,11 @@ class ForwardPass:
         return self.layouts.layout(layer, self.recording[layer].output.shape)
 
     def maps(self, layer: str, tensor: Tensor) -> Maps:
-        """Return a layer's output, or a gradient with respect to it, as batch x channel x grid on the images' device."""
-        return self.layout(layer).maps(tensor).to(self.batch.images.device)
+        """Return a layer's output, or a gradient with respect to it, as batch x channel x grid.
+
+        The maps are on the images' device, in at least single precision.
+        """
+        return tree.full_precision(self.layout(layer).maps(tensor).to(self.batch.images.device))
 
     def rerun(self, image: int, images: Tensor) -> Any:
         """Run the model on changed copies of an image; its other arguments are those of this image. Returns the raw output."""

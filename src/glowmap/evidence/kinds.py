@@ -10,6 +10,7 @@ What follows from the kinds a method needs (its cost, where its maps lie, what t
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from torch.overrides import TorchFunctionMode
@@ -71,33 +72,61 @@ def evidence(
     return register
 
 
-def kinds_of(method: Method) -> list[EvidenceKind]:
-    """List the kinds of evidence that a method needs. Raises MethodError for a name that is no kind."""
-    for name in method.needs:
+@dataclass(frozen=True)
+class Requirements:
+    """What follows for a method from the kinds of evidence that it needs."""
+
+    kinds: tuple[EvidenceKind, ...]
+
+    @property
+    def is_cheap(self) -> bool:
+        """Whether one forward pass and one backward pass of the head make the evidence for every model."""
+        return all(kind.is_cheap for kind in self.kinds)
+
+    @property
+    def costs(self) -> list[str]:
+        """What the kinds cost beside the first forward pass, each cost once."""
+        ordered = [kind.cost for _, kind in EVIDENCE.items() if kind in self.kinds]
+        return list(dict.fromkeys(filter(None, ordered)))
+
+    @cached_property
+    def grid(self) -> Grid:
+        """What the maps lie on: a layer's grid if any kind does, then the patches that attend, else the input."""
+        grids = {kind.grid for kind in self.kinds}
+        return "layer" if "layer" in grids else "attention" if "attention" in grids else "input"
+
+    @cached_property
+    def joins_layers(self) -> bool:
+        """Whether one map is made of all layers."""
+        return any(kind.joins_layers for kind in self.kinds)
+
+
+@cache
+def requirements(needs: tuple[str, ...]) -> Requirements:
+    """Look up the kinds of evidence with these names. Raises MethodError for a name that is no kind."""
+    for name in needs:
         if name not in EVIDENCE:
-            raise MethodError(f"{method.name} asks for {name!r}; a method may ask for {', '.join(EVIDENCE)}")
-    return [EVIDENCE[name] for name in method.needs]
+            raise MethodError(f"a method asks for {name!r}; a method may ask for {', '.join(EVIDENCE)}")
+    return Requirements(tuple(EVIDENCE[name] for name in needs))
 
 
 def method_cost(method: Method) -> str:
     """Say what a method costs, in passes of the model."""
-    needed = {kind.name for kind in kinds_of(method)}
-    extra = [method.passes] if method.passes else [EVIDENCE[name].cost for name in EVIDENCE if name in needed]
-    return " + ".join(dict.fromkeys(["1 forward", *filter(None, extra)]))
+    extra = [method.passes] if method.passes else requirements(method.needs).costs
+    return " + ".join(["1 forward", *extra])
 
 
 def is_cheap(method: Method) -> bool:
     """Whether one forward pass and one backward pass of the head serve it on every model, in a time that they dominate."""
-    return not method.slow and all(kind.is_cheap for kind in kinds_of(method))
+    return not method.slow and requirements(method.needs).is_cheap
 
 
 def map_places(method: Method, layers: Sequence[str]) -> list[str]:
     """Name what each of a method's maps lies on: a layer, all layers together, the input, or the patches that attend."""
-    kinds = kinds_of(method)
-    grids = {kind.grid for kind in kinds}
-    if "layer" not in grids:
-        return [ATTENTION if "attention" in grids else INPUT]
-    return [", ".join(layers)] if any(kind.joins_layers for kind in kinds) else list(layers)
+    required = requirements(method.needs)
+    if required.grid != "layer":
+        return [required.grid]
+    return [", ".join(layers)] if required.joins_layers else list(layers)
 
 
 @dataclass(frozen=True)
@@ -115,10 +144,11 @@ class PassOptions:
 def pass_options(methods: Sequence[Method], *, reruns: bool = False) -> PassOptions:
     """Say what one forward pass must do to serve these methods. With ``reruns`` the model runs again in any case.
 
-    A mode may change the gradients, so the pass runs in one only if all gradients are computed in it. Evidence that needs
-    another mode runs the model again.
+    A mode may change the gradients, so the pass runs in one only if all gradients are computed in it. Evidence that needs another
+    mode runs the model again.
     """
-    kinds = [kind for method in methods for kind in kinds_of(method)]
+    required = [requirements(method.needs) for method in methods]
+    kinds = [kind for entry in required for kind in entry.kinds]
     modes = {kind.mode for kind in kinds if kind.graph}
     mode = modes.pop() if len(modes) == 1 else None
     return PassOptions(
@@ -127,5 +157,5 @@ def pass_options(methods: Sequence[Method], *, reruns: bool = False) -> PassOpti
         mode=mode,
         reruns=reruns or any(kind.reruns or kind.grid in ("input", "attention") for kind in kinds),
         resumes=any(kind.reruns == "head" for kind in kinds),
-        needs_layers=any(map_places(method, ["layer"]) == ["layer"] for method in methods),
+        needs_layers=any(entry.grid == "layer" for entry in required),
     )

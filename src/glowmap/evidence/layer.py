@@ -17,7 +17,7 @@ from glowmap.shapes import Maps, PixelSets, Scores
 @evidence(is_cheap=True)
 def activations(scored: ScoredPass, layer: str) -> Maps:
     """Return the layer's output, batch x channel x grid."""
-    return scored.as_maps(scored.forward_pass.recording[layer].output.detach(), layer)
+    return scored.forward_pass.maps(layer, scored.forward_pass.recording[layer].output.detach())
 
 
 @evidence(joins_layers=True)
@@ -69,13 +69,13 @@ def scores(scored: ScoredPass) -> Scores:
 @evidence(grid="input")
 def images(scored: ScoredPass) -> Tensor:
     """Return the model's input, batch x colour x pixels."""
-    return tree.full_precision(scored.images)
+    return tree.full_precision(scored.forward_pass.batch.images)
 
 
 @evidence(cost="1 backward of the head", graph="layer", is_cheap=True)
 def gradients(scored: ScoredPass, layer: str) -> Maps:
     """Return the score's gradient by the activations, of their shape."""
-    return scored.as_maps(scored.once(_gradients_of_layers)[layer], layer)
+    return scored.forward_pass.maps(layer, scored.once(_gradients_of_layers)[layer])
 
 
 def _gradients_of_layers(scored: ScoredPass) -> dict[str, Tensor]:
@@ -86,21 +86,20 @@ def _gradients_of_layers(scored: ScoredPass) -> dict[str, Tensor]:
 @evidence(cost="2 more of the head", graph="layer")
 def curvature(scored: ScoredPass, layer: str) -> Maps:
     """Return the score's Hessian by the activations, times the activations."""
-    return scored.as_maps(scored.forward_pass.recording.curvature(scored.scores, layer), layer)
+    return scored.forward_pass.maps(layer, scored.forward_pass.recording.curvature(scored.scores, layer))
 
 
-def cells_without_gradient(scored: ScoredPass, layer: str) -> PixelSets:
-    """Mark the cells in which no channel has a gradient, batch x grid."""
-    return (scored.once(gradients, layer) == 0).all(1)
+def gradient_summary(scored: ScoredPass, layer: str) -> tuple[PixelSets, Scores | None]:
+    """Summarise the gradients at a layer: where they are zero, and how much of them an average over the grid loses.
 
-
-def averaged_away(scored: ScoredPass, layer: str) -> Scores | None:
-    """Compute the share of the gradients' power that is lost when each channel's are averaged over the grid.
-
-    None where averaging is no loss: for a head that pools the layer, and for a target about all places alike.
+    Returns the cells in which no channel has a gradient, batch x grid; and the share of the gradients' power that is lost when
+    each channel's are averaged over the grid. The share is None where averaging is no loss: for a head that pools the layer, and
+    for a target about all places alike.
     """
+    maps = scored.once(gradients, layer)
+    zero = (maps == 0).all(1)
     if not scored.target.is_local(scored.forward_pass.output):
-        return None
-    flat = scored.once(gradients, layer).flatten(2)
+        return zero, None
+    flat = maps.flatten(2)
     power, of_means = flat.square().mean(2).sum(1), flat.mean(2).square().sum(1)
-    return 1 - of_means / power.clamp_min(torch.finfo(power.dtype).tiny)
+    return zero, 1 - of_means / power.clamp_min(torch.finfo(power.dtype).tiny)

@@ -12,10 +12,10 @@ from glowmap import tree
 from glowmap.errors import ModelError, TargetError
 from glowmap.evidence.forward_pass import ForwardPass
 from glowmap.evidence.kinds import INPUT, map_places, pass_options
-from glowmap.evidence.layer import averaged_away, cells_without_gradient
+from glowmap.evidence.layer import gradient_summary
 from glowmap.evidence.scored_pass import ScoredPass
 from glowmap.evidence.session import Session
-from glowmap.methods import Method
+from glowmap.methods import Method, reduced_for
 from glowmap.methods.smoothing import Variant, resize_like, variants
 from glowmap.metrics import energy_share
 from glowmap.outputs import ModelOutput
@@ -78,7 +78,10 @@ def smoothed_maps(
         layer: forward_pass.maps(layer, forward_pass.recording[layer].output.detach()) for layer in forward_pass.layers
     }
     grids[INPUT] = forward_pass.batch.images
-    targets = [pin_images(job.target, forward_pass.output) for job in jobs]
+    jobs = [
+        replace(job, target=pin_images(job.target, forward_pass.output), methods=reduced_for(job.methods, smoothing))
+        for job in jobs
+    ]
     options = pass_options([method for job in jobs for method in job.methods], reruns=True)
     sums: list[list[MethodMap]] = []
     for change in tracked(changes, len(changes), "smoothing"):
@@ -88,8 +91,8 @@ def smoothed_maps(
             batch=forward_pass.batch.changed(change.change),
             realign=partial(_realign, change, forward_pass),
         )
-        for number, (job, target) in enumerate(zip(jobs, targets, strict=True)):
-            changed_job = replace(job, target=target, scores=score_target(target, changed.output))
+        for number, job in enumerate(jobs):
+            changed_job = replace(job, scores=score_target(job.target, changed.output))
             maps = [_undo(change, method_map, grids) for method_map in method_maps(changed, changed_job)]
             sums[number:] = [list(map(_add, sums[number], maps))] if number < len(sums) else [maps]
     return [[replace(total, raw=total.raw / len(changes)) for total in maps] for maps in sums]
@@ -101,7 +104,7 @@ def _method_map(method: Method, scored: ScoredPass, layer: str) -> MethodMap:
     before = len(cautions)
     evidence = scored.evidence(method.needs, layer)
     with torch.autocast(
-        scored.images.device.type, enabled=False
+        scored.forward_pass.batch.images.device.type, enabled=False
     ):  # half precision is not enough for a method's arithmetic
         raw = torch.cat([method(**part) for part in evidence])
     own_cautions = tuple(cautions[before:])
@@ -110,7 +113,7 @@ def _method_map(method: Method, scored: ScoredPass, layer: str) -> MethodMap:
         _refuse_not_finite(method, evidence, raw, layer)
     if "gradients" not in method.needs:
         return MethodMap(raw, method, layer, own_cautions)
-    zero = scored.once(cells_without_gradient, layer)
+    zero, averaged_away = scored.once(gradient_summary, layer)
     return MethodMap(
         raw,
         method,
@@ -118,7 +121,7 @@ def _method_map(method: Method, scored: ScoredPass, layer: str) -> MethodMap:
         own_cautions,
         has_no_gradient=zero.flatten(1).all(1),
         unused_heat=energy_share(raw.relu(), zero) if raw.shape == zero.shape else None,
-        averaged_away=scored.once(averaged_away, layer) if method.pools else None,
+        averaged_away=averaged_away if method.pools else None,
     )
 
 

@@ -49,8 +49,8 @@ def gradients_of_images(scored: ScoredPass, layer: str, image: int, count: int, 
         with record({layer: scored.forward_pass.layers[layer]}, instead=GRADIENT_FREE) as recording:
             output = scored.forward_pass.rerun(image, images)
         scores = scored.score_copies(image, output, len(images))  # outside: a target may itself run the model
-        gradients.append(scored.as_maps(recording.gradients(scores)[layer], layer))
-        activations.append(scored.as_maps(recording[layer].output.detach(), layer))
+        gradients.append(scored.forward_pass.maps(layer, recording.gradients(scores)[layer]))
+        activations.append(scored.forward_pass.maps(layer, recording[layer].output.detach()))
     return torch.cat(activations), torch.cat(gradients)
 
 
@@ -106,12 +106,14 @@ def _rescore(
 
 def _widest(scored: ScoredPass) -> int:
     """Compute the bytes of the largest tensor in the forward pass."""
-    return max(scored.images.nbytes, *(trunk.widest for trunk in scored.forward_pass.prefixes.values()), 0)
+    return max(
+        scored.forward_pass.batch.images.nbytes, *(trunk.widest for trunk in scored.forward_pass.prefixes.values()), 0
+    )
 
 
 def _chunks(scored: ScoredPass, count: int, make: MakeBatch, widest: int, text: str) -> Iterator[Tensor]:
     """Make the changed inputs a chunk at a time; ``widest`` is what the largest output took for the whole batch, in bytes."""
-    size = chunk_size(max(widest // len(scored.images), 1), scored.images.device)
+    size = chunk_size(max(widest // len(scored.forward_pass.batch.images), 1), scored.forward_pass.batch.images.device)
     starts = range(0, count, size)
     for start in tracked(starts, len(starts), text):
         yield make(slice(start, min(start + size, count)))

@@ -1,60 +1,48 @@
 """A forward pass with the scores of one target: what all evidence for that target is made from."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
-from torch import Tensor
-
-from glowmap import tree
 from glowmap.capture import repeat_image, same_output
 from glowmap.errors import Remedy, TargetError
 from glowmap.evidence.forward_pass import ForwardPass
-from glowmap.evidence.kinds import EVIDENCE, EvidenceKind
-from glowmap.shapes import Maps, Scores
+from glowmap.evidence.kinds import EVIDENCE
+from glowmap.shapes import Scores
 from glowmap.targets import Target
 
 Made = TypeVar("Made")
 
 
+@dataclass(eq=False)
 class ScoredPass:
     """A forward pass and one target's scores in it, one an image. Evidence is made when it is first needed, and kept."""
 
-    def __init__(
-        self, forward_pass: ForwardPass, target: Target, scores: Scores, layers: Sequence[str] | None = None
-    ) -> None:
-        self.forward_pass = forward_pass
-        self.target = target
-        self.scores = scores
-        self.layers = list(forward_pass.layers) if layers is None else list(layers)  # those this target is explained at
-        self._made: dict[tuple[Any, ...], tuple[Any, list[str]]] = {}
-        self._pinned: dict[int, Target] = {}
-        self._checked: set[tuple[int, int]] = set()
-
-    @property
-    def images(self) -> Tensor:
-        """The model's input."""
-        return self.forward_pass.batch.images
+    forward_pass: ForwardPass
+    target: Target
+    scores: Scores
+    layers: Sequence[str]  # at which the target is explained
+    _made: dict[tuple[Any, ...], tuple[Any, list[str]]] = field(default_factory=dict)
+    _pinned: dict[int, Target] = field(default_factory=dict)
+    _checked: set[tuple[int, int]] = field(default_factory=set)
 
     def evidence(self, needs: Sequence[str], layer: str) -> list[dict[str, Any]]:
         """Make what a method needs: one set for the batch, or one an image if the method runs the model again itself."""
-        kinds = [EVIDENCE[name] for name in needs]
-        known = {kind.name: self._of_batch(kind, layer) for kind in kinds if not kind.per_image}
-        if len(known) == len(kinds):
-            return [known]
+        made, queries = {}, {}
+        for name in needs:
+            kind = EVIDENCE[name]
+            arguments = [layer] if kind.grid == "layer" else []
+            if kind.per_image:
+                queries[name] = partial(kind.make, self, *arguments)
+            else:
+                made[name] = self.once(kind.make, *arguments)
+        if not queries:
+            return [made]
         return [
-            {kind.name: self._of_image(kind, layer, image, known.get(kind.name)) for kind in kinds}
-            for image in range(len(self.images))
+            {name: partial(queries[name], image) if name in queries else _of_image(made[name], image) for name in needs}
+            for image in range(len(self.forward_pass.batch.images))
         ]
-
-    def _of_batch(self, kind: EvidenceKind, layer: str) -> Any:
-        return self.once(kind.make, *([layer] if kind.grid == "layer" else []))
-
-    def _of_image(self, kind: EvidenceKind, layer: str, image: int, of_batch: Any) -> Any:
-        if kind.per_image:
-            return partial(kind.make, self, *([layer] if kind.grid == "layer" else []), image)
-        row = slice(image, image + 1)
-        return [tensor[row] for tensor in of_batch] if isinstance(of_batch, list) else of_batch[row]
 
     def once(self, make: Callable[..., Made], *arguments: Any) -> Made:
         """Call ``make(self, *arguments)`` the first time, and give the same result, with its cautions, from then on."""
@@ -68,13 +56,9 @@ class ScoredPass:
         result: Made = made
         return result
 
-    def as_maps(self, tensor: Tensor, layer: str) -> Maps:
-        """Lay a layer's output, or a gradient by it, out as batch x channel x grid in at least single precision."""
-        return tree.full_precision(self.forward_pass.maps(layer, tensor))
-
     def score_batch(self, output: Any, target: Target | None = None) -> Scores:
         """Score another output of the model for the same batch, by this target or by another."""
-        target, count = target or self.target, len(self.images)
+        target, count = target or self.target, len(self.forward_pass.batch.images)
         read = self.forward_pass.read(output, count)
         return target.checked_score(read)
 
@@ -96,7 +80,7 @@ class ScoredPass:
         if (image, count) in self._checked:
             return
         self._checked.add((image, count))
-        copies = repeat_image(self.forward_pass.raw_output, image, len(self.images), count)
+        copies = repeat_image(self.forward_pass.raw_output, image, len(self.forward_pass.batch.images), count)
         read = self.forward_pass.read(copies, count)
         scores, score = target.checked_score(read), self.scores[image]
         if not same_output(scores.detach(), score.detach().expand(count)):
@@ -108,3 +92,8 @@ class ScoredPass:
                     "labels, for others targets.PerImage([...])"
                 ),
             )
+
+
+def _of_image(evidence: Any, image: int) -> Any:
+    row = slice(image, image + 1)
+    return [tensor[row] for tensor in evidence] if isinstance(evidence, list) else evidence[row]

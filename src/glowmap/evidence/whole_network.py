@@ -58,7 +58,7 @@ def _in_mode(scored: ScoredPass, mode: type[AnyMode]) -> tuple[AnyMode, Images, 
 
 def run_again(scored: ScoredPass, mode: TorchFunctionMode) -> tuple[Images, Any]:
     """Run the model again on its batch, in a mode that sees its operations. Returns the leaf of the graph and the output."""
-    leaf = scored.images.detach().clone().requires_grad_()
+    leaf = scored.forward_pass.batch.images.detach().clone().requires_grad_()
     batch = scored.forward_pass.batch.changed(lambda _: leaf.clone())  # as the model may write into its input
     with mode:
         return leaf, call_model(scored.forward_pass.module, batch)

@@ -9,7 +9,7 @@ A method returns raw maps, batch x grid, or the terms that are still to be summe
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -127,7 +127,7 @@ def read_methods(method: Any) -> list[Method]:
     return [METHODS[entry] if isinstance(entry, str) else entry for entry in methods]
 
 
-def reduced_for(methods: list[Method], smoothing: list[str]) -> list[Method]:
+def reduced_for(methods: Sequence[Method], smoothing: Sequence[str]) -> Sequence[Method]:
     """Return the methods as a kind of smoothing needs them: with the principal component of their terms, not the sum."""
     return [replace(entry, reduction="principal") for entry in methods] if "principal" in smoothing else methods
 
