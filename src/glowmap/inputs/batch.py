@@ -29,15 +29,10 @@ class Batch:
 
     def copied(self) -> "Batch":
         """Copy every tensor once, so that the model may write into its input."""
-        copies: dict[int, Tensor] = {}
-
-        def copy_once(tensor: Tensor) -> Tensor:
-            if id(tensor) not in copies:
-                copies[id(tensor)] = tensor.detach().clone()
-            return copies[id(tensor)]
-
-        arguments, keywords = tree.map([self.arguments, self.keywords], copy_once)
-        return Batch(arguments, keywords, copy_once(self.images), self.pictures)
+        tensors = {id(tensor): tensor for tensor in tree.leaves([self.arguments, self.keywords, self.images])}
+        copies = {key: tensor.detach().clone() for key, tensor in tensors.items()}
+        arguments, keywords = tree.map([self.arguments, self.keywords], lambda tensor: copies[id(tensor)])
+        return Batch(arguments, keywords, copies[id(self.images)], self.pictures)
 
     def cautions(self) -> list[Caution]:
         """Say which of several similar tensors is taken for the images."""
@@ -58,12 +53,12 @@ class Batch:
         return Batch(arguments, keywords, images, self.pictures)
 
 
-def as_batch(images: Any, expected: str) -> Batch:
+def as_batch(images: Any, expected: Callable[[], str]) -> Batch:
     """Read a model's own input: a tensor, a tuple of arguments, or a dict (or other mapping) of keyword arguments.
 
     Arguments may be lists, dicts, named tuples and dataclasses of tensors. The image tensor is the floating tensor with the most
     axes, of three or more; of several, one under a keyword of ``PICTURE_KEYWORDS``, else the first. Raises InputError for NaN,
-    for no image tensor, and for pictures, which a module without preprocessing cannot take (``expected`` says what it takes).
+    for no image tensor, and for pictures, which a module without preprocessing cannot take (``expected()`` says what it takes).
     """
     if isinstance(images, list) and any(isinstance(image, Tensor) for image in images):
         raise InputError(
@@ -73,20 +68,24 @@ def as_batch(images: Any, expected: str) -> Batch:
     has_arguments = isinstance(images, tuple) and not hasattr(images, "_fields")  # a named tuple is one argument
     arguments = images if has_arguments else () if has_keywords else (images,)
     keywords = dict(images.items()) if has_keywords else {}
-    image = _find_images(
-        [*arguments, *keywords.values()], keywords, f"the input is a {type(images).__name__}, but {expected}"
-    )
-    _check_values(image)
+    tensors = list(tree.leaves([arguments, keywords]))
+    if not tensors:
+        raise InputError(f"the input is a {type(images).__name__}, but {expected()}")
+    image = _find_images(tensors, keywords)
+    if image.ndim != 4:  # four axes are pictures; three or five may be something else
+        _check_axes(image, [*arguments, *keywords.values()])
+    if 0 in image.shape:
+        raise InputError(f"the input is empty (shape {tuple(image.shape)}); give at least one image")
+    if not image.isfinite().all():
+        numbers = [str(number) for number, values in enumerate(image) if not values.isfinite().all()]
+        raise InputError(f"the input has NaN or infinite values in image {', '.join(numbers[:10])}; replace them")
     # Copies, as a model may write into its input, and autograd may not save tensors made in inference mode.
     return Batch(arguments, keywords, image, pictures_of(image)).copied()
 
 
-def _find_images(arguments: list[Any], keywords: Mapping[str, Any], expected: str) -> Tensor:
-    """Return the image tensor among a model's arguments."""
-    tensors = list(tree.leaves(arguments))
+def _find_images(tensors: list[Tensor], keywords: Mapping[str, Any]) -> Tensor:
+    """Return the image tensor among the tensors of a model's arguments."""
     candidates = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.ndim >= 3]
-    if not tensors:
-        raise InputError(expected)
     if not candidates:
         shapes = ", ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in tensors)
         raise InputError(
@@ -95,30 +94,20 @@ def _find_images(arguments: list[Any], keywords: Mapping[str, Any], expected: st
     named = [keywords[name] for name in keywords if name in PICTURE_KEYWORDS]
     named = [value for value in named if any(value is tensor for tensor in candidates)]
     images: Tensor = max([*named, *candidates], key=lambda tensor: tensor.ndim)  # the first of those with most axes
-    lists = (part for part in arguments if isinstance(part, list) and any(tensor is images for tensor in part))
-    _check_axes(images, next(lists, []))
     return images
 
 
-def _check_axes(images: Tensor, neighbours: list[Any]) -> None:
+def _check_axes(images: Tensor, arguments: list[Any]) -> None:
     """Raise InputError for a clip with its frames first, and for one of a list of pictures that have no batch axis."""
     if images.ndim == 5 and images.shape[2] in (1, 3) and images.shape[1] > 3:
         raise InputError(
             f"a clip of {crossed(images.shape)} has its frames before its colours, and Glowmap reads batch x colours x frames x "
             "rows x columns; wrap the model in a module whose forward(clips) returns model(clips.transpose(1, 2))"
         )
+    lists = (part for part in arguments if isinstance(part, list) and any(tensor is images for tensor in part))
+    neighbours = next(lists, [])
     if images.ndim == 3 and (len(neighbours) > 1 or (neighbours and images.shape[0] in (1, 3))):
         raise InputError(
             f"the tensors of {crossed(images.shape)} in a list seem to be single pictures, without a batch axis; "
             "torch.stack(...) them to one tensor of batch x colour x rows x columns"
-        )
-
-
-def _check_values(images: Tensor) -> None:
-    if 0 in images.shape:
-        raise InputError(f"the input is empty (shape {tuple(images.shape)}); give at least one image")
-    if not images.isfinite().all():
-        wrong = [number for number, image in enumerate(images) if not image.isfinite().all()]
-        raise InputError(
-            f"the input has NaN or infinite values in image {', '.join(map(str, wrong[:10]))}; replace them"
         )

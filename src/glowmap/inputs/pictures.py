@@ -119,13 +119,10 @@ def pictures_of(images: Images) -> tuple[Drawable, ...]:
     if axes == 1:
         return tuple(Signal(image.detach().float().cpu().numpy().copy()) for image in images)
     if axes == 2:
-        return tuple(_picture(values) for values in _as_bytes(images))
+        pixels = _as_bytes(images)
+        colours = pixels if pixels.shape[-1] == 3 else pixels.repeat(3, -1)  # one channel is grey
+        return tuple(uncropped(Image.fromarray(values)) for values in colours)
     return tuple(Volume(values) for values in _as_bytes(images)) if axes == 3 else ()
-
-
-def _picture(values: NDArray[np.uint8]) -> Picture:
-    is_grey = values.shape[-1] == 1
-    return uncropped(Image.fromarray(values[..., 0] if is_grey else values).convert("RGB"))
 
 
 def _as_bytes(images: Images) -> NDArray[np.uint8]:

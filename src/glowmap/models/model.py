@@ -105,15 +105,15 @@ class Model:
                 ),
             )
         if isinstance(self.preprocess, ClipTransform) and isinstance(images, Tensor) and images.dtype == torch.uint8:
-            return as_batch(self._on_device(self.preprocess.clip(images)), self._expected())
+            return as_batch(self._on_device(self.preprocess.clip(images)), self._expected)
         if has_tensors or self.preprocess is None:
-            return as_batch(images, self._expected())
+            return as_batch(images, self._expected)
         return self._preprocessed(images)
 
     def _with_keywords(self, keywords: Mapping[str, Any]) -> Batch:
         name = next((name for name in PICTURE_KEYWORDS if name in keywords), None)
         if name is None or self.preprocess is None or isinstance(keywords[name], Tensor):
-            return as_batch(keywords, self._expected())
+            return as_batch(keywords, self._expected)
         batch = self._preprocessed(keywords[name])
         return Batch((), {**keywords, name: batch.images}, batch.images, batch.pictures).copied()
 
