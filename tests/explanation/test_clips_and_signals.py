@@ -147,15 +147,15 @@ class TestClips:
         return [drawn.getpixel((MARGIN + round((i + 0.5) / count * (drawn.width - 24)), row)) for i in range(count)]
 
     def test_heat_in_one_frame_marks_that_frame_only(self):
-        found = explained(hot_at((16, 20, 24), 5), CLIP)
+        explanation = explained(hot_at((16, 20, 24), 5), CLIP)
         blank = explained(torch.zeros(1, 16, 20, 24), CLIP)
         frames = [4, 5, 6]
-        hot = self.frames(found.overlay(frames=frames, opacity=1.0), 3)
+        hot = self.frames(explanation.overlay(frames=frames, opacity=1.0), 3)
         cold = self.frames(blank.overlay(frames=frames, opacity=1.0), 3)
         assert hot[0].tobytes() == cold[0].tobytes()
         assert hot[2].tobytes() == cold[2].tobytes()
         assert is_colour(hot[1], HOT).all()
-        assert self.bar(found.overlay(frames=frames)) == [HOT if frame == 5 else COLD for frame in range(16)]
+        assert self.bar(explanation.overlay(frames=frames)) == [HOT if frame == 5 else COLD for frame in range(16)]
         assert self.bar(blank.overlay(frames=frames)) == [COLD] * 16
 
     def test_the_frame_is_under_its_heat_where_the_heat_is(self):
@@ -169,11 +169,11 @@ class TestClips:
         np.testing.assert_array_equal(pixels(bare), frame.repeat(12, 0).repeat(12, 1))
 
     def test_the_hottest_frame_is_drawn_and_named(self):
-        found, blank = (explained(raw, CLIP) for raw in (hot_at((16, 20, 24), 5), torch.zeros(1, 16, 20, 24)))
+        explanation, blank = (explained(raw, CLIP) for raw in (hot_at((16, 20, 24), 5), torch.zeros(1, 16, 20, 24)))
         chosen = [1, 5, 6, 9, 12, 14]
-        assert found.overlay().tobytes() == found.overlay(frames=chosen).tobytes()
+        assert explanation.overlay().tobytes() == explanation.overlay(frames=chosen).tobytes()
         heading = (MARGIN + 176, MARGIN, MARGIN + 2 * 176, MARGIN + 18)
-        marked, unmarked = (pixels(one.overlay(frames=chosen).crop(heading)) for one in (found, blank))
+        marked, unmarked = (pixels(one.overlay(frames=chosen).crop(heading)) for one in (explanation, blank))
         assert (marked < 100).sum() > 1.4 * (unmarked < 100).sum()  # bold, and a word more
 
     def test_a_line_leads_from_each_frame_to_its_position_in_the_bar(self):
@@ -181,21 +181,21 @@ class TestClips:
         lines = pixels(drawn)[MARGIN + 19 + 240 : MARGIN + 19 + 240 + 16].min(-1)
         starts, ends = (np.flatnonzero(lines[row, MARGIN:-MARGIN] < 220) for row in (0, 15))
         width = drawn.width - 2 * MARGIN
-        for found, expected in ((starts, [144, 440, 736]), (ends, [(p + 0.5) / 16 * width for p in (2, 5, 13)])):
-            assert all(np.abs(found - place).min() <= 1 for place in expected)
-            assert all(np.abs(np.array(expected) - place).min() <= 2 for place in found)
+        for positions, expected in ((starts, [144, 440, 736]), (ends, [(p + 0.5) / 16 * width for p in (2, 5, 13)])):
+            assert all(np.abs(positions - position).min() <= 1 for position in expected)
+            assert all(np.abs(np.array(expected) - position).min() <= 2 for position in positions)
         assert lines[:, MARGIN + 440].min() < 100 < lines[:, [MARGIN + 144, MARGIN + 736]].min()  # the hottest in ink
 
     def test_frames_count_from_either_end_and_stay_in_order(self):
-        found = explained(hot_at((16, 20, 24), 5), CLIP)
-        assert found.overlay(frames=[15, -16]).tobytes() == found.overlay(frames=[-1, 0]).tobytes()
-        last, first = self.frames(found.overlay(frames=[15, 0], opacity=0.0), 2)
-        one, other = self.frames(found.overlay(frames=[0, 15], opacity=0.0), 2)
+        explanation = explained(hot_at((16, 20, 24), 5), CLIP)
+        assert explanation.overlay(frames=[15, -16]).tobytes() == explanation.overlay(frames=[-1, 0]).tobytes()
+        last, first = self.frames(explanation.overlay(frames=[15, 0], opacity=0.0), 2)
+        one, other = self.frames(explanation.overlay(frames=[0, 15], opacity=0.0), 2)
         assert (last.tobytes(), first.tobytes()) == (other.tobytes(), one.tobytes())
 
     def test_many_frames_take_several_lines(self):
-        found = explained(hot_at((16, 20, 24), 5), CLIP)
-        sizes = [found.overlay(frames=range(count)).size for count in (8, 9, 16)]
+        explanation = explained(hot_at((16, 20, 24), 5), CLIP)
+        sizes = [explanation.overlay(frames=range(count)).size for count in (8, 9, 16)]
         assert sizes[0][0] == sizes[2][0] <= WIDTH + 2 * MARGIN
         assert sizes[0][1] + 100 < sizes[1][1]
 
@@ -222,8 +222,8 @@ class TestClips:
         ],
     )
     def test_frames_that_do_not_exist(self, frames, message):
-        found = explained(hot_at((16, 20, 24), 5), CLIP)
-        for ask in (found.overlay, found.panel):
+        explanation = explained(hot_at((16, 20, 24), 5), CLIP)
+        for ask in (explanation.overlay, explanation.panel):
             with pytest.raises(OutputError, match=message):
                 ask(frames=frames)
 
@@ -291,18 +291,18 @@ class TestVolumes:
         assert drawn.width <= WIDTH
 
     def test_slices_default_to_the_hottest_and_others(self):
-        found = explained(hot_at((12, 40, 50), 7, 20, 30), VOLUME)
-        assert found.overlay().tobytes() == found.overlay(frames=[1, 3, 5, 7, 9, 11]).tobytes()
+        explanation = explained(hot_at((12, 40, 50), 7, 20, 30), VOLUME)
+        assert explanation.overlay().tobytes() == explanation.overlay(frames=[1, 3, 5, 7, 9, 11]).tobytes()
         with pytest.raises(OutputError, match="there is no slice 12: this volume has 12"):
-            found.overlay(frames=[12])
+            explanation.overlay(frames=[12])
 
     def test_the_class_of_every_voxel_is_painted_over_the_slices(self):
         labels = torch.zeros(1, 12, 40, 50, dtype=torch.long)
         labels[0, :, :, 25:] = 2
         said = Prediction(("a", "b", "c"), labels=labels)
-        found = explained(hot_at((12, 40, 50), 7), VOLUME, prediction=said)
-        (tile,) = prediction_tiles(found, 0, Style(frames=[0, 1]))
-        painted, bare = pixels(tile.image), pixels(picture_tile(found, 0, "", Style(frames=[0, 1])).image)
+        explanation = explained(hot_at((12, 40, 50), 7), VOLUME, prediction=said)
+        (tile,) = prediction_tiles(explanation, 0, Style(frames=[0, 1]))
+        painted, bare = pixels(tile.image), pixels(picture_tile(explanation, 0, "", Style(frames=[0, 1])).image)
         for left, label in ((10, 0), (160, 2)):
             inside = np.s_[30:200, left : left + 110]
             tinted = 0.45 * bare[inside] + 0.55 * np.array(label_colour(label))
@@ -389,63 +389,65 @@ class TestSignals:
 
     def test_at_most_twelve_channels_unless_they_are_chosen(self):
         images = torch.randn(1, 20, 100, generator=torch.Generator().manual_seed(3))
-        found = explained(self.heat()[None], images)
-        assert found.overlay().tobytes() == found.overlay(frames=range(12)).tobytes()
-        assert found.overlay(frames=[19]).tobytes() != found.overlay(frames=[18]).tobytes()
-        assert "12 of 20 channels" in heat_tile(found, 0, "", Style()).caption
-        assert "12 of 20 channels" in picture_tile(found, 0, "", Style()).caption
+        explanation = explained(self.heat()[None], images)
+        assert explanation.overlay().tobytes() == explanation.overlay(frames=range(12)).tobytes()
+        assert explanation.overlay(frames=[19]).tobytes() != explanation.overlay(frames=[18]).tobytes()
+        assert "12 of 20 channels" in heat_tile(explanation, 0, "", Style()).caption
+        assert "12 of 20 channels" in picture_tile(explanation, 0, "", Style()).caption
         with pytest.raises(OutputError, match="there is no channel 20: this signal has 20"):
-            found.overlay(frames=[20])
+            explanation.overlay(frames=[20])
 
     def test_an_unknown_colormap_or_opacity_is_refused(self):
-        found = explained(self.heat()[None], SIGNAL)
+        explanation = explained(self.heat()[None], SIGNAL)
         with pytest.raises(OutputError, match="no colormap 'glov'"):
-            found.overlay(colormap="glov")
+            explanation.overlay(colormap="glov")
         with pytest.raises(OutputError, match="opacity is .*; give a number from 0"):
-            found.overlay(opacity=1.5)
+            explanation.overlay(opacity=1.5)
 
 
 @pytest.fixture(params=[(3, CLIP), (3, VOLUME), (1, SIGNAL)], ids=["clip", "volume", "signal"])
-def asked(request):
+def per_method(request):
     axes, images = request.param
     model = Net(axes, images.shape[1]).eval()
     return glowmap.explain(model, images, target=[0, 1], layer="features.2", method=["grad_cam", "hires_cam"])
 
 
 class TestExplained:
-    def test_the_heatmap_is_resized_along_every_axis(self, asked):
-        size, raw = asked[0].input_size, asked[0].raw
+    def test_the_heatmap_is_resized_along_every_axis(self, per_method):
+        size, raw = per_method[0].input_size, per_method[0].raw
         mode = "trilinear" if len(size) == 3 else "linear"
         wide = F.interpolate(raw.relu()[:, None], size, mode=mode, align_corners=False)[0, 0]
         spread_out = (wide - wide.min()) / (wide.max() - wide.min()).clamp_min(1e-12)
-        torch.testing.assert_close(asked[0].heatmap[0], spread_out)
+        torch.testing.assert_close(per_method[0].heatmap[0], spread_out)
 
-    def test_the_share_of_the_heat_in_a_mask(self, asked):
-        size, grid = asked[0].input_size, asked[0].grid
+    def test_the_share_of_the_heat_in_a_mask(self, per_method):
+        size, grid = per_method[0].input_size, per_method[0].grid
         raw = torch.rand(1, *grid)
-        found = explained(raw, torch.rand(1, 1, *size))
+        explanation = explained(raw, torch.rand(1, 1, *size))
         cells = torch.zeros(grid)
         cells[: grid[0] // 2] = 1
         share = float(raw[0, : grid[0] // 2].sum() / raw.sum())
-        shares = found.share(cells)
-        assert shares == found.share([cells]) == found.share(cells[None])
+        shares = explanation.share(cells)
+        assert shares == explanation.share([cells]) == explanation.share(cells[None])
         assert values(shares) == pytest.approx([share])
         fine = torch.zeros(size)
         fine[size[0] // 3 :] = 1
         wide = F.interpolate(raw[None], size, mode="trilinear" if len(size) == 3 else "linear")[0, 0]
-        assert values(found.share(fine.numpy())) == pytest.approx([float((wide * fine).sum() / wide.sum())], rel=1e-4)
+        assert values(explanation.share(fine.numpy())) == pytest.approx(
+            [float((wide * fine).sum() / wide.sum())], rel=1e-4
+        )
 
-    def test_a_mask_of_other_axes_is_an_error(self, asked):
+    def test_a_mask_of_other_axes_is_an_error(self, per_method):
         with pytest.raises(InputError, match="a mask of .* does not fit 1 image of"):
-            asked[0].share(torch.ones(asked[0].input_size)[..., None, None])
+            per_method[0].share(torch.ones(per_method[0].input_size)[..., None, None])
 
-    def test_the_panel_shows_the_picture_once_and_a_row_for_each_method(self, asked, monkeypatch):
+    def test_the_panel_shows_the_picture_once_and_a_row_for_each_method(self, per_method, monkeypatch):
         drawn = []
         monkeypatch.setattr(
             "glowmap.explanation.figure.panel", lambda rows, **_: drawn.extend(rows) or Image.new("RGB", (9, 9))
         )
-        asked.panel()
-        signal = len(asked[0].input_size) == 1
+        per_method.panel()
+        signal = len(per_method[0].input_size) == 1
         assert [len(row) for row in drawn] == ([2, 1, 2, 1] if signal else [3, 1, 3, 1])
         assert [row[0 if signal else -1].heading for row in drawn] == [
             "features.2 · grad_cam",
@@ -465,22 +467,24 @@ class TestExplained:
         assert both.panel().tobytes() == both.panel(frames=[1, 5, 6, 9, 12, 14]).tobytes()
         assert both.panel(frames=[3]).tobytes() != both.panel(frames=[4]).tobytes()
 
-    def test_a_figure_has_a_fixed_width_and_twice_that_at_scale_two(self, asked):
-        small, large = asked[0].panel(), asked[0].panel(scale=2)
+    def test_a_figure_has_a_fixed_width_and_twice_that_at_scale_two(self, per_method):
+        small, large = per_method[0].panel(), per_method[0].panel(scale=2)
         assert small.width == 24 + WIDTH + 20 + 280 + 24
         assert large.width == 2 * small.width
 
-    def test_saved_numbers_draw_the_same_figure(self, asked, tmp_path):
-        found = glowmap.Explanations.load(asked.save(tmp_path / "numbers.npz"))
-        assert found.panel().tobytes() == asked.panel().tobytes()
-        assert [type(one.pictures[0]) for one in found] == [type(one.pictures[0]) for one in asked]
+    def test_saved_numbers_draw_the_same_figure(self, per_method, tmp_path):
+        explanations = glowmap.Explanations.load(per_method.save(tmp_path / "numbers.npz"))
+        assert explanations.panel().tobytes() == per_method.panel().tobytes()
+        assert [type(explanation.pictures[0]) for explanation in explanations] == [
+            type(explanation.pictures[0]) for explanation in per_method
+        ]
         with np.load(tmp_path / "numbers.npz") as stored:
             assert sum(name.startswith("picture") for name in stored) == 1
-        one = Explanation.load(asked[1].save(tmp_path / "one.npz", frames=[0]))
-        assert torch.equal(one.heatmap, asked[1].heatmap)
+        explanation = Explanation.load(per_method[1].save(tmp_path / "one.npz", frames=[0]))
+        assert torch.equal(explanation.heatmap, per_method[1].heatmap)
 
-    def test_a_write_that_fails_leaves_the_old_file(self, asked, tmp_path, monkeypatch):
-        path = asked.save(tmp_path / "numbers.npz")
+    def test_a_write_that_fails_leaves_the_old_file(self, per_method, tmp_path, monkeypatch):
+        path = per_method.save(tmp_path / "numbers.npz")
         before = path.read_bytes()
 
         def half(stream, **_):
@@ -489,21 +493,23 @@ class TestExplained:
 
         monkeypatch.setattr(np, "savez_compressed", half)
         with pytest.raises(OutputError, match="disk full"):
-            asked.save(path)
+            per_method.save(path)
         assert path.read_bytes() == before
         assert [file.name for file in tmp_path.iterdir()] == ["numbers.npz"]
 
-    def test_saved_as_a_picture_and_shown_in_a_notebook(self, asked, tmp_path):
-        with Image.open(asked[0].save(tmp_path / "figure.png", frames=[0])) as saved:
-            assert pixels(saved).tobytes() == pixels(asked[0].panel(frames=[0])).tobytes()
-        assert Image.open(io.BytesIO(asked[0]._repr_png_())).size == asked[0].panel().size
+    def test_saved_as_a_picture_and_shown_in_a_notebook(self, per_method, tmp_path):
+        with Image.open(per_method[0].save(tmp_path / "figure.png", frames=[0])) as saved:
+            assert pixels(saved).tobytes() == pixels(per_method[0].panel(frames=[0])).tobytes()
+        assert Image.open(io.BytesIO(per_method[0]._repr_png_())).size == per_method[0].panel().size
 
     def test_an_image_of_a_batch_is_drawn_as_on_its_own(self):
         clips = torch.cat([CLIP, CLIP.flip(2)])
-        found = glowmap.explain(Net(3, 3).eval(), clips, target=1, layer="features.2")
-        assert found.overlay(1).tobytes() == found[1].overlay().tobytes() != found.overlay(0).tobytes()
-        assert found[1].pictures == found.pictures[1:]
-        assert found.panel().height > 1.8 * found[0].panel().height
+        explanation = glowmap.explain(Net(3, 3).eval(), clips, target=1, layer="features.2")
+        assert (
+            explanation.overlay(1).tobytes() == explanation[1].overlay().tobytes() != explanation.overlay(0).tobytes()
+        )
+        assert explanation[1].pictures == explanation.pictures[1:]
+        assert explanation.panel().height > 1.8 * explanation[0].panel().height
 
 
 def test_a_video_network_of_torchvision():
@@ -512,9 +518,9 @@ def test_a_video_network_of_torchvision():
     moving = torch.zeros(1, 3, 8, 32, 32)
     for frame in range(8):
         moving[0, :, frame, 10:18, 3 * frame : 3 * frame + 8] = 1
-    found = glowmap.explain(model, moving, target=7, layer="layer2")
-    assert found.grid == (4, 8, 8)
-    assert found.heatmap.shape == moving[:, 0].shape
-    frames = spread(8, 6, hottest(found.heatmap[0].amax((1, 2)).numpy()))
-    assert found.overlay().tobytes() == found.overlay(frames=frames).tobytes()
-    assert found.panel().width == 24 + WIDTH + 20 + 280 + 24
+    explanation = glowmap.explain(model, moving, target=7, layer="layer2")
+    assert explanation.grid == (4, 8, 8)
+    assert explanation.heatmap.shape == moving[:, 0].shape
+    frames = spread(8, 6, hottest(explanation.heatmap[0].amax((1, 2)).numpy()))
+    assert explanation.overlay().tobytes() == explanation.overlay(frames=frames).tobytes()
+    assert explanation.panel().width == 24 + WIDTH + 20 + 280 + 24

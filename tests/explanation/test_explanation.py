@@ -52,10 +52,10 @@ def test_heatmap_is_relu_then_bilinear_then_min_max():
     raw = torch.randn(3, 4, 5)
     wanted = F.interpolate(raw.clamp_min(0)[:, None], (9, 13), mode="bilinear", align_corners=False)[:, 0]
     wanted = torch.stack([(one - one.min()) / (one.max() - one.min()) for one in wanted])
-    found = of(raw, (9, 13))
-    torch.testing.assert_close(found.heatmap, wanted)
-    assert found.limits(1)[0] >= 0
-    assert found.limits(1)[1] == pytest.approx(
+    explanation = of(raw, (9, 13))
+    torch.testing.assert_close(explanation.heatmap, wanted)
+    assert explanation.limits(1)[0] >= 0
+    assert explanation.limits(1)[1] == pytest.approx(
         float(F.interpolate(raw[1:2, None].clamp_min(0), (9, 13), mode="bilinear").max())
     )
 
@@ -119,8 +119,8 @@ def test_a_padded_picture_is_stored_without_padding(tmp_path):
     picture = Picture(Image.new("RGB", (2, 2), (200, 100, 50)), (-2.0, 0.0, 2.0, 2.0))
     maps = of([[[1.0, 2.0, 3.0, 4.0]] * 2], (2, 4), pictures=(picture,))
     masks = {(2, 2): 7 / 10, (2, 4): 1.0}  # the picture's own size, and that of what the model saw
-    found = Explanation.load(maps.save(tmp_path / "padded.npz"))
-    for one in (maps, found):
+    explanation = Explanation.load(maps.save(tmp_path / "padded.npz"))
+    for one in (maps, explanation):
         for size, share in masks.items():
             assert values(one.share(np.ones(size))) == pytest.approx([share])
         assert values(one.share(np.array([[0, 1], [0, 0]]))) == pytest.approx([2 / 10])
@@ -130,7 +130,7 @@ def test_a_padded_picture_is_stored_without_padding(tmp_path):
         assert "the part that the model saw" not in picture_tile(one, 0, "", Style()).caption
     cut = of(maps.raw, (2, 4), pictures=(Picture(picture.image, (-2.0, 0.0, 2.0, 1.0)),))
     assert "the part that the model saw" in picture_tile(cut, 0, "", Style()).caption
-    assert found.overlay().tobytes() == maps.overlay().tobytes()
+    assert explanation.overlay().tobytes() == maps.overlay().tobytes()
 
 
 def test_a_file_that_holds_a_padded_picture_can_be_read(tmp_path):
@@ -141,9 +141,9 @@ def test_a_file_that_holds_a_padded_picture_can_be_read(tmp_path):
     with np.load(path) as stored:
         described = json.loads(str(stored["explanations"]))
     assert described[0]["pictures"] == [[0, [0.0, 0.0, 4.0, 2.0]]]
-    found = Explanation.load(path)
-    assert found.overlay().size == (4, 2)
-    assert values(found.share(np.array([[0, 0, 1, 1]] * 2))) == pytest.approx([7 / 10])
+    explanation = Explanation.load(path)
+    assert explanation.overlay().size == (4, 2)
+    assert values(explanation.share(np.array([[0, 0, 1, 1]] * 2))) == pytest.approx([7 / 10])
 
 
 def test_a_share_stands_beside_chance():
@@ -322,16 +322,16 @@ def test_an_explanation_without_pictures_has_numbers():
 
 def test_a_classifiers_prediction_is_kept():
     model = Classifier().eval()
-    found = glowmap.explain(model, images(), target=1, layer="features.4")
-    torch.testing.assert_close(found.prediction.probabilities, model(images()).softmax(1).detach())
-    assert found.prediction.names == ("class 0", "class 1", "class 2", "class 3")
-    assert found.panel().width > 700
+    explanation = glowmap.explain(model, images(), target=1, layer="features.4")
+    torch.testing.assert_close(explanation.prediction.probabilities, model(images()).softmax(1).detach())
+    assert explanation.prediction.names == ("class 0", "class 1", "class 2", "class 3")
+    assert explanation.panel().width > 700
 
 
 def test_dense_predictions_are_labels():
     batch = images(1).abs()
-    found = glowmap.explain(ColourSegmenter(), batch, target=[2], layer="layer")[0]
-    assert torch.equal(found.prediction.labels, batch.flip(1).argmax(1))
+    explanation = glowmap.explain(ColourSegmenter(), batch, target=[2], layer="layer")[0]
+    assert torch.equal(explanation.prediction.labels, batch.flip(1).argmax(1))
 
 
 def test_a_map_finer_than_the_input_loses_no_cell():
@@ -353,9 +353,9 @@ def test_a_nearly_flat_map_says_why_it_is_blank():
 
     even = torch.full((1, 3, 4, 4), 0.3)
     even[0, 0, 0, 0] += 3e-8
-    found = glowmap.explain(Even().eval(), even, target=0, layer="layer")
-    assert not found.heatmap.any()
-    assert "class 0 at 'layer': the raw map has the same value everywhere" in found.cautions[0]
+    explanation = glowmap.explain(Even().eval(), even, target=0, layer="layer")
+    assert not explanation.heatmap.any()
+    assert "class 0 at 'layer': the raw map has the same value everywhere" in explanation.cautions[0]
 
 
 def test_slices_are_smaller_batches(explained):
@@ -372,8 +372,8 @@ def test_slices_are_smaller_batches(explained):
 
 def test_bfloat16_numbers_can_be_saved(tmp_path):
     model = Classifier().eval().bfloat16()
-    found = glowmap.explain(model, images().bfloat16(), target=1, layer="features.3")
-    assert torch.equal(Explanation.load(found.save(tmp_path / "half.npz")).scores, found.scores)
+    explanation = glowmap.explain(model, images().bfloat16(), target=1, layer="features.3")
+    assert torch.equal(Explanation.load(explanation.save(tmp_path / "half.npz")).scores, explanation.scores)
 
 
 def test_a_link_stays_a_link_and_long_names_are_refused(explained, tmp_path):
@@ -418,22 +418,22 @@ class TestLayout:
         assert rows[0][2].caption[0] == "grid 4 × 5"
 
     def test_targets_at_one_layer_follow_the_picture_which_is_drawn_once(self, model, drawn):
-        found = glowmap.explain(model, self.picture, target=["dog", "lynx", "car", "bus"], layer="features.3")
-        found.panel()
+        explanations = glowmap.explain(model, self.picture, target=["dog", "lynx", "car", "bus"], layer="features.3")
+        explanations.panel()
         headings, title, rows = drawn[0]
         assert headings == [["picture", "prediction", "dog", "lynx", "car", "bus"]]
         assert title == "4 targets · grad_cam at features.3 · Classifier"
         assert rows[0][0].caption == ()
-        score = found[1].scores.item()
+        score = explanations[1].scores.item()
         assert rows[0][3].caption[0] == f"score {score:.3g}, grid 4 × 5"
 
     def test_each_image_of_a_batch_has_its_own_rows(self, model, drawn):
-        found = glowmap.explain(model, [self.picture, self.picture[::-1]], target=[1, 2], layer="features.3")
-        found.panel()
+        explanations = glowmap.explain(model, [self.picture, self.picture[::-1]], target=[1, 2], layer="features.3")
+        explanations.panel()
         headings, title, rows = drawn[0]
         assert headings == [["picture", "prediction", "dog", "car"]] * 2
         assert title == "dog, car · grad_cam at features.3 · Classifier"
-        assert rows[1][3].caption[0].startswith(f"score {found[1].scores[1].item():.3g}, ")
+        assert rows[1][3].caption[0].startswith(f"score {explanations[1].scores[1].item():.3g}, ")
 
     def test_methods_at_one_layer_follow_the_picture_too(self, model, drawn):
         """Also where they come from two calls, each with an equal picture."""
@@ -452,10 +452,10 @@ class TestLayout:
             assert rows[0][2].caption[0] == "grid 4 × 5"
 
     def test_targets_by_several_methods_have_a_row_each(self, model, drawn):
-        found = glowmap.explain(
+        explanation = glowmap.explain(
             model, self.picture, target=["dog", "car"], layer="features.3", method=["grad_cam", "layer_cam"]
         )
-        found.panel()
+        explanation.panel()
         assert drawn[0][0] == [
             ["picture", "prediction"],
             ["dog · grad_cam", "dog · layer_cam"],
@@ -515,11 +515,11 @@ class TestLayout:
         asked = [sentence, *(f"'{word}' in {sentence}" for word in ("a", "dog", "a", "cat"))]
         picture = Picture(Image.new("RGB", (60, 40)), (0.0, 0.0, 60.0, 40.0))
         scores = [-8.0, -1.0, -2.0, -1.0, -4.0]
-        found = glowmap.Explanations(
+        explanations = glowmap.Explanations(
             of(torch.rand(1, 3, 3), target_names=(one,), scores=torch.tensor([score]), pictures=(picture,))
             for one, score in zip(asked, scores, strict=True)
         )
-        found.panel()
+        explanations.panel()
         headings, title, rows = drawn[0]
         assert headings == [["picture", sentence, "'a'", "'dog'", "'a'", "'cat'"]]
         assert title == f"{sentence}, word by word · grad_cam at layer · Model"
@@ -528,11 +528,11 @@ class TestLayout:
         ]
 
     def test_concepts_are_counted_in_the_title(self, model, drawn):
-        found = glowmap.concepts(model, [self.picture, self.picture[::-1]], layer="features.3", count=3)
-        found.panel()
+        explanations = glowmap.concepts(model, [self.picture, self.picture[::-1]], layer="features.3", count=3)
+        explanations.panel()
         assert drawn[0][1] == "3 concepts · deep_feature_factorisation at features.3 · Classifier"
         assert [len(row) for row in drawn[0][0]] == [5, 5]
-        assert drawn[0][0][0][2] == found[0].target_names[0].replace("lynx, catamount", "lynx")
+        assert drawn[0][0][0][2] == explanations[0].target_names[0].replace("lynx, catamount", "lynx")
 
     def test_synonyms_are_dropped_and_other_commas_stay(self, model, drawn):
         questions = [
@@ -567,21 +567,21 @@ class TestCanvas:
 
     def by_hand(self, cells):
         """Interpolate between the centres of cells of 4 x 6 pixels, and cut off what lies beyond the input."""
-        found = torch.zeros(6, 10)
+        interpolated = torch.zeros(6, 10)
         for row in range(6):
             for column in range(10):
                 down, across = (min(max((at + 0.5) / cell - 0.5, 0), 1) for at, cell in ((row, 4), (column, 6)))
                 upper = cells[0][0] * (1 - across) + cells[0][1] * across
                 lower = cells[1][0] * (1 - across) + cells[1][1] * across
-                found[row, column] = upper * (1 - down) + lower * down
-        return found
+                interpolated[row, column] = upper * (1 - down) + lower * down
+        return interpolated
 
     def test_the_heat_lies_where_it_is_on_the_canvas(self):
-        wanted, found = self.by_hand([[1, 0], [3, 4]]), self.covered(self.RAW)
-        torch.testing.assert_close(found.heatmap[0], (wanted - wanted.min()) / (wanted.max() - wanted.min()))
-        assert found.limits() == pytest.approx((float(wanted.min()), float(wanted.max())))
-        torch.testing.assert_close(found.signed(), self.by_hand([[1, -2], [3, 4]]))
-        assert not torch.allclose(found.heatmap, of(self.RAW, (6, 10)).heatmap, atol=0.05)
+        wanted, explanation = self.by_hand([[1, 0], [3, 4]]), self.covered(self.RAW)
+        torch.testing.assert_close(explanation.heatmap[0], (wanted - wanted.min()) / (wanted.max() - wanted.min()))
+        assert explanation.limits() == pytest.approx((float(wanted.min()), float(wanted.max())))
+        torch.testing.assert_close(explanation.signed(), self.by_hand([[1, -2], [3, 4]]))
+        assert not torch.allclose(explanation.heatmap, of(self.RAW, (6, 10)).heatmap, atol=0.05)
 
     def test_shares_leave_the_padding_out(self):
         wanted = self.by_hand([[1, 0], [3, 4]])
@@ -594,8 +594,8 @@ class TestCanvas:
         mask = np.zeros((12, 20))
         mask[6:] = 1
         fine = F.interpolate(self.by_hand([[1, 0], [3, 4]])[None, None], (12, 20), mode="bilinear")[0, 0]
-        found = values(self.covered(self.RAW, pictures=(picture,)).share(mask))
-        assert found == pytest.approx([float(fine[6:].sum() / fine.sum())])
+        explanation = values(self.covered(self.RAW, pictures=(picture,)).share(mask))
+        assert explanation == pytest.approx([float(fine[6:].sum() / fine.sum())])
 
     def test_fused_layers_cover_the_input(self):
         layers = [self.covered(raw, layer=name) for raw, name in ((self.RAW, "a"), (self.RAW.flip(2), "b"))]
@@ -607,8 +607,8 @@ class TestCanvas:
     def test_the_overlay_and_its_edges(self, monkeypatch):
         pixels = np.full((60, 100, 3), 90, np.uint8)
         hot = torch.tensor([[[0.0, 0.0], [0.0, 1.0]]])
-        found = self.covered(hot, pictures=(Picture(Image.fromarray(pixels), (0.0, 0.0, 100.0, 60.0)),))
-        drawn = np.asarray(found.overlay(opacity=1.0)).astype(int).sum(-1)
+        explanation = self.covered(hot, pictures=(Picture(Image.fromarray(pixels), (0.0, 0.0, 100.0, 60.0)),))
+        drawn = np.asarray(explanation.overlay(opacity=1.0)).astype(int).sum(-1)
         row, column = np.unravel_index(int(drawn.argmax()), drawn.shape)
         assert row > 45
         assert column > 80
@@ -616,15 +616,15 @@ class TestCanvas:
         monkeypatch.setattr(
             "glowmap.explanation.tiles.follow_edges", lambda heat, _, radius: radii.append(radius) or heat
         )
-        found.overlay(edges=True)
+        explanation.overlay(edges=True)
         assert radii == [20]  # half a cell: 4 rows of the input, ten pixels of the picture each
 
     def test_it_is_saved_and_read_back(self, tmp_path):
-        found = self.covered(self.RAW)
-        read = Explanation.load(found.save(tmp_path / "canvas.npz"))
+        explanation = self.covered(self.RAW)
+        read = Explanation.load(explanation.save(tmp_path / "canvas.npz"))
         assert read.canvas == (8, 12)
-        assert torch.equal(read.heatmap, found.heatmap)
-        assert found[0].canvas == (8, 12)
+        assert torch.equal(read.heatmap, explanation.heatmap)
+        assert explanation[0].canvas == (8, 12)
 
     def test_files_without_a_canvas_can_be_read(self, tmp_path):
         path = of(self.RAW, (6, 10)).save(tmp_path / "old.npz")
@@ -649,10 +649,10 @@ def test_a_panel_for_print_is_drawn_larger(explained, tmp_path):
 
 def test_reprs_fit_a_line():
     model = glowmap.load(Classifier().eval(), mean=0.5, classes=["a", "b", "c", "d"])
-    found = glowmap.explain(model, images(), target=[1], layer="features.3")
+    explanations = glowmap.explain(model, images(), target=[1], layer="features.3")
     assert repr(model) == "<Model Classifier: Classifier, 4 classes>"
-    assert repr(found[0].prediction) == "<Prediction of 4 classes an image>"
-    assert repr(found).startswith("<Explanations:\n  <Explanation of 'b'")
+    assert repr(explanations[0].prediction) == "<Prediction of 4 classes an image>"
+    assert repr(explanations).startswith("<Explanations:\n  <Explanation of 'b'")
 
 
 def test_the_keywords_of_drawing_are_the_fields_of_style():

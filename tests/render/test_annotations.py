@@ -207,12 +207,14 @@ class TestAnnotations:
 
     def test_each_image_has_its_own_annotations(self):
         batch = images(2).abs()
-        found = glowmap.explain(ColourSegmenter(), batch, target=PerImage([Point(0, 0), Point(19, 15)]), layer="layer")
-        assert [[one.point for one in several] for several in found.annotations] == [
+        explanation = glowmap.explain(
+            ColourSegmenter(), batch, target=PerImage([Point(0, 0), Point(19, 15)]), layer="layer"
+        )
+        assert [[annotation.point for annotation in several] for several in explanation.annotations] == [
             [(0.5 / 20, 0.5 / 16)],
             [(19.5 / 20, 15.5 / 16)],
         ]
-        assert [one.point for one in found[1].annotations[0]] == [(19.5 / 20, 15.5 / 16)]
+        assert [annotation.point for annotation in explanation[1].annotations[0]] == [(19.5 / 20, 15.5 / 16)]
 
     def test_a_custom_target_may_have_annotations(self):
         @dataclass(frozen=True)
@@ -226,8 +228,8 @@ class TestAnnotations:
             def annotations(self, answer, image):
                 return [Annotation(box=(0.0, 0.0, 0.5, 0.25))]
 
-        found = glowmap.explain(Classifier().eval(), images(), target=Corner(), layer="features.3")
-        assert [one.box for several in found.annotations for one in several] == [(0.0, 0.0, 0.5, 0.25)] * 2
+        explanation = glowmap.explain(Classifier().eval(), images(), target=Corner(), layer="features.3")
+        assert [one.box for several in explanation.annotations for one in several] == [(0.0, 0.0, 0.5, 0.25)] * 2
 
     def test_an_annotation_of_two_parts_is_kept_once(self):
         @dataclass(frozen=True)
@@ -257,16 +259,16 @@ class TestAnnotations:
             Annotation(**given)
 
     def test_an_overlay_shows_annotations_on_request(self):
-        found = segmented(At(3, 5))[0]
-        bare = replace(found, annotations=())
-        assert found.overlay().tobytes() == bare.overlay().tobytes()
+        explanation = segmented(At(3, 5))[0]
+        bare = replace(explanation, annotations=())
+        assert explanation.overlay().tobytes() == bare.overlay().tobytes()
         marked, wanted = (
-            found.overlay(show_annotations=True),
-            outlined(found.overlay(), [found.annotations[0][0].region.numpy()]),
+            explanation.overlay(show_annotations=True),
+            outlined(explanation.overlay(), [explanation.annotations[0][0].region.numpy()]),
         )
-        assert changed(found.overlay(), marked)[4:8, 1].any()
-        assert (changed(found.overlay(), marked) | ~changed(found.overlay(), wanted)).all()
-        assert found.panel().tobytes() != bare.panel().tobytes()
+        assert changed(explanation.overlay(), marked)[4:8, 1].any()
+        assert (changed(explanation.overlay(), marked) | ~changed(explanation.overlay(), wanted)).all()
+        assert explanation.panel().tobytes() != bare.panel().tobytes()
 
 
 class TinyDetector(torch.nn.Module):
@@ -287,10 +289,10 @@ PLACES = [(10, 7), (4, 15), (2, 2)]  # row and column of each candidate
 def candidates(answer):
     boxes = torch.tensor([box for *_, box in FOUND])
     logits = [torch.stack([one[:, row, column] for row, column in PLACES]) for one in answer.raw]
-    found = [[DetectedBox(category, score, corners, at) for at, category, score, corners in FOUND]] + [[]] * (
+    explanation = [[DetectedBox(category, score, corners, at) for at, category, score, corners in FOUND]] + [[]] * (
         answer.batch - 1
     )
-    return Candidates([boxes] * answer.batch, logits, found)
+    return Candidates([boxes] * answer.batch, logits, explanation)
 
 
 @pytest.fixture(scope="module")
@@ -386,7 +388,7 @@ def test_points_boxes_and_regions_are_saved_and_read_back(tmp_path):
         (),
         (Annotation(box=(0.1, 0.2, 0.3, 0.4)),),
     )
-    found = Explanation(
+    explanation = Explanation(
         torch.rand(3, 2, 2),
         torch.zeros(3),
         "layer",
@@ -397,13 +399,13 @@ def test_points_boxes_and_regions_are_saved_and_read_back(tmp_path):
         (uncropped(plain()),) * 3,
         annotations=annotations,
     )
-    read = Explanation.load(found.save(tmp_path / "marks.npz"))
+    read = Explanation.load(explanation.save(tmp_path / "marks.npz"))
     assert [len(several) for several in read.annotations] == [2, 0, 1]
     assert read.annotations[0][0].point == (0.125, 0.3)
     assert torch.equal(read.annotations[0][1].region, region)
     assert read.annotations[2][0].box == (0.1, 0.2, 0.3, 0.4)
-    assert found[1:].annotations == annotations[1:]
-    assert read.panel().tobytes() == found.panel().tobytes()
+    assert explanation[1:].annotations == annotations[1:]
+    assert read.panel().tobytes() == explanation.panel().tobytes()
 
 
 class TestRanking:

@@ -111,9 +111,9 @@ class TestColormaps:
         assert np.abs(np.diff(COLORMAPS["glow"].astype(int), axis=0)).max() <= 4
 
     def test_jet_is_the_classical_formula(self):
-        found = colorize(np.array([0, 1 / 8, 3 / 8, 5 / 8, 7 / 8, 1]), "jet").astype(int)
+        explanation = colorize(np.array([0, 1 / 8, 3 / 8, 5 / 8, 7 / 8, 1]), "jet").astype(int)
         expected = [(0, 0, 128), (0, 0, 255), (0, 255, 255), (255, 255, 0), (255, 0, 0), (128, 0, 0)]
-        np.testing.assert_allclose(found, expected, atol=2)
+        np.testing.assert_allclose(explanation, expected, atol=2)
 
     def test_gray_is_the_value(self):
         values = np.arange(256) / 255
@@ -339,8 +339,8 @@ class TestPanel:
         picture = photo(8, 32, 32)
         figure = panel([[Tile(picture)]])
         top = figure.height - MARGIN - 9 * 32
-        found = pixels(figure)[top : top + 9 * 32, MARGIN : MARGIN + 9 * 32]
-        assert (found == pixels(picture).repeat(9, axis=0).repeat(9, axis=1)).all()
+        explanation = pixels(figure)[top : top + 9 * 32, MARGIN : MARGIN + 9 * 32]
+        assert (explanation == pixels(picture).repeat(9, axis=0).repeat(9, axis=1)).all()
 
     def test_a_tall_picture_keeps_its_shape_within_the_row(self):
         left, top, right, bottom = where(panel([[Tile(plain((9, 9, 9), (400, 2000)))]]), (9, 9, 9))
