@@ -87,16 +87,16 @@ def test_an_unknown_method_gets_the_near_names():
         )
 
 
-def test_a_shelf_takes_a_name_once_and_keeps_the_order():
-    shelf = Registry("thing", MethodError)
-    shelf.register("b", 1)
-    shelf.register("a", 2)
-    assert list(shelf) == ["b", "a"]
-    assert dict(shelf.items()) == {"b": 1, "a": 2}
-    assert (len(shelf), "a" in shelf, "c" in shelf) == (2, True, False)
-    assert repr(shelf) == "<things: b, a>"
-    with pytest.raises(ValueError, match="there is a thing 'a' on the shelf already"):
-        shelf.register("a", 3)
+def test_a_registry_takes_a_name_once_and_keeps_the_order():
+    registry = Registry("thing", MethodError)
+    registry.register("b", 1)
+    registry.register("a", 2)
+    assert list(registry) == ["b", "a"]
+    assert dict(registry.items()) == {"b": 1, "a": 2}
+    assert (len(registry), "a" in registry, "c" in registry) == (2, True, False)
+    assert repr(registry) == "<things: b, a>"
+    with pytest.raises(ValueError, match="the thing 'a' is registered already"):
+        registry.register("a", 3)
 
 
 @pytest.mark.parametrize(
@@ -151,5 +151,5 @@ def test_a_caution_is_a_sentence_with_a_code_and_a_level(monkeypatch):
     )
     for again in (copy.deepcopy(caution), pickle.loads(pickle.dumps(caution))):
         assert (again, again.code) == ("nothing is there", "blank")
-    with pytest.raises(ValueError, match="a caution with the code 'blank' is defined already"):
+    with pytest.raises(ValueError, match="a kind of caution with the code 'blank' is defined already"):
         cautions.caution_kind("blank", "caution", "do something")

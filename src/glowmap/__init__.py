@@ -1,7 +1,7 @@
-"""Glowmap shows where a PyTorch vision model found the evidence for what it said.
+"""Glowmap shows where a PyTorch vision model finds the evidence for its answer.
 
-``explain(model, images, target=..., layer=..., method=...)`` answers one question; ``Explainer`` binds a model and its layers
-for many. ``load`` makes a model that takes pictures; ``targets`` are what may be asked, ``METHODS`` how.
+``explain(model, images, target=..., layer=..., method=...)`` returns an :class:`Explanation`; ``Explainer`` binds a model and its
+layers for many calls. ``load`` returns a model that takes pictures. ``targets`` are what can be explained, ``METHODS`` how.
 """
 
 from importlib import import_module
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from glowmap.methods import METHODS as METHODS
     from glowmap.models import Model as Model
     from glowmap.models import load as load
-# Where each name lives. They are imported when first asked for, so that the command line's help need not wait for torch.
+# The module of each name. It is imported on first use, so that the command line's help does not import torch.
 _HOMES = {
     "Explainer": "glowmap.explainer",
     "Explanation": "glowmap.explanation",

@@ -1,6 +1,6 @@
-"""Cautions: what a person must know before trusting a map.
+"""Cautions: sentences that a person must read before trusting a map.
 
-Each kind is defined in the room where it arises::
+Each kind is defined in the package that produces it::
 
     RANDOM_WEIGHTS = caution_kind("random-weights", "caution", "Load trained weights.")
     RANDOM_WEIGHTS("the weights are random: ...")  # a caution, which is the sentence with a code and a level
@@ -9,7 +9,9 @@ Each kind is defined in the room where it arises::
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-Level: TypeAlias = Literal["info", "caution"]  # the map is right, and this says what it shows; the map may mislead
+Level: TypeAlias = Literal[
+    "info", "caution"
+]  # info: the map is right, and this says what it shows; caution: it may mislead
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Caution(str):
     kind: CautionKind
 
     def __new__(cls, sentence: str, kind: CautionKind) -> "Caution":
-        """Join a sentence with its kind."""
+        """Create a sentence with a kind."""
         caution = super().__new__(cls, sentence)
         caution.kind = kind
         return caution
@@ -47,7 +49,7 @@ class Caution(str):
         return self.kind.level
 
     def __getnewargs__(self) -> tuple[Any, ...]:
-        """Give what copying and pickling need."""
+        """Return the arguments of ``__new__``, for copying and pickling."""
         return str(self), self.kind
 
 
@@ -57,6 +59,6 @@ CAUTIONS: dict[str, CautionKind] = {}  # by code
 def caution_kind(code: str, level: Level, remedy: str) -> CautionKind:
     """Define a kind of caution. Raises ValueError at import for a code that is taken."""
     if code in CAUTIONS:
-        raise ValueError(f"a caution with the code {code!r} is defined already")
+        raise ValueError(f"a kind of caution with the code {code!r} is defined already")
     CAUTIONS[code] = CautionKind(code, level, remedy)
     return CAUTIONS[code]

@@ -1,14 +1,14 @@
-"""Every error that Glowmap raises on purpose.
+"""The errors that Glowmap raises on purpose.
 
-Each message is one sentence that names the fact, the place and the remedy::
+A message is one sentence with the fact, the place and, after a semicolon, the remedy::
 
     GlowmapError
     ├── InputError     a picture, tensor, array or file that cannot be explained
-    ├── LayerError     a layer that is missing, did not run, or has no maps to weigh
-    ├── TargetError    a question that this model cannot be asked
-    ├── MethodError    a method that is not on the shelf, or asks for evidence that does not exist
+    ├── LayerError     a layer that does not exist, did not run, or has no activations on a grid
+    ├── TargetError    a target that this model has no score for
+    ├── MethodError    a method that does not exist, or that needs evidence which does not exist
     ├── ModelError     a model that cannot be found, built or loaded, or that raised while it ran
-    ├── OutputError    an answer that cannot be drawn or written where it was asked for
+    ├── OutputError    an explanation that cannot be drawn, or a file that cannot be written
     └── MissingExtra   an optional library that this call needs and that is not installed
 
 A remedy that Python and the command line write differently is a :class:`Remedy`.
@@ -22,7 +22,7 @@ from typing import TypeGuard
 
 @dataclass(frozen=True)
 class Remedy:
-    """What to do about an error: in Python, and with an option of the command line where one does it."""
+    """What to do about an error: in Python, and on the command line where an option does it."""
 
     python: str
     option: str | None = None
@@ -57,15 +57,15 @@ class InputError(GlowmapError):
 
 
 class LayerError(GlowmapError):
-    """A layer that is missing, did not run, or has no maps to weigh."""
+    """A layer that does not exist, did not run, or has no activations on a grid."""
 
 
 class TargetError(GlowmapError):
-    """A question that this model cannot be asked."""
+    """A target that this model has no score for."""
 
 
 class MethodError(GlowmapError):
-    """A method that is not on the shelf, or one that asks for evidence that does not exist."""
+    """A method that does not exist, or that needs evidence which does not exist."""
 
 
 class ModelError(GlowmapError):
@@ -73,7 +73,7 @@ class ModelError(GlowmapError):
 
 
 class OutputError(GlowmapError):
-    """An answer that cannot be drawn or written where it was asked for."""
+    """An explanation that cannot be drawn, or a file that cannot be written."""
 
 
 class MissingExtra(GlowmapError):  # noqa: N818 - the name says what happened

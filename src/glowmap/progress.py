@@ -1,4 +1,4 @@
-"""A progress bar for long work, where somebody is watching."""
+"""A progress bar for long work in a terminal."""
 
 from collections.abc import Iterable, Iterator
 from time import monotonic
@@ -8,11 +8,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 Item = TypeVar("Item")
-_PATIENCE = 1.0  # seconds that nobody needs a bar for
+_DELAY = 1.0  # seconds before the bar is shown
 
 
 def tracked(items: Iterable[Item], total: int, text: str) -> Iterator[Item]:
-    """Hand the items on, with a bar on a terminal's standard error once they have taken a second."""
+    """Yield the items; after a second, show a bar on standard error, if that is a terminal."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield from items
@@ -26,13 +26,13 @@ def tracked(items: Iterable[Item], total: int, text: str) -> Iterator[Item]:
         transient=True,
         auto_refresh=False,
     )
-    task, began = bar.add_task(text, total=total), monotonic()
+    task, start = bar.add_task(text, total=total), monotonic()
     try:
         for item in items:
             yield item
             bar.advance(task)
-            if monotonic() - began > _PATIENCE:
-                bar.start()  # once it has been started, again is no harm
+            if monotonic() - start > _DELAY:
+                bar.start()  # has no effect on a bar that was started
                 bar.refresh()
     finally:
         bar.stop()

@@ -1,6 +1,6 @@
-"""A named collection that fills where its members are defined.
+"""A collection of members by name. Each member is registered where it is defined.
 
-Whoever needs the list of members (the command line, a table in the docs, a test) iterates the shelf; it is written nowhere else.
+Lists of members (the command line's, the tables of the docs, the parameters of the tests) iterate the registry.
 """
 
 import difflib
@@ -8,10 +8,11 @@ from collections.abc import ItemsView, Iterable, Iterator
 from typing import Generic, TypeVar
 
 Member = TypeVar("Member")
+_NEAR = 3  # names in a message
 
 
 class Registry(Generic[Member]):
-    """Members by name, in the order in which they were put; an unknown name raises ``error`` with the near ones."""
+    """Members by name, in the order of their registration. An unknown name raises ``error`` with the names nearest to it."""
 
     def __init__(self, noun: str, error: type[Exception]) -> None:
         self._noun = noun
@@ -19,9 +20,9 @@ class Registry(Generic[Member]):
         self._members: dict[str, Member] = {}
 
     def register(self, name: str, member: Member) -> None:
-        """Add a member; a name is taken once (else a ValueError at import, where it belongs)."""
+        """Add a member. Raises ValueError, at import, for a name that exists."""
         if name in self._members:
-            raise ValueError(f"there is a {self._noun} {name!r} on the shelf already")
+            raise ValueError(f"the {self._noun} {name!r} is registered already")
         self._members[name] = member
 
     def __getitem__(self, name: str) -> Member:
@@ -45,16 +46,18 @@ class Registry(Generic[Member]):
         return f"<{self._noun}s: {', '.join(self)}>"
 
 
-def near_names(name: str, names: Iterable[str], count: int = 3) -> str:
-    """End an error message: ``near names: layer4, layer3``, or the start of the list where none is near."""
+def near_names(name: str, names: Iterable[str]) -> str:
+    """Return the end of an error message: ``near names: layer4, layer3``, or the start of the list where none is near."""
     known = list(dict.fromkeys(names))
     wanted = name.lower()
-    spelled = {candidate.lower(): candidate for candidate in reversed(known)}
-    # "layer4" means "backbone.layer4" more than any likeness of letters can tell
-    longer = sorted((c for low, c in spelled.items() if wanted and low.endswith(wanted)), key=len)
-    alike = [spelled[low] for low in difflib.get_close_matches(wanted, spelled, n=count, cutoff=0.55)]
-    shorter = sorted((c for low, c in spelled.items() if low and wanted.endswith(low)), key=len, reverse=True)
-    near = list(dict.fromkeys(longer + alike + shorter))[:count]
+    by_lower = {candidate.lower(): candidate for candidate in reversed(known)}
+    # a common ending comes first: "layer4" for "backbone.layer4"
+    longer = sorted((candidate for lower, candidate in by_lower.items() if wanted and lower.endswith(wanted)), key=len)
+    similar = [by_lower[lower] for lower in difflib.get_close_matches(wanted, by_lower, n=_NEAR, cutoff=0.55)]
+    shorter = sorted(
+        (candidate for lower, candidate in by_lower.items() if lower and wanted.endswith(lower)), key=len, reverse=True
+    )
+    near = list(dict.fromkeys(longer + similar + shorter))[:_NEAR]
     if near:
         return f"near names: {', '.join(near)}"
     more = f" and {len(known) - 8} more" if len(known) > 8 else ""

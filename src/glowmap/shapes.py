@@ -1,7 +1,7 @@
-"""The axes of every tensor that crosses a room's door, named once.
+"""The axes of the tensors that are passed between packages.
 
-``*space`` stands for one, two or three spatial axes of a layer's grid (a signal, a picture, a volume); ``*pixels`` for
-those of the model's input. Tests check these names at run time; in use they cost nothing.
+``*space`` is one, two or three spatial axes of a layer's grid (of a signal, a picture, a volume); ``*pixels`` are those of the
+model's input. Tests check these names at run time; elsewhere they cost nothing.
 """
 
 from collections.abc import Iterable
@@ -22,5 +22,5 @@ Flags = Bool[Tensor, "batch"]
 
 
 def crossed(sizes: Iterable[int]) -> str:
-    """Spell a shape as people do: ``1 x 2048 x 7 x 7``."""
+    """Format a shape for a message: ``1 x 2048 x 7 x 7``."""
     return " x ".join(map(str, sizes)) or "a single number"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def leaves(output: Any) -> Iterator[Tensor]:
-    """Walk through tensors in tuples, lists, mappings and dataclasses, however nested."""
+    """Yield the tensors of nested tuples, lists, mappings and dataclasses."""
     if isinstance(output, Tensor):
         yield output
     else:
@@ -20,7 +20,7 @@ def leaves(output: Any) -> Iterator[Tensor]:
 
 
 def full_precision(values: Tensor) -> Tensor:
-    """Leave half precision, in which sums over channels and pixels overflow and cancel, and whole numbers; double stays."""
+    """Cast to float32, except float64. Sums over channels and pixels overflow and cancel in half precision."""
     return values if values.dtype == torch.float64 else values.float()
 
 
@@ -31,36 +31,39 @@ def random_signs(values: Tensor) -> Tensor:
 
 
 def replace(output: Any, old: Tensor, new: Tensor) -> Any:
-    """Copy an output with one tensor exchanged."""
+    """Copy a structure with one tensor replaced, wherever it occurs."""
     return map(output, lambda tensor: new if tensor is old else tensor)
 
 
 def replace_each(output: Any, old: Sequence[Tensor], new: Sequence[Tensor]) -> Any:
-    """Copy an output with several tensors exchanged."""
-    others = {id(one): other for one, other in zip(old, new, strict=True)}
-    return map(output, lambda tensor: others.get(id(tensor), tensor))
+    """Copy a structure with several tensors replaced, wherever they occur."""
+    replacements = {id(before): after for before, after in zip(old, new, strict=True)}
+    return map(output, lambda tensor: replacements.get(id(tensor), tensor))
 
 
 def map(value: Any, function: Callable[[Tensor], Tensor]) -> Any:  # noqa: A001 (it is read as tree.map)
-    """Apply a function to every tensor in tuples, lists, mappings and dataclasses; anything else stays as it is."""
+    """Copy a structure with a function applied to each tensor. Other values stay as they are."""
     if isinstance(value, Tensor):
         return function(value)
     parts = {key: map(part, function) for key, part in _parts(value).items()}
-    # an empty list or dict is copied as well: the model may fill it
+    # an empty list or dict is copied too, as the model may fill it
     return _with_parts(value, parts) if parts or isinstance(value, list | dict) else value
 
 
-def concatenate(several: Sequence[Any], rows: int, count: int) -> Any:
-    """Join outputs of one structure to one: tensors of so many rows one after another, of which ``count`` stay."""
-    together: dict[int, Tensor] = {}
-    for first, *others in zip(*builtins.map(leaves, several), strict=True):
+def concatenate(outputs: Sequence[Any], rows: int, count: int) -> Any:
+    """Concatenate outputs of the same structure along the batch axis and keep the first ``count`` rows.
+
+    Tensors that do not have ``rows`` rows have no batch axis; they are those of the first output.
+    """
+    joined: dict[int, Tensor] = {}
+    for first, *others in zip(*builtins.map(leaves, outputs), strict=True):
         has_rows = first.ndim > 0 and len(first) == rows
-        together[id(first)] = torch.cat([first, *others])[:count] if has_rows else first
-    return map(several[0], lambda tensor: together[id(tensor)])
+        joined[id(first)] = torch.cat([first, *others])[:count] if has_rows else first
+    return map(outputs[0], lambda tensor: joined[id(tensor)])
 
 
 def _parts(value: Any) -> dict[Any, Any]:
-    if isinstance(value, Mapping):  # before dataclasses: a ModelOutput is both, and has its keys alone
+    if isinstance(value, Mapping):  # before dataclasses: transformers' ModelOutput is both, and its keys count
         return dict(value.items())
     if isinstance(value, list | tuple):
         return dict(enumerate(value))
@@ -70,16 +73,16 @@ def _parts(value: Any) -> dict[Any, Any]:
 
 
 def _with_parts(value: Any, parts: dict[Any, Any]) -> Any:
-    if isinstance(value, tuple) and hasattr(value, "_fields"):  # a named tuple takes its fields one by one
+    if isinstance(value, tuple) and hasattr(value, "_fields"):  # a named tuple
         return type(value)(*parts.values())
     if isinstance(value, list | tuple):
         return type(value)(list(parts.values()))
     if isinstance(value, Mapping) and not hasattr(value, "__setitem__"):
-        return parts  # one that cannot be written to
+        return parts  # a read-only mapping
     copied = copy.copy(value)
     for key, part in parts.items():
         if isinstance(value, Mapping):
             copied[key] = part
         else:
-            object.__setattr__(copied, key, part)  # a frozen dataclass as well
+            object.__setattr__(copied, key, part)  # works for frozen dataclasses too
     return copied

@@ -109,7 +109,8 @@ def print_explanations(explanations: "Explanations", written: Path) -> None:
             highlight=False,
         )
     for caution in explanations.cautions:
-        console.print(f"[yellow]caution:[/] {escape(caution)}", highlight=False)
+        level = getattr(caution, "level", "caution")  # files hold plain sentences
+        console.print(f"[yellow]{level}:[/] {escape(caution)}", highlight=False)
     console.print(f"wrote [bold]{escape(str(written))}[/]", highlight=False)
 
 
@@ -141,35 +142,35 @@ def _in_pixels(picture: "Drawable", shares: "Sequence[float]") -> list[float]:
     ]
 
 
-def print_heat_by_layer(found: "HeatByLayer") -> None:
+def print_heat_by_layer(heat: "HeatByLayer") -> None:
     """Print the share of the heat on cars, layer by layer."""
     from glowmap.shapes import crossed
 
-    method = found.explanations[0].method
+    method = heat.explanations[0].method
     console.print(f"[bold]Where does the segmentation model find the evidence for car?[/] ({method})", highlight=False)
     table = Table("layer", "grid", box=None, header_style="bold", pad_edge=False)
     table.add_column("heat on cars", justify="right")
-    for explanation, share in zip(found.explanations, found.shares, strict=True):
+    for explanation, share in zip(heat.explanations, heat.shares, strict=True):
         table.add_row(explanation.layer, crossed(explanation.grid), f"{share:.1%}")
-    table.add_row("[dim]chance: the share of the picture that cars cover[/]", "", f"[dim]{found.chance:.1%}[/]")
+    table.add_row("[dim]chance: the share of the picture that cars cover[/]", "", f"[dim]{heat.chance:.1%}[/]")
     console.print(table)
 
 
-def print_heat_by_car(found: "HeatByCar") -> None:
+def print_heat_by_car(heat: "HeatByCar") -> None:
     """Print the share of the heat on each of two cars, for a target at either of them."""
-    method = found.explanations[0].method
+    method = heat.explanations[0].method
     console.print(
         f"\n[bold]Which car?[/] The target is one of two, chosen by a point on it. ({method})", highlight=False
     )
     table = Table("target", box=None, header_style="bold", pad_edge=False)
-    for name in found.names:
+    for name in heat.names:
         table.add_column(f"heat on the {name} car", justify="right")
-    for explanation, shares in zip(found.explanations, found.shares, strict=True):
+    for explanation, shares in zip(heat.explanations, heat.shares, strict=True):
         table.add_row(explanation.target_names[0], *(f"{share:.1%}" for share in shares))
     console.print(table)
 
 
-def print_marked_pictures(found: "Sequence[MarkedPicture]") -> None:
+def print_marked_pictures(pictures: "Sequence[MarkedPicture]") -> None:
     """Print the shares of the heat on the mark and on the object, for both classifiers."""
     console.print(
         "\n[bold]What do two classifiers look at?[/] One learned a shortcut: a mark in the corner.", highlight=False
@@ -177,7 +178,7 @@ def print_marked_pictures(found: "Sequence[MarkedPicture]") -> None:
     table = Table("picture", "model", "answer", box=None, header_style="bold", pad_edge=False)
     for column in ("heat on the mark", "x chance", "on the object", "x chance"):
         table.add_column(column, justify="right")
-    for marked in found:
+    for marked in pictures:
         for name, explanation in (("honest", marked.honest), ("shortcut", marked.shortcut)):
             answer = explanation.target_names[0]
             answered = answer if answer == marked.kind else f"[red]{answer}[/]"
