@@ -55,8 +55,7 @@ def explain(
 ) -> None:
     """Show where in a picture the model finds the evidence for its answer, or for another target.
 
-    The model's own answer is the likeliest class, the largest class of a segmentation, the surest detection, or the text
-    that the model writes.
+    The model's own answer is the likeliest class, the largest class of a segmentation, the surest detection or its text.
     """
     out = _checked_out(out or Path(f"{picture.stem}-{target.file_stem}.png"), picture)
     from glowmap.explainer import Explainer
@@ -97,6 +96,50 @@ def concepts(
     print_explanations(explanations, written)
 
 
+@app.command(epilog="Example: glowmap layers --model resnet50 --depth 3")
+@with_groups
+def layers(
+    model: ModelOptions,
+    depth: Annotated[int, typer.Option(min=1, help="Names of so many parts: backbone.layer4 has 2.")] = 2,
+) -> None:
+    """Show which layer is explained by default, and why; the runners-up; and the layers to choose from.
+
+    Weights are random unless --weights says otherwise, so nothing is downloaded.
+    """
+    import numpy as np
+
+    from glowmap.explainer import Explainer, survey
+    from glowmap.shapes import crossed
+
+    loaded = model.load(default_weights="default" if ".py:" in model.model else "random")
+    # Only shapes are read, so any picture does; a preset resizes it.
+    images = loaded.read(np.full((224, 224, 3), 128, dtype=np.uint8)).images
+    console.print(
+        f"[bold]{escape(loaded.name)}[/], for an input of {crossed(images.shape[2:])} (rows x columns)", highlight=False
+    )
+    try:
+        with console.status("searching"):
+            choice = Explainer(loaded).find(images)
+        print_choice(choice)
+    except GlowmapError as error:  # the list helps all the more
+        console.print(f"[yellow]caution:[/] {escape(error.on_command_line)}", highlight=False)
+    console.print(f"\nlayers to choose from, in the order in which they run (names of up to {depth} parts: --depth)")
+    print_survey(survey(loaded, images, depth=depth))
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Describe this method in full.")] = None,
+) -> None:
+    """List the methods: their cost, when to use them and, in a wide terminal, what they do and their papers."""
+    from glowmap.methods import METHODS
+
+    if name is None:
+        print_methods(METHODS)
+    else:
+        print_method(METHODS[name])
+
+
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the pictures.")] = Path("demo-out"),
@@ -132,50 +175,6 @@ def demo(
     print_marked_pictures(marked)
     show_panel(pictures["shortcut"], [picture.pictures() for picture in marked], wanted=show)
     console.print(f"wrote [bold]{escape(', '.join(map(str, written)))}[/]", highlight=False)
-
-
-@app.command(epilog="Example: glowmap layers --model resnet50 --depth 3")
-@with_groups
-def layers(
-    model: ModelOptions,
-    depth: Annotated[int, typer.Option(min=1, help="Names of so many parts: backbone.layer4 has 2.")] = 2,
-) -> None:
-    """Show which layer is explained by default, and why; the runners-up; and the layers to choose from.
-
-    Weights are random unless --weights says otherwise, so nothing is downloaded.
-    """
-    import numpy as np
-
-    from glowmap.explainer import Explainer, survey
-    from glowmap.shapes import crossed
-
-    loaded = model.load(default_weights="default" if ".py:" in model.model else "random")
-    # Only shapes are read, so any picture does; a preset resizes it.
-    images = loaded.read(np.full((224, 224, 3), 128, dtype=np.uint8)).images
-    console.print(
-        f"[bold]{escape(loaded.name)}[/], for an input of {crossed(images.shape[2:])} (rows x columns)", highlight=False
-    )
-    try:
-        with console.status("searching"):
-            choice = Explainer(loaded).find(images)
-        print_choice(choice)
-    except GlowmapError as error:  # the list helps all the more
-        console.print(f"[yellow]caution:[/] {escape(error.on_command_line)}", highlight=False)
-    console.print(f"\nlayers to choose from, in the order in which they run (names of up to {depth} parts: --depth)")
-    print_survey(survey(loaded, images, depth=depth))
-
-
-@app.command()
-def methods(
-    name: Annotated[str | None, typer.Argument(help="Describe this method in full.")] = None,
-) -> None:
-    """List the methods: their cost, when to use them and, in a wide terminal, what they do and their papers."""
-    from glowmap.methods import METHODS
-
-    if name is None:
-        print_methods(METHODS)
-    else:
-        print_method(METHODS[name])
 
 
 def _checked_out(out: Path, picture: Path) -> Path:

@@ -11,7 +11,7 @@ _target_option = partial(typer.Option, rich_help_panel="The target (default: the
 _method_option = partial(typer.Option, rich_help_panel="How to explain it")
 _output_option = partial(typer.Option, rich_help_panel="What is written")
 
-Picture = Annotated[Path, typer.Argument(help="The picture to explain.")]
+Picture = Annotated[Path, typer.Argument(metavar="PICTURE", help="The picture to explain.")]
 
 # the model
 Model = Annotated[

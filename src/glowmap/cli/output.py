@@ -20,25 +20,26 @@ if TYPE_CHECKING:
     from glowmap.registry import Registry
 console = Console(soft_wrap=True)
 _MOST_DETECTIONS = 10  # that are listed
-_WIDE = 150  # columns of a terminal in which the whole table of methods can be read
+_WIDE = 150  # columns of a terminal in which whole tables can be read
 
 
 def print_choice(choice: "Choice") -> None:
-    """Print the layer that is explained by default, why, and the runners-up."""
+    """Print the layer that is explained by default, why, and the runners-up; in a wide terminal with their layouts."""
+    from glowmap.shapes import crossed
+
+    is_wide = console.width >= _WIDE
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("layer", "kind", "channels", "layout", "gradient at", "why, or why not"):
-        table.add_column(column, overflow="fold", no_wrap=column == "layer")
+    for column in (
+        ("layer", "kind", "channels", "layout", "gradient at", "why, or why not")
+        if is_wide
+        else ("layer", "kind", "channels", "grid", "why, or why not")
+    ):
+        table.add_column(column, overflow="fold", no_wrap=column in ("layer", "grid"))
     for candidate in (choice, *choice.runners_up):
-        style = "bold" if candidate is choice else "dim"
-        cells = (
-            candidate.name,
-            candidate.kind,
-            str(candidate.channels),
-            str(candidate.layout),
-            candidate.covered,
-            candidate.reason,
-        )
-        table.add_row(*map(escape, cells), style=style)
+        cells = [candidate.name, candidate.kind, str(candidate.channels), crossed(candidate.grid), candidate.reason]
+        if is_wide:
+            cells[3:4] = str(candidate.layout), candidate.covered
+        table.add_row(*map(escape, cells), style="bold" if candidate is choice else "dim")
     console.print("explained by default: the first of these layers; the others are runners-up")
     console.print(table, soft_wrap=False)
 
@@ -176,7 +177,7 @@ def print_marked_pictures(pictures: "Sequence[MarkedPicture]") -> None:
         "\n[bold]What do two classifiers look at?[/] One learned a shortcut: a mark in the corner.", highlight=False
     )
     table = Table("picture", "model", "answer", box=None, header_style="bold", pad_edge=False)
-    for column in ("heat on the mark", "x chance", "on the object", "x chance"):
+    for column in ("heat on mark", "x chance", "on object", "x chance"):
         table.add_column(column, justify="right")
     for marked in pictures:
         for name, explanation in (("honest", marked.honest), ("shortcut", marked.shortcut)):

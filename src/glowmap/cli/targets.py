@@ -82,8 +82,8 @@ class TargetOptions:
         for first, second in combinations(used, 2):
             if second not in _partners(first):
                 raise InputError(
-                    f"--{first} {_MEANINGS[first]} and --{second} {_MEANINGS[second]}, which are no one target; leave one out: "
-                    f"--{first} goes with {_listed(first)}; --{second} with {_listed(second)}"
+                    f"--{first} {_MEANINGS[first]} and --{second} {_MEANINGS[second]}, which cannot be one target; leave one out "
+                    f"(--{first} goes with {_listed(first)}; --{second} with {_listed(second)})"
                 )
         for option, needed in (("above", "--box all"), ("of", "--box NUMBER")):
             if option in used and not (self.box and (option == "of" or "all" in self.box)):
