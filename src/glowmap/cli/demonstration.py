@@ -104,7 +104,7 @@ class MarkedPicture:
     shortcut: Explanation
 
     def shares(self, explanation: Explanation) -> list[Shares]:
-        """Return the shares of the heat on the mark and on the object."""
+        """Compute the shares of the heat on the mark and on the object."""
         return [explanation.share(mask)[0] for mask in (self.mark, self.scene.mask(self.kind))]
 
     def pictures(self) -> list[Image.Image]:
