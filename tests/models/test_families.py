@@ -672,6 +672,7 @@ def test_a_missing_library_names_its_extra(name, library, extra, monkeypatch):
 def test_no_library_is_imported_for_a_plain_module():
     program = """
 import sys, torch, glowmap
+glowmap.load, glowmap.METHODS
 net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()).eval()
 glowmap.explain(net, torch.rand(1, 3, 9, 9), target=1, layer="0")
 libraries = {"torchvision", "timm", "transformers", "segmentation_models_pytorch", "open_clip", "ultralytics", "huggingface_hub"}
