@@ -55,7 +55,7 @@ class Generative:
     def _pass(self, model: Model, batch: Batch, prompt: str | None, texts: Sequence[Text]) -> TextPass:
         """Return the pass for texts with one prompt and one sentence."""
         if self.generator.without_prompt is not None and prompt is None:
-            raise TargetError(f"{model.name} answers what it is asked", remedy=self.generator.without_prompt)
+            raise TargetError(f"{model.name} answers questions, and none was given", remedy=self.generator.without_prompt)
         images, module, sentence = batch.images, model.module, texts[0].text
         for words in filter(None, (prompt, sentence)):
             refuse_unknown(self.tokenizer, words, model.name)
@@ -148,7 +148,7 @@ class AnswerChoice:
         by_prompt: dict[str, list[Text]] = {}
         for text in texts or [Text()]:
             if text.prompt is None:
-                raise TargetError(f"{model.name} answers what it is asked", remedy=QUESTION)
+                raise TargetError(f"{model.name} answers questions, and none was given", remedy=QUESTION)
             if text.each_word or text.word is not None or text.against:
                 remedy = Remedy("leave out word=, each_word= and against=", "leave out --word, --words and --against")
                 raise TargetError(f"{model.name} answers with one of its classes and writes no words", remedy=remedy)
