@@ -411,7 +411,7 @@ def test_sentences_and_their_words(folder, run):
         ),
         ("halves", "--like street.png", "not an embedding; give the part .*targets.Unit.*\\(in Python\\)$"),
         ("halves", "--target red --against red", "'red' is contrasted with itself, which gives zero"),
-        ("halves", "--box 0", "is not a detector .*; ask about a class: --target CLASS$"),
+        ("halves", "--box 0", "is not a detector .*; choose a class: --target CLASS$"),
         ("halves", "--text car", "no way to give halves a text; .*: --model hf/NAME or open_clip/NAME$"),
         ("ages", "--at 3,3", "returns one score per class and image .*; give the class alone: --target CLASS$"),
         ("ages", "--value 2", "no output 2: ages has 2, from 0 to 1"),

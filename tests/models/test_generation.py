@@ -348,7 +348,7 @@ def test_a_question_is_answered_with_a_class():
         ("answers", None, "give a prompt"),
         ("blip", Text("a dog", word="cog"), "there is no word 'cog' in 'a dog'; near names: dog"),
         ("blip", Text("a dog", word=2), "there is no word 2 in 'a dog', which has 2, from 0 on"),
-        ("blip", Text("a dog on a sofa", word="a"), "stands 2 times in 'a dog on a sofa'; give its number: 0 or 3"),
+        ("blip", Text("a dog on a sofa", word="a"), "occurs 2 times in 'a dog on a sofa'; give its number: 0 or 3"),
         ("blip", Text(" ".join(["dog"] * 40)), "too long for BlipForConditionalGeneration: 41 tokens"),
         ("blip", Text("a dog", against=("a cat",)), "the texts of 'against' are for models that compare"),
         ("blip", Text("[PAD]"), "has no words for"),
@@ -397,7 +397,7 @@ def test_what_cannot_be_asked_is_refused_in_one_sentence(name, target, said):
         ("florence", Text("a dog"), "give a prompt: --text '...' --prompt '<CAPTION>'"),
         ("vilt", Text("red", prompt=ASKED, word=0), "leave out --word, --words and --against"),
         ("blip", Text("a dog on a sofa", word="a"), "give its number: 0 or 3"),
-        ("blip", Text("a dog", against=("a cat",)), "ask for each by itself: a --text for each"),
+        ("blip", Text("a dog", against=("a cat",)), "give each text as a target: a --text for each"),
         ("blip", 5, "give --text 'a dog'"),
     ],
 )

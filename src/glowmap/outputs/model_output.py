@@ -73,7 +73,7 @@ class ModelOutput:
                 f"{self.model} is not a detector that glowmap can read, so it has no detections",
                 remedy=Remedy(
                     "choose a class as the target, or pass target=a callable from the output to one score per image",
-                    "ask about a class: --target CLASS",
+                    "choose a class: --target CLASS",
                 ),
             )
         candidates = self.readers.candidates(self)
@@ -117,7 +117,7 @@ class ModelOutput:
             raise TargetError(
                 f"{self.model} writes no text",
                 remedy=Remedy(
-                    "choose a class as the target, or pass target=a callable", "ask about a class: --target CLASS"
+                    "choose a class as the target, or pass target=a callable", "choose a class: --target CLASS"
                 ),
             )
         return self.readers.token_logits(self)

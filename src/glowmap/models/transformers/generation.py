@@ -26,7 +26,7 @@ from glowmap.targets import Category, Predicted, Target, Text, TokenLogProbabili
 _MOST_TOKENS = 64  # of a text that the model writes itself
 _TEXT_KEYWORDS = ("input_ids", "decoder_input_ids", "inputs_embeds")
 _GIVE_A_TEXT = Remedy("give a text: target=targets.Text('...')", "give a text: --text WORDS")
-_EACH_TEXT = Remedy("ask for each by itself: target=[..., ...]", "ask for each by itself: a --text for each")
+_EACH_TEXT = Remedy("give each text as a target: target=[..., ...]", "give each text as a target: a --text for each")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,9 @@ class Generative:
     def _pass(self, model: Model, batch: Batch, prompt: str | None, texts: Sequence[Text]) -> TextPass:
         """Return the pass for texts with one prompt and one sentence."""
         if self.generator.without_prompt is not None and prompt is None:
-            raise TargetError(f"{model.name} answers questions, and none was given", remedy=self.generator.without_prompt)
+            raise TargetError(
+                f"{model.name} answers questions, and none was given", remedy=self.generator.without_prompt
+            )
         images, module, sentence = batch.images, model.module, texts[0].text
         for words in filter(None, (prompt, sentence)):
             refuse_unknown(self.tokenizer, words, model.name)
@@ -237,7 +239,7 @@ def _word_number(sentence: Sentence, word: int | str) -> int:
             return matches[0]
         if matches:
             numbers = " or ".join(map(str, matches))
-            raise TargetError(f"{word!r} stands {len(matches)} times in {sentence.text!r}; give its number: {numbers}")
+            raise TargetError(f"{word!r} occurs {len(matches)} times in {sentence.text!r}; give its number: {numbers}")
     raise TargetError(f"there is no word {word!r} in {sentence.text!r}; {near_names(word, names)}")
 
 
