@@ -144,4 +144,5 @@ def test_concepts_of_a_dense_model_and_of_one_without_classes():
 
 def test_negative_activations_are_noted(classifier):
     (caution,) = {*glowmap.concepts(classifier, images(1), layer="features.0", count=2).cautions}
-    assert caution == "layer 'features.0' has negative activations, which no concept counts"
+    assert caution == "layer 'features.0' has negative activations, which concepts leave out"
+    assert caution.code == "negative-activations"

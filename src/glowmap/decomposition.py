@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from glowmap.capture import borrow
+from glowmap.cautions import caution_kind
 from glowmap.errors import MethodError, ModelError, TargetError, is_whole_number
 from glowmap.evidence.forward_pass import ForwardPass
 from glowmap.evidence.kinds import PassOptions
@@ -20,6 +21,8 @@ from glowmap.layers import LayerName, find_layers
 from glowmap.models import Model, as_model
 from glowmap.shapes import Maps
 from glowmap.targets import as_targets
+
+_NEGATIVE = caution_kind("negative-activations", "caution", "Choose a layer after a ReLU.")
 
 
 def concepts(
@@ -58,9 +61,9 @@ def concepts(
                     f"NaN or infinity in the activations of layer {name!r}; look for overflow in the model"
                 )
             maps, vectors = factorised(activations, count, together=together)
-            cautions = [f"layer {name!r} has negative activations, which no concept counts"] * bool(
-                (activations < 0).any()
-            )
+            cautions = []
+            if (activations < 0).any():
+                cautions = [_NEGATIVE(f"layer {name!r} has negative activations, which concepts leave out")]
             filled = vectors.reshape(*vectors.shape, *[1] * (maps.ndim - 2)).expand(*vectors.shape, *maps.shape[2:])
             seen = [_seen_in(run, name, image, filled[image]) for image in range(len(maps))]
             for number in range(count):
