@@ -1,5 +1,6 @@
 """The command line, run in this process through its own entry point, and once as a process of its own."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -198,7 +199,7 @@ def test_bad_input_is_one_line_and_exit_code_2(own, run, changed, message):
     before = {file: file.read_bytes() for file in Path().iterdir() if file.is_file()}
     code, out, err = run("explain", picture, *(part for pair in (options | changed).items() for part in pair))
     assert code == 2
-    assert pytest.importorskip("re").search(message, err), err
+    assert re.search(message, err), err
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert "Traceback" not in out + err
@@ -212,3 +213,24 @@ def test_as_a_process_of_its_own(own):
     bad = subprocess.run([*command, "rod"], capture_output=True, text=True)
     assert bad.returncode == 2
     assert bad.stderr.startswith("error: no class 'rod'")
+
+
+@pytest.mark.parametrize("command", ["explain", "concepts", "layers"])
+def test_every_command_with_a_model_has_all_its_options(command, run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    for option in ("--model", "--weights", "--size", "--mean", "--std", "--classes", "--device"):
+        assert re.search(rf"^│ .*{option} ", out, re.M), option
+
+
+def test_weights_are_random_for_layers_and_trained_elsewhere(own, run):
+    """A factory's model keeps its own weights; else `glowmap layers` downloads nothing."""
+    from glowmap.cli.groups import ModelOptions
+
+    models = [ModelOptions(model="demo", weights=weights).load() for weights in (None, "default", "random")]
+    first, second, third = (next(model.module.parameters()).detach() for model in models)
+    assert np.array_equal(first, second)
+    assert not np.array_equal(first, third)
+    random = ModelOptions(model="demo").load(default_weights="random")
+    assert any("random" in caution for caution in random.cautions)

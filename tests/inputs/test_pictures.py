@@ -207,3 +207,16 @@ def test_a_picture_that_is_cut_and_padded_knows_where_it_lies_in_what_the_model_
     assert padded.describe() == "the picture, of 10 x 40 pixels"
     assert not padded.is_cropped
     assert padded.locate(0.0, 0.0) == (15.5 / 40, 0.5 / 40)
+
+
+def test_a_clip_with_its_frames_first_is_refused():
+    with pytest.raises(
+        InputError, match=r"a clip of 1 x 8 x 3 x 4 x 4 has its frames before its colours, .*transpose\(1, 2\)"
+    ):
+        glowmap.explain(ColourSegmenter(), torch.zeros(1, 8, 3, 4, 4), target=0, layer="layer")
+
+
+def test_a_path_that_no_file_can_have(tmp_path):
+    for name in ("a" * 300, "a\0b"):
+        with pytest.raises(InputError, match=r"cannot be read \(.+\); check the path"):
+            read_picture(str(tmp_path / name))
