@@ -46,19 +46,20 @@ class ForwardPass:
     batch: Batch
     layers: dict[str, nn.Module]
     recording: Recording
-    layouts: LayoutReader
+    reader: LayoutReader
     read: Callable[[Any, int], ModelOutput]  # reads a raw output for a number of images
     prefixes: dict[str, Prefix] = field(default_factory=dict)  # by layer, where the model may be rerun from it
     raw_output: Any = None
+    activations: dict[str, Activation] = field(default_factory=dict)  # by layer
+    layouts: dict[str, Layout] = field(default_factory=dict)  # by layer
     input_leaf: Tensor | None = None  # where the autograd graph begins, if it begins at the input
     mode: Any = None  # in which the model ran
     overwrites_input: bool = False  # the model writes into its input
     autocast: tuple[bool, torch.dtype] = (False, torch.bfloat16)  # as the caller had it
     cautions: list[str] = field(default_factory=list)
     _can_replay: dict[tuple[str, int], bool] = field(default_factory=dict)  # by layer and image
-    _has_row_per_image: dict[int, bool] = field(
-        default_factory=dict
-    )  # by image: whether tensors as long as the batch have
+    # by image: whether tensors that are as long as the batch have a row for each of its images
+    _has_row_per_image: dict[int, bool] = field(default_factory=dict)
     _takes_full_batches: bool = False  # the model takes as many images as the batch has, and no other number
     _unlike_copies: set[int] = field(default_factory=set)  # images of which copies get another output
 
@@ -67,11 +68,6 @@ class ForwardPass:
         """The model's output for the batch, as it can be read."""
         return self.read(self.raw_output, len(self.batch.images))
 
-    @property
-    def activations(self) -> dict[str, Activation]:
-        """What was recorded, by layer. Raises LayerError for a layer that did not run or was overwritten."""
-        return {name: self.recording[name] for name in self.layers}
-
     def keep_layers(self, names: Iterable[str]) -> None:
         """Drop all recorded layers but these, and read the layouts of these.
 
@@ -79,8 +75,10 @@ class ForwardPass:
         """
         self.layers = {name: self.layers[name] for name in names}
         self.recording.names = list(self.layers)
-        for name, activation in self.activations.items():
-            self.layouts.layout(name, activation.output.shape)
+        self.activations = {name: self.recording[name] for name in self.layers}
+        self.layouts = {
+            name: self.reader.layout(name, activation.output.shape) for name, activation in self.activations.items()
+        }
 
     def caution(self, caution: str) -> None:
         """Add a caution, once."""
@@ -92,10 +90,11 @@ class ForwardPass:
         cautions = [caution for name, activation in self.activations.items() for caution in activation.cautions(name)]
         unproven = [
             UNPROVEN_LAYOUT(
-                f"the output of layer {name!r} was read as {self.layout(name)}, which could not be proven by where its cells look"
+                f"the output of layer {name!r} was read as {self.layouts[name]}, which could not be proven by where its cells "
+                "look"
             )
             for name in self.layers
-            if name in self.layouts.unproven
+            if name in self.reader.unproven
         ]
         return [*unproven, *cautions]
 
@@ -107,16 +106,12 @@ class ForwardPass:
         except TargetError:
             return None
 
-    def layout(self, layer: str) -> Layout:
-        """Return the layout of a layer's output."""
-        return self.layouts.layout(layer, self.recording[layer].output.shape)
-
     def maps(self, layer: str, tensor: Tensor) -> Maps:
         """Return a layer's output, or a gradient with respect to it, as batch x channel x grid.
 
         The maps are on the images' device, in at least single precision.
         """
-        return tree.full_precision(self.layout(layer).maps(tensor).to(self.batch.images.device))
+        return tree.full_precision(self.layouts[layer].maps(tensor).to(self.batch.images.device))
 
     def rerun(self, image: int, images: Tensor) -> Any:
         """Run the model on changed copies of an image; its other arguments are those of this image. Returns the raw output."""
@@ -127,7 +122,7 @@ class ForwardPass:
     def rerun_from_layer(self, layer: str, image: int, maps: Maps) -> Any:
         """Run the model on copies of an image from a layer on, whose output is replaced by maps. Returns the raw output."""
         original = self._layer_output(layer, image)
-        changed = self.layout(layer).output(maps.to(original.device), original)
+        changed = self.layouts[layer].output(maps.to(original.device), original)
         strategy, activation = self._resume_strategy(layer, image), self.recording[layer]
         with strategy(self.prefixes[layer], activation, image, len(self.batch.images), changed):
             return self._call(self._inputs(image, len(maps)))
@@ -221,7 +216,7 @@ class ForwardPass:
 
     def _layer_output(self, layer: str, image: int) -> Tensor:
         """Return one image's part of a layer's output."""
-        return self.recording[layer].output.detach().narrow(self.layout(layer).batch_axis, image, 1)
+        return self.recording[layer].output.detach().narrow(self.layouts[layer].batch_axis, image, 1)
 
     def _resume_strategy(self, layer: str, image: int) -> Callable[..., AbstractContextManager[None]]:
         """Return how to rerun from a layer: replay what ran before it where that is proven, else run the whole model."""
@@ -252,7 +247,7 @@ class ForwardPass:
         prefix, size = self.prefixes[layer], len(self.batch.images)
         if prefix.runs != 1:
             return False
-        axis = self.layout(layer).batch_axis
+        axis = self.layouts[layer].batch_axis
         repeated = torch.cat([self._layer_output(layer, image)] * self._probe_count, axis)
         try:
             with torch.no_grad(), replay_prefix(prefix, self.recording[layer], image, size, repeated):

@@ -91,6 +91,7 @@ def smoothed_maps(
             batch=forward_pass.batch.changed(change.change),
             realign=partial(_realign, change, forward_pass),
         )
+        changed.keep_layers(forward_pass.layers)
         for number, job in enumerate(jobs):
             changed_job = replace(job, scores=score_target(job.target, changed.output))
             maps = [_undo(change, method_map, grids) for method_map in method_maps(changed, changed_job)]

@@ -79,7 +79,7 @@ def _recorded(scored: ScoredPass) -> "AttentionGradients":
             f"{name} answers otherwise when it is run again with its attention watched: it depends on chance, or on how "
             "often it is called; use a method that needs no attention, as grad_cam"
         )
-    return attended(name, recorder, images, scored.score_batch(output), forward_pass.layouts.grids)
+    return attended(name, recorder, images, scored.score_batch(output), forward_pass.reader.grids)
 
 
 @dataclass(frozen=True, eq=False)

@@ -64,7 +64,6 @@ class LayoutReader:
     patch_positions: PatchPositions | None = None
     expected: dict[str, Layout] = field(default_factory=dict)
     unproven: set[str] = field(default_factory=set)
-    _layouts: dict[tuple[str, torch.Size], Layout] = field(default_factory=dict)
 
     @cached_property
     def memory(self) -> LayerMemory:
@@ -105,14 +104,9 @@ class LayoutReader:
 
     def layout(self, name: str, shape: torch.Size) -> Layout:
         """Return the layout of a layer's output of this shape. Raises LayerError where it has none."""
-        if (name, shape) not in self._layouts:
-            expected = self.expected.get(name)
-            fits = expected is not None and expected.fits(shape, len(self.batch.images))
-            self._layouts[name, shape] = expected if expected is not None and fits else self._remembered(name, shape)
-        return self._layouts[name, shape]
-
-    def _remembered(self, name: str, shape: torch.Size) -> Layout:
-        """Return the layout that a plain output of this shape had before, or read it."""
+        expected = self.expected.get(name)
+        if expected is not None and expected.fits(shape, len(self.batch.images)):
+            return expected
         key, layer = (self.input_key, name, shape), self.module.get_submodule(name.partition("#")[0])
         layout, known_layer = self.memory.plain_layouts.get(key, (None, None))
         if layout is None or known_layer is None or known_layer() is not layer:
