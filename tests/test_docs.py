@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -114,6 +115,12 @@ def test_the_readmes_choice_of_methods_names_their_costs():
     assert len(rows) == 6
     for name, cost, _ in rows:
         assert method_cost(glowmap.METHODS[name]) == cost
+
+
+def test_the_page_of_cautions_is_current():
+    program = "import sys; sys.path.insert(0, 'docs'); import refresh; print(refresh.cautions_page(), end='')"
+    page = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert (ROOT / "docs" / "cautions.md").read_text() == page
 
 
 def test_every_chore_of_the_makefile_is_listed():

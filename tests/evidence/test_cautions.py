@@ -1,10 +1,11 @@
-"""Notes of caution: what a person must know before trusting a map."""
+"""Cautions: what a person must know before trusting a map."""
 
 import pytest
 import torch
 from torch import nn
 
 import glowmap
+from glowmap.cautions import CAUTIONS, Caution
 from glowmap.targets import Pixels
 from tiny_models.convolutional import Classifier, Segmenter, images
 
@@ -94,3 +95,35 @@ def test_a_head_that_pools_needs_no_other_method_and_no_note():
     found = glowmap.explain(Classifier().eval(), images(), target=1, layer="features.4")
     assert found.method == "grad_cam"
     assert not any("averaged away" in caution for caution in found.cautions)
+
+
+def test_every_caution_is_of_a_kind(blind):
+    """A sentence alone has no code by which docs, files and pages find it."""
+    batch = images(3, 8, 10)
+    explanations = [
+        glowmap.explain(blind.train(), batch, target=1, layer="conv", method="grad_cam"),
+        *glowmap.compare(blind, batch, target=[1, lambda output: output[:, 1]], layer="conv"),
+        glowmap.explain(
+            nn.Conv2d(3, 2, 3),
+            batch,
+            target=lambda output: output[:, 1].sum((1, 2)),
+            method=glowmap.METHODS["rise"].with_parameters(masks=4),
+            smooth="flips",
+        ),
+        glowmap.explain(
+            blind, batch, target=1, layer="conv", method=glowmap.METHODS["d_rise"].with_parameters(masks=4)
+        ),
+        glowmap.explain(
+            Segmenter().eval(), images(2), target=Pixels(1, torch.ones(16, 20)), layer="encoder.1", method="grad_cam"
+        ),
+        *glowmap.concepts(Classifier().eval(), images(1), layer="features.0", count=2),
+    ]
+    cautions = {caution for explanation in explanations for caution in explanation.cautions}
+    assert {caution.code for caution in cautions} >= {
+        "training-mode",
+        "ignored-target",
+        "moved-output",
+        "negative-activations",
+        "no-detection",
+    }
+    assert all(isinstance(caution, Caution) and caution.kind is CAUTIONS[caution.code] for caution in cautions)
