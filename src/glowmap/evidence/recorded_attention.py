@@ -65,7 +65,7 @@ def own_gradients(scored: ScoredPass) -> list[Tensor]:
     def rescore() -> Scores:
         return scored.score_batch(call_model(forward_pass.module, forward_pass.batch.copied()), target)
 
-    return scored.once(_recorded).own_gradients(rescore, scored.scores)
+    return scored.once(_recorded).block_gradients(rescore, scored.scores)
 
 
 def _recorded(scored: ScoredPass) -> "AttentionGradients":
@@ -84,7 +84,7 @@ def _recorded(scored: ScoredPass) -> "AttentionGradients":
 
 @dataclass(frozen=True, eq=False)
 class AttentionGradients:
-    """Return the attention of one run, and the tensors that lie on the way to its scores."""
+    """The attention recorded in one run, and the tensors of the graph that leads from it to the scores."""
 
     attention: Attention
     links: Sequence[AttentionEdge]
@@ -102,44 +102,43 @@ class AttentionGradients:
         """Differentiate the scores by what every block's attention puts out: batch x head x queries x channel."""
         return self._gradients(self.scores, [link.call.outputs for link in self.links])
 
-    def own_gradients(self, ask: Callable[[], Scores], before: Scores) -> list[Tensor]:
-        """Differentiate each block's own score by its weights: that of its tokens in the place of the last block's.
+    def block_gradients(self, rescore: Callable[[], Scores], expected: Scores) -> list[Tensor]:
+        """Feed each block's tokens to the head instead of the last block's, and differentiate by that block's attention.
 
-        ``ask`` runs the model and scores what it says, which for the last block must be what it said ``before``.
+        ``rescore`` runs the model and scores its output. Raises MethodError unless the last block gives the ``expected`` scores.
         """
-        blocks, found = self._blocks(), []
-        pooled = self._pooled
+        blocks, block_gradients = self._blocks(), []
+        pooling = self._pooling
         last, output, tokens = blocks[-1].module, blocks[-1].output, blocks[-1].tokens
-        earlier = [(one.module, one.output) for one in blocks[:-1]]
-        for one in blocks:
-            pooling = AttentionRecorder()
-            with pooling, replay_outputs([*earlier, (last, tree.replace(output, tokens, one.tokens.clone()))]):
-                scores = ask()
-            # a text tower's attentions may run after it
-            again = [
-                seen.weights for seen in pooling.calls if pooled and seen.weights.shape == pooled.call.weights.shape
+        earlier = [(block.module, block.output) for block in blocks[:-1]]
+        for block in blocks:
+            recorder = AttentionRecorder()
+            with recorder, replay_outputs([*earlier, (last, tree.replace(output, tokens, block.tokens.clone()))]):
+                scores = rescore()
+            # the attention of a text tower may run after the pooling
+            poolings = [
+                call.weights for call in recorder.calls if pooling and call.weights.shape == pooling.call.weights.shape
             ]
-            weights = again[-1] if again else one.weights
-            found += self._gradients(scores, [weights])
-        if not same_output(scores.detach(), before.detach()):
+            block_gradients += self._gradients(scores, [poolings[-1] if poolings else block.weights])
+        if not same_output(scores.detach(), expected.detach()):
             raise MethodError(
                 f"{self.attention.model} does not answer as before when it is run on from its last block, as legrad does; "
                 "use gae or rollout"
             )
-        return found
+        return block_gradients
 
     def _gradients(self, scores: Scores, tensors: list[Tensor]) -> list[Tensor]:
         if not scores.requires_grad:
             raise TargetError("the score carries no gradient to the attention; a target must not detach what it reads")
-        found = torch.autograd.grad(scores.sum(), tensors, retain_graph=True, allow_unused=True)
+        slopes = torch.autograd.grad(scores.sum(), tensors, retain_graph=True, allow_unused=True)
         return [
-            _by_head(torch.zeros_like(one) if slope is None else slope, len(self.images))
-            for one, slope in zip(tensors, found, strict=True)
+            _by_head(torch.zeros_like(tensor) if slope is None else slope, len(self.images))
+            for tensor, slope in zip(tensors, slopes, strict=True)
         ]
 
     @property
-    def _pooled(self) -> AttentionEdge | None:
-        """Return the one attention over the patches through which all is read, whose own queries do not look at themselves."""
+    def _pooling(self) -> AttentionEdge | None:
+        """The attention that alone reads the patches, with queries that do not attend to each other; None if there is none."""
         patched = self.attention.patch_sequence
         read = [link for link, slope in zip(self.links, self.output_gradients, strict=True) if slope.any()]
         readers = [link for link in read if link.key_sequence == patched and link.query_sequence != patched]
@@ -148,38 +147,39 @@ class AttentionGradients:
         )
         return readers[0] if alone else None
 
-    def _blocks(self) -> "list[_Around]":
-        """Find the modules that are the blocks of the patches: the outermost around one attention that return tokens."""
+    def _blocks(self) -> "list[_BlockModule]":
+        """Find the modules that are the blocks of the patches: the outermost with one attention inside that return tokens."""
         patched = self.attention.patch_sequence
         last = self.attention.last_used(self.output_gradients, queries=patched, keys=patched)
-        own = [link.call for link in self.links[: last + 1] if link.query_sequence == link.key_sequence == patched]
-        shape = (len(self.images), own[0].weights.shape[-1])
-        found: list[_Around] = []
-        for seen in own:
-            around = self.watcher.enclosing[self.watcher.calls.index(seen)]
+        calls = [link.call for link in self.links[: last + 1] if link.query_sequence == link.key_sequence == patched]
+        shape = (len(self.images), calls[0].weights.shape[-1])
+        blocks: list[_BlockModule] = []
+        for call in calls:
+            enclosing_modules = self.watcher.enclosing[self.watcher.calls.index(call)]
             fitting = [
-                _Around(module, output, tensor, seen.weights)
-                for module, output in around
+                _BlockModule(module, output, tensor, call.weights)
+                for module, output in enclosing_modules
                 for tensor in list(tree.leaves(output))[:1]
                 if tensor.ndim == 3 and tuple(tensor.shape[:2]) in (shape, shape[::-1])
             ]
-            found += fitting[-1:]
-        if len({one.tokens.shape for one in found}) != 1 or len(found) < len(own) or not self._is_cut(found[-1].tokens):
+            blocks += fitting[-1:]
+        are_alike = len({block.tokens.shape for block in blocks}) == 1 and len(blocks) == len(calls)
+        if not are_alike or not self._is_cut(blocks[-1].tokens):
             raise MethodError(
                 f"the modules of {self.attention.model} do not return the tokens of each block, or its head reads more than the "
                 "last, so that legrad cannot hand them to the head one by one; use gae or rollout"
             )
-        return found
+        return blocks
 
     def _is_cut(self, tokens: Tensor) -> bool:
-        """Tell whether all that the score knows of the picture went through these tokens: no residual goes around them."""
+        """Return whether the score depends on the picture only through these tokens, with no residual around them."""
         through, whole = gradients(self.scores.sum(), [tokens, self.images])
         return through is not None and whole is not None and is_bottleneck(tokens, through, self.images, whole)
 
 
 @dataclass(frozen=True, eq=False)
-class _Around:
-    """A module that is a block: what it returned, the tokens in it, and its attention's weights."""
+class _BlockModule:
+    """A module that is a block: its output, the tokens in that, and the weights of its attention."""
 
     module: nn.Module
     output: Any
@@ -190,9 +190,9 @@ class _Around:
 def attended(
     model: str, watcher: AttentionRecorder, images: Tensor, scores: Scores, grids: Sequence[Grid]
 ) -> AttentionGradients:
-    """Make out the attention that was watched in a run on images (the leaf of its graph).
+    """Find the blocks and the patches in the attention that was recorded in a run on images (the leaf of its graph).
 
-    ``grids`` are those that convolutions made. Raises MethodError where there is none, or none that goes from patch to patch.
+    ``grids`` are the outputs of convolutions. Raises MethodError for no attention, or none from patch to patch.
     """
     links, sequences = attention_edges(watcher.calls, images)
     batch = len(images)
@@ -212,9 +212,9 @@ def attended(
 
 
 def _block(link: AttentionEdge, batch: int) -> Block:
-    seen = link.call
-    queries, keys = (None if one is None else _by_head(one, batch) for one in (seen.queries, seen.keys))
-    weights, values = _by_head(seen.weights, batch), _by_head(seen.values, batch)
+    call = link.call
+    queries, keys = (None if vectors is None else _by_head(vectors, batch) for vectors in (call.queries, call.keys))
+    weights, values = _by_head(call.weights, batch), _by_head(call.values, batch)
     return Block(weights, queries, keys, values, link.query_sequence, link.key_sequence, link.inputs)
 
 
@@ -252,14 +252,16 @@ def _patches(
         if layout is not None:
             break
     else:
-        counts = ", ".join(dict.fromkeys(str(one.count) for one in sequences))
+        counts = ", ".join(dict.fromkeys(str(sequence.count) for sequence in sequences))
         raise MethodError(
             f"the tokens that attend in {model} ({counts}) are no grid whose cells depend on the picture where they lie, or look "
             "at merged ones; use grad_cam or layer_cam"
         )
-    asking = [sequences[number] for number in dict.fromkeys(link.query_sequence for link in links)]
+    querying = [sequences[number] for number in dict.fromkeys(link.query_sequence for link in links)]
     coarser = [
-        one.count for one in asking if one.is_joined and _on_another_grid(_readings(one.count, images, grids), layout)
+        sequence.count
+        for sequence in querying
+        if sequence.is_joined and _on_another_grid(_readings(sequence.count, images, grids), layout)
     ]
     if sequences[patched].is_joined or coarser:
         counts = ", ".join(map(str, dict.fromkeys([sequences[patched].count, *coarser])))
@@ -271,7 +273,7 @@ def _patches(
 
 
 def _layout(values: Tensor, images: Tensor, grids: Sequence[Grid]) -> Layout | None:
-    """Tell where in a sequence the patches are: a reading is taken whose tokens depend on the picture where they lie."""
+    """Find the layout of the patches in a sequence: the first in which tokens depend on the picture at their own place."""
     tokens = values.reshape(len(images), -1, *values.shape[-2:]).transpose(1, 2).flatten(2)
     count, pixels = tokens.shape[1], tuple(images.shape[2:])
     readings = _readings(count, images, grids)[:_TRIES]
@@ -281,23 +283,24 @@ def _layout(values: Tensor, images: Tensor, grids: Sequence[Grid]) -> Layout | N
     later = (
         proof.token_offset(tokens, Layout("tokens", grid, -1)) for grid in sorted(fitting, key=math.prod)[-_TRIES:]
     )
-    found = next((one for one in chain(readings, later) if one and proof.is_proven(tokens, one, least=_ALIGNED)), None)
-    if found is not None and found.interleaved:
-        elsewhere = [i for i in range(1, len(images)) if not proof.is_aligned(tokens, found, least=_ALIGNED, image=i)]
+    candidates = (layout for layout in chain(readings, later) if layout is not None)
+    layout = next((candidate for candidate in candidates if proof.is_proven(tokens, candidate, least=_ALIGNED)), None)
+    if layout is not None and layout.interleaved:
+        elsewhere = [i for i in range(1, len(images)) if not proof.is_aligned(tokens, layout, least=_ALIGNED, image=i)]
         if elsewhere:
             raise MethodError(
                 f"the patches of image {elsewhere[0]} stand elsewhere among the tokens than those of image 0 (padding on the "
                 "left?); explain the images one by one"
             )
-    return found
+    return layout
 
 
 def _on_another_grid(readings: Sequence[Layout], layout: Layout) -> bool:
-    """Tell whether tokens lie on another grid than the patches do; the same among words, as in a language model, is none."""
-    return bool(readings) and all(one.grid != layout.grid for one in readings)
+    """Return whether tokens have a grid other than the patches'. The same grid among words, as in a language model, is not."""
+    return bool(readings) and all(reading.grid != layout.grid for reading in readings)
 
 
 def _readings(count: int, images: Tensor, grids: Sequence[Grid]) -> list[Layout]:
-    """List how so many tokens may be patches with a few others before them."""
+    """List the layouts of so many tokens as patches after a few other tokens."""
     readings = token_layouts((len(images), count, 0), len(images), tuple(images.shape[2:]), grids)
-    return [one for one in readings if one.kind == "tokens"]
+    return [reading for reading in readings if reading.kind == "tokens"]
