@@ -118,7 +118,7 @@ def compare(
     every method that takes one forward pass and at most one backward pass of the head. In ``panel()`` of the result a row is a
     method and a column is a layer. Raises as :func:`explain` does.
     """
-    methods = [candidate for _, candidate in METHODS.items() if is_cheap(candidate)] if method is None else method
+    methods = [candidate for candidate in METHODS.values() if is_cheap(candidate)] if method is None else method
     return Explainer(model, layer=layer).explain_all(images, target=target, method=methods, smooth=smooth, seed=seed)
 
 

@@ -4,43 +4,29 @@ Lists of members (the command line's, the tables of the docs, the parameters of 
 """
 
 import difflib
-from collections.abc import ItemsView, Iterable, Iterator
-from typing import Generic, TypeVar
+from collections.abc import Iterable
+from typing import TypeVar
 
 Member = TypeVar("Member")
 _NEAR = 3  # names in a message
 
 
-class Registry(Generic[Member]):
+class Registry(dict[str, Member]):
     """Members by name, in the order of their registration. An unknown name raises ``error`` with the names nearest to it."""
 
     def __init__(self, noun: str, error: type[Exception]) -> None:
+        super().__init__()
         self._noun = noun
         self._error = error
-        self._members: dict[str, Member] = {}
 
     def register(self, name: str, member: Member) -> None:
         """Add a member. Raises ValueError, at import, for a name that exists."""
-        if name in self._members:
+        if name in self:
             raise ValueError(f"the {self._noun} {name!r} is registered already")
-        self._members[name] = member
+        self[name] = member
 
-    def __getitem__(self, name: str) -> Member:
-        if name not in self._members:
-            raise self._error(f"no {self._noun} {name!r}; {near_names(name, self)}")
-        return self._members[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._members
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._members)
-
-    def __len__(self) -> int:
-        return len(self._members)
-
-    def items(self) -> ItemsView[str, Member]:
-        return self._members.items()
+    def __missing__(self, name: str) -> Member:
+        raise self._error(f"no {self._noun} {name!r}; {near_names(name, self)}")
 
     def __repr__(self) -> str:
         return f"<{self._noun}s: {', '.join(self)}>"

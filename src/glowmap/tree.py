@@ -14,9 +14,10 @@ def leaves(output: Any) -> Iterator[Tensor]:
     """Yield the tensors of nested tuples, lists, mappings and dataclasses."""
     if isinstance(output, Tensor):
         yield output
-    else:
-        for part in _parts(output).values():
-            yield from leaves(part)
+        return
+    parts = output if type(output) in (list, tuple, dict) else _parts(output)
+    for part in parts.values() if isinstance(parts, dict) else parts:
+        yield from leaves(part)
 
 
 def full_precision(values: Tensor) -> Tensor:
@@ -45,6 +46,10 @@ def map(value: Any, function: Callable[[Tensor], Tensor]) -> Any:  # noqa: A001 
     """Copy a structure with a function applied to each tensor. Other values stay as they are."""
     if isinstance(value, Tensor):
         return function(value)
+    if type(value) in (list, tuple):
+        return type(value)([map(part, function) for part in value])
+    if type(value) is dict:
+        return {key: map(part, function) for key, part in value.items()}
     parts = {key: map(part, function) for key, part in _parts(value).items()}
     # an empty list or dict is copied too, as the model may fill it
     return _with_parts(value, parts) if parts or isinstance(value, list | dict) else value

@@ -86,7 +86,7 @@ class Requirements:
     @property
     def costs(self) -> list[str]:
         """What the kinds cost beside the first forward pass, each cost once."""
-        ordered = [kind.cost for _, kind in EVIDENCE.items() if kind in self.kinds]
+        ordered = [kind.cost for kind in EVIDENCE.values() if kind in self.kinds]
         return list(dict.fromkeys(filter(None, ordered)))
 
     @cached_property

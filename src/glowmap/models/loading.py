@@ -110,7 +110,7 @@ def _recognised(module: nn.Module) -> Model:
     libraries = {
         cls.__module__.partition(".")[0] for kind in {type(part) for part in module.modules()} for cls in kind.__mro__
     }
-    for _, family in FAMILIES.items():
+    for family in FAMILIES.values():
         if family.library in libraries and family.recognise is not None:
             model = family.recognise(module)
             if model is not None:
@@ -134,7 +134,7 @@ def _unwrapped(model: Any) -> tuple[Any, tuple[Caution, ...]]:
         else:
             unwrapping = (
                 family.unwrap
-                for _, family in FAMILIES.items()
+                for family in FAMILIES.values()
                 if family.unwrap is not None and is_from(model, family.library)
             )
             inner = next((inner for unwrap in unwrapping if (inner := unwrap(model)) is not None), None)
@@ -174,7 +174,7 @@ def _from_module(module: Any, weights: str | Path, name: str = "") -> Model:
 
 def _with_processor(model: Model, processor: Any) -> Model:
     takers = {
-        family.library: family.with_processor for _, family in FAMILIES.items() if family.with_processor is not None
+        family.library: family.with_processor for family in FAMILIES.values() if family.with_processor is not None
     }
     for library, with_processor in takers.items():
         if is_from(model.module, library):

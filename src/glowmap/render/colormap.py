@@ -137,5 +137,5 @@ COLORMAPS.register("glow", _glow())
 COLORMAPS.register("jet", _jet())
 COLORMAPS.register("gray", _gray())
 COLORMAPS.register("signed", _signed())
-for _, _table in COLORMAPS.items():
+for _table in COLORMAPS.values():
     _table.setflags(write=False)
