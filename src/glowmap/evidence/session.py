@@ -20,7 +20,6 @@ from glowmap.layers.select import needs_own_layer
 from glowmap.methods import GRADIENT_FREE
 from glowmap.models import Model
 from glowmap.outputs import ModelOutput
-from glowmap.outputs.prediction import predicted_by
 from glowmap.targets import Target
 
 TRAINING_MODE = caution_kind("training-mode", "info", "Nothing, or call model.eval() before.")
@@ -147,7 +146,7 @@ class Session:
             "model": self.model.name,
             "input_size": forward_pass.output.input_size,
             "pictures": batch.pictures,
-            "prediction": predicted_by(forward_pass.output),
+            "prediction": forward_pass.output.prediction,
         }
 
     def cautions(self, layer: str) -> tuple[Caution, ...]:

@@ -3,6 +3,7 @@
 from glowmap.inputs.batch import PICTURE_KEYWORDS as PICTURE_KEYWORDS
 from glowmap.inputs.batch import Batch as Batch
 from glowmap.inputs.batch import as_batch as as_batch
+from glowmap.inputs.batch import pictures_of as pictures_of
 from glowmap.inputs.loading import MAX_PIXELS as MAX_PIXELS
 from glowmap.inputs.loading import PictureLike as PictureLike
 from glowmap.inputs.loading import check_picture_size as check_picture_size
@@ -16,5 +17,4 @@ from glowmap.inputs.pictures import Drawable as Drawable
 from glowmap.inputs.pictures import Picture as Picture
 from glowmap.inputs.pictures import Signal as Signal
 from glowmap.inputs.pictures import Volume as Volume
-from glowmap.inputs.pictures import pictures_of as pictures_of
 from glowmap.inputs.pictures import uncropped as uncropped

@@ -4,12 +4,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, is_dataclass
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from glowmap import tree
 from glowmap.cautions import Caution, caution_kind
 from glowmap.errors import InputError
-from glowmap.inputs.pictures import Drawable, pictures_of
+from glowmap.inputs.pictures import Drawable, Picture, Signal, Volume
 from glowmap.shapes import Images, crossed
 
 PICTURE_KEYWORDS = ("pixel_values", "image", "images")  # the keywords under which libraries take pictures
@@ -111,3 +115,34 @@ def _check_axes(images: Tensor, arguments: list[Any]) -> None:
             f"the tensors of {crossed(images.shape)} in a list seem to be single pictures, without a batch axis; "
             "torch.stack(...) them to one tensor of batch x colour x rows x columns"
         )
+
+
+def pictures_of(images: Images) -> tuple[Drawable, ...]:
+    """Convert a batch of tensors to pictures, clips, volumes or signals, one for each image.
+
+    Values within [0, 1] are kept; others are scaled from the image's minimum and maximum to [0, 1]. Three channels are colours;
+    any other number of them is averaged to grey. A signal keeps its values. More than three spatial axes give no pictures.
+    """
+    axes = images.ndim - 2
+    if axes == 1:
+        return tuple(Signal(image.detach().float().cpu().numpy().copy()) for image in images)
+    if axes == 2:
+        pixels = _as_bytes(images)
+        colours = pixels if pixels.shape[-1] == 3 else pixels.repeat(3, -1)  # one channel is grey
+        rows, columns = images.shape[2:]
+        whole = (0.0, 0.0, float(columns), float(rows))
+        return tuple(Picture(Image.fromarray(values), whole) for values in colours)
+    return tuple(Volume(values) for values in _as_bytes(images)) if axes == 3 else ()
+
+
+def _as_bytes(images: Images) -> NDArray[np.uint8]:
+    """Scale images to bytes, with the channels as the last axis."""
+    pixels = images.detach().float()
+    if pixels.shape[1] != 3:
+        pixels = pixels.mean(1, keepdim=True)
+    axes = tuple(range(1, pixels.ndim))
+    low, high = pixels.amin(axes, keepdim=True), pixels.amax(axes, keepdim=True)
+    in_unit = (low >= 0) & (high <= 1)
+    low, high = low.masked_fill(in_unit, 0.0), high.masked_fill(in_unit, 1.0)
+    scaled = (pixels - low) / (high - low).clamp_min(torch.finfo(pixels.dtype).tiny) * 255
+    return np.ascontiguousarray(scaled.round().byte().movedim(1, -1).cpu().numpy())

@@ -4,13 +4,12 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from glowmap.shapes import Images, crossed
+from glowmap.shapes import crossed
 
 
 @dataclass(frozen=True)
@@ -107,35 +106,6 @@ class Signal:
 
 
 Drawable: TypeAlias = Picture | Volume | Signal  # what heat can be drawn over
-
-
-def pictures_of(images: Images) -> tuple[Drawable, ...]:
-    """Convert a batch of tensors to pictures, clips, volumes or signals, one for each image.
-
-    Values within [0, 1] are kept; others are scaled from the image's minimum and maximum to [0, 1]. Three channels are colours;
-    any other number of them is averaged to grey. A signal keeps its values. More than three spatial axes give no pictures.
-    """
-    axes = images.ndim - 2
-    if axes == 1:
-        return tuple(Signal(image.detach().float().cpu().numpy().copy()) for image in images)
-    if axes == 2:
-        pixels = _as_bytes(images)
-        colours = pixels if pixels.shape[-1] == 3 else pixels.repeat(3, -1)  # one channel is grey
-        return tuple(uncropped(Image.fromarray(values)) for values in colours)
-    return tuple(Volume(values) for values in _as_bytes(images)) if axes == 3 else ()
-
-
-def _as_bytes(images: Images) -> NDArray[np.uint8]:
-    """Scale images to bytes, with the channels as the last axis."""
-    pixels = images.detach().float()
-    if pixels.shape[1] != 3:
-        pixels = pixels.mean(1, keepdim=True)
-    axes = tuple(range(1, pixels.ndim))
-    low, high = pixels.amin(axes, keepdim=True), pixels.amax(axes, keepdim=True)
-    in_unit = (low >= 0) & (high <= 1)
-    low, high = low.masked_fill(in_unit, 0.0), high.masked_fill(in_unit, 1.0)
-    scaled = (pixels - low) / (high - low).clamp_min(torch.finfo(pixels.dtype).tiny) * 255
-    return np.ascontiguousarray(scaled.round().byte().movedim(1, -1).cpu().numpy())
 
 
 def uncropped(image: Image.Image) -> Picture:

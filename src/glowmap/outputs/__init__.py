@@ -18,4 +18,3 @@ from glowmap.outputs.model_output import ModelOutput as ModelOutput
 from glowmap.outputs.model_output import OutputReaders as OutputReaders
 from glowmap.outputs.model_output import background_class as background_class
 from glowmap.outputs.prediction import Prediction as Prediction
-from glowmap.outputs.prediction import predicted_by as predicted_by

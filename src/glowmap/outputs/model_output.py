@@ -11,8 +11,10 @@ from torch import Tensor
 
 from glowmap import tree
 from glowmap.errors import Remedy, TargetError, is_whole_number
+from glowmap.outputs.boxes import pixels_to_shares
 from glowmap.outputs.candidates import Candidates
 from glowmap.outputs.class_scores import read_logits
+from glowmap.outputs.prediction import Prediction
 from glowmap.registry import near_names
 from glowmap.shapes import Labels, Logits
 
@@ -136,6 +138,44 @@ class ModelOutput:
     def embedding_cautions(self) -> Sequence[str]:
         """Reasons to doubt that ``embedding`` is an embedding."""
         return self.readers.embedding_cautions(self)
+
+    @property
+    def prediction(self) -> Prediction | None:
+        """The model's prediction, detached from the graph; None where the output has no class scores."""
+        if self.readers.token_logits is not None:
+            return None  # the most likely next token is not a class
+        try:
+            if self.readers.are_detections:
+                return self._detections()
+            logits = self.logits.detach()
+        except TargetError:
+            return None
+        names = self.names(logits.shape[1])
+        if logits.ndim > 2:
+            is_single = logits.shape[1] == 1
+            names = (f"not {names[0]}", names[0]) if is_single else names
+            return Prediction(names, labels=self.labels + 1 if is_single else self.labels)
+        try:
+            return Prediction(names, probabilities=self.probabilities.detach())
+        except TargetError:  # one text, whose probability needs others
+            return None
+
+    def _detections(self) -> Prediction:
+        """Read a detector's prediction. Its class scores are maxima over many candidates, which do not rank the classes."""
+        candidates = self.candidates
+        boxes = tuple(
+            tuple(
+                replace(
+                    box,
+                    corners=pixels_to_shares(box.corners, self.input_size),
+                    candidate=None,
+                    name=self.name(box.category),
+                )
+                for box in image
+            )
+            for image in candidates.detections
+        )
+        return Prediction(self.names(candidates.logits[0].shape[1]), boxes=boxes)
 
     def only(self, image: int) -> "ModelOutput":
         """Cut this output down to one image of the batch."""

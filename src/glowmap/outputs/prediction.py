@@ -1,15 +1,12 @@
 """The model's prediction for a batch, which an explanation keeps beside its map."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from glowmap.errors import TargetError
-from glowmap.outputs.boxes import pixels_to_shares
 from glowmap.outputs.candidates import DetectedBox
-from glowmap.outputs.model_output import ModelOutput
 from glowmap.shapes import Labels, Probabilities
 
 
@@ -59,42 +56,3 @@ class Prediction:
             left is right or (left is not None and right is not None and torch.equal(left, right))
             for left, right in pairs
         )
-
-
-def predicted_by(output: ModelOutput) -> Prediction | None:
-    """Read the prediction from an output; None where the output has no class scores."""
-    if output.readers.token_logits is not None:
-        return None  # the most likely next token is not a class
-    try:
-        if output.readers.are_detections:
-            return _detections(output)
-        logits = output.logits.detach()
-    except TargetError:
-        return None
-    names = output.names(logits.shape[1])
-    if logits.ndim > 2:
-        is_single = logits.shape[1] == 1
-        names = (f"not {names[0]}", names[0]) if is_single else names
-        return Prediction(names, labels=output.labels + 1 if is_single else output.labels)
-    try:
-        return Prediction(names, probabilities=output.probabilities.detach())
-    except TargetError:  # one text, whose probability needs others
-        return None
-
-
-def _detections(output: ModelOutput) -> Prediction:
-    """Read a detector's prediction. Its class scores are maxima over many candidates, which do not rank the classes."""
-    candidates = output.candidates
-    boxes = tuple(
-        tuple(
-            replace(
-                box,
-                corners=pixels_to_shares(box.corners, output.input_size),
-                candidate=None,
-                name=output.name(box.category),
-            )
-            for box in image
-        )
-        for image in candidates.detections
-    )
-    return Prediction(output.names(candidates.logits[0].shape[1]), boxes=boxes)

@@ -26,10 +26,10 @@ from glowmap.outputs import ModelOutput as ModelOutput
 from glowmap.outputs import OutputReaders as OutputReaders
 from glowmap.outputs import background_class as background_class
 from glowmap.outputs import pixels_to_shares as pixels_to_shares
+from glowmap.targets._class import Category as Category
 from glowmap.targets._class import ClassTarget as ClassTarget
 from glowmap.targets._target import Annotation as Annotation
 from glowmap.targets._target import Target as Target
-from glowmap.targets.classes import Category as Category
 from glowmap.targets.classes import LogProbability as LogProbability
 from glowmap.targets.classes import OutputValue as OutputValue
 from glowmap.targets.classes import Predicted as Predicted

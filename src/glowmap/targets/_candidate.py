@@ -11,9 +11,9 @@ from glowmap import tree
 from glowmap.errors import Remedy, TargetError
 from glowmap.outputs import DetectedBox, ModelOutput, OutputReaders
 from glowmap.shapes import Scores
-from glowmap.targets._class import ClassTarget
+from glowmap.targets._class import Category, ClassTarget
 from glowmap.targets._target import Target
-from glowmap.targets.classes import Category, as_class
+from glowmap.targets.classes import as_class
 
 SIDES: dict[str, Callable[[Tensor], Tensor]] = {  # of a box: left, top, right, bottom
     "left": lambda box: box[0],

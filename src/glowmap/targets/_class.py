@@ -1,4 +1,4 @@
-"""The base class of targets about a class: a score read off the class scores, in the same way at every pixel."""
+"""Targets about a class: the base class, which reads a score off the class scores at each pixel alike, and the class itself."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -64,6 +64,26 @@ class ClassTarget(Target):
 
     def replace_prediction(self, replacement: Callable[["ClassTarget | None"], Target]) -> Target:
         return replacement(self) if any(leaf.is_prediction for leaf in self.leaves()) else self
+
+
+@dataclass(frozen=True)
+class Category(ClassTarget):
+    """A class, by index or name: its logit; for a dense model its logits summed over the pixels predicted as this class.
+
+    Of a model with one output and two class names, the second class has this output as its logit, and the first its negative.
+    Raises TargetError for a class that the model does not have.
+    """
+
+    category: int | str
+
+    def class_index(self, output: ModelOutput, image: int) -> int:
+        return output.index(self.category)
+
+    def read(self, logits: Tensor, output: ModelOutput) -> Tensor:
+        return logits[:, output.index(self.category)]
+
+    def pin_class(self, output: ModelOutput, image: int) -> "Category":
+        return Category(output.index(self.category))
 
 
 @dataclass(frozen=True)

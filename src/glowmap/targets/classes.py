@@ -13,7 +13,7 @@ from glowmap.cautions import Caution, caution_kind
 from glowmap.errors import Remedy, TargetError, is_whole_number
 from glowmap.outputs import ModelOutput
 from glowmap.shapes import PixelSets
-from glowmap.targets._class import ClassTarget, present_classes
+from glowmap.targets._class import Category, ClassTarget, present_classes
 from glowmap.targets._target import Target, in_images
 
 ClassLike: TypeAlias = int | str | Target  # a class as people write it: an index, a name, or a target about a class
@@ -46,26 +46,6 @@ def class_child(category: ClassLike) -> Target:
     A target that is not about a class stays: it may be a text, which :meth:`Target.map_leaves` replaces by a class.
     """
     return category if isinstance(category, Target) else as_class(category)
-
-
-@dataclass(frozen=True)
-class Category(ClassTarget):
-    """A class, by index or name: its logit; for a dense model its logits summed over the pixels predicted as this class.
-
-    Of a model with one output and two class names, the second class has this output as its logit, and the first its negative.
-    Raises TargetError for a class that the model does not have.
-    """
-
-    category: int | str
-
-    def class_index(self, output: ModelOutput, image: int) -> int:
-        return output.index(self.category)
-
-    def read(self, logits: Tensor, output: ModelOutput) -> Tensor:
-        return logits[:, output.index(self.category)]
-
-    def pin_class(self, output: ModelOutput, image: int) -> "Category":
-        return Category(output.index(self.category))
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from glowmap.cautions import Caution
 from glowmap.errors import Remedy, TargetError, is_whole_number, summarise
 from glowmap.outputs import ModelOutput
 from glowmap.shapes import Scores
+from glowmap.targets._class import Category
 from glowmap.targets._target import Annotation, Target
-from glowmap.targets.classes import Category, Predicted
+from glowmap.targets.classes import Predicted
 from glowmap.targets.pixels import Pixels
 from glowmap.targets.regions import Region
 
