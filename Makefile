@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-TWO_CORES := -n 2 --dist loadgroup
+TWO_CORES := -n 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-shapes test-models test-peers check fix bench bench-methods train docs docs-models clean

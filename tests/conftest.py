@@ -15,6 +15,23 @@ def pytest_addoption(parser):
     )
 
 
+# Files whose tests share what is slow to make (the demonstration, explained scenes, made-up weights): one process runs each.
+ONE_PROCESS = ("test_demonstration.py", "test_docs.py", "test_known_truth.py", "test_real_images.py")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Send each file of ONE_PROCESS to one process, these first, and all other tests one by one to the next free process."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class FileOrTest(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            return file if file.endswith(ONE_PROCESS) else nodeid
+
+    return FileOrTest(config, log)
+
+
 def pytest_collection_modifyitems(config, items):
     """Under ``--representatives`` keep one cell for each test function, and for each method, target and family.
 

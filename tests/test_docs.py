@@ -19,7 +19,6 @@ from tiny_models import contrastive, generative
 torchvision = pytest.importorskip("torchvision")
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.xdist_group("docs")  # one process, that makes the weights up once
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 

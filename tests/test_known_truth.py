@@ -13,7 +13,6 @@ from glowmap.demo.world.mark import MARKED, mark_mask, marked
 from glowmap.demo.world.scenes import street
 from glowmap.targets import At, Contrast, Not, Pixels
 
-pytestmark = pytest.mark.xdist_group("known truth")  # one process, that draws the streets and explains them once
 NEEDS = {name: {*method.needs} for name, method in glowmap.METHODS.items()}
 # One pass back, and about the class that is asked for; those that look at the layer alone know no class, and Grad-CAM++, which
 # keeps positive gradients alone, tells classes of a dense head hardly apart.

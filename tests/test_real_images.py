@@ -15,7 +15,6 @@ from glowmap.targets import At, Category, Contrast
 REAL = Path(os.environ.get("GLOWMAP_REAL", Path(__file__).parents[2] / "shared" / "real"))
 pytestmark = [
     pytest.mark.real,
-    pytest.mark.xdist_group("real"),  # one process, that explains the scenes once
     pytest.mark.skipif(not REAL.is_dir(), reason=f"needs trained models and pictures in {REAL} (set GLOWMAP_REAL)"),
 ]
 

@@ -12,7 +12,7 @@ from glowmap.errors import MethodError, ModelError, TargetError, is_whole_number
 from glowmap.evidence.forward_pass import ForwardPass
 from glowmap.evidence.kinds import PassOptions
 from glowmap.evidence.preparation import prepared
-from glowmap.evidence.session import open_session
+from glowmap.evidence.session import Session
 from glowmap.explanation.explanation import Explanation, Explanations
 from glowmap.explanation.maps import CONCEPTS
 from glowmap.layers import LayerName, find_layers
@@ -46,7 +46,8 @@ def concepts(
     explanations: list[Explanation] = []
     with borrow(model.module) as was_training:
         group = prepared(model, batch, as_targets(None))[0]  # the class names come with what is beside the pictures
-        with open_session(group.model, group.batch, named) as session:
+        session = Session(group.model, group.batch, named)
+        with group.model.around_forward(group.model.module):
             forward_pass, (layers,) = session.forward(as_targets(None), PassOptions(reruns=True, resumes=True))
             common = session.common_fields(forward_pass, was_training)
             for name in layers:

@@ -10,12 +10,11 @@ from torch import nn
 from glowmap import tree
 from glowmap.capture import borrow, call_model
 from glowmap.errors import LayerError, TargetError
-from glowmap.evidence.cautions import map_cautions, smoothing_cautions
 from glowmap.evidence.forward_pass import ForwardPass
 from glowmap.evidence.kinds import ATTENTION, INPUT, is_cheap, pass_options
-from glowmap.evidence.maps import Job, MethodMap, method_maps, score_target, smoothed_maps
+from glowmap.evidence.maps import Job, MethodMap, map_cautions, method_maps, smoothed_maps, smoothing_cautions
 from glowmap.evidence.preparation import Prepared, prepared
-from glowmap.evidence.session import Session, open_session
+from glowmap.evidence.session import Session
 from glowmap.explanation.explanation import Explanation, Explanations
 from glowmap.layers import Choice, LayerName, Surveyed, find_layers, surveyed
 from glowmap.methods import METHODS, Method, read_methods, read_smoothing
@@ -144,7 +143,8 @@ class Explainer:
         batch = self.model.read(images)
         with borrow(self.model.module):
             first = prepared(self.model, batch, as_targets(target))[0]
-            with open_session(first.model, first.batch, self._named) as session:
+            with first.model.around_forward(first.model.module):
+                session = Session(first.model, first.batch, self._named)
                 self._choice = session.find(first.targets[0][1])
         return self._choice
 
@@ -163,7 +163,7 @@ class Explainer:
         return Explanations(self._explain(images, target, method, smooth, seed))
 
     def _explain(self, images: Any, target: Any, method: Any, smooth: Any, seed: int) -> list[Explanation]:
-        smoothing = read_smoothing(smooth)
+        smoothing = read_smoothing(smooth) if smooth != () else []
         request = _Request(None if method is None else read_methods(method), smoothing, seed)
         targets = as_targets(target)
         with torch.inference_mode(False):  # autograd may not save the tensors of inference mode
@@ -171,8 +171,12 @@ class Explainer:
         self._choice = None
         numbered: list[tuple[int, Explanation]] = []
         with borrow(self.model.module) as was_training:
-            for group in prepared(self.model, batch, targets):
-                with open_session(group.model, group.batch, self._named) as session:
+            is_prepared = self.model.text_interface is None and not self.model.readers.are_detections
+            is_prepared = is_prepared and not any(target.needs_preparation for target in targets)
+            alone = Prepared(self.model, batch, tuple(enumerate(targets)))
+            for group in [alone] if is_prepared else prepared(self.model, batch, targets):
+                session = Session(group.model, group.batch, self._named)
+                with group.model.around_forward(group.model.module):
                     try:
                         numbered += _explain(session, group, request, was_training)
                     except (LayerError, TargetError):
@@ -200,13 +204,14 @@ def _explain(
     session: Session, group: Prepared, request: _Request, was_training: bool, *, ignore_cache: bool = False
 ) -> list[tuple[int, Explanation]]:
     """Explain a group of targets from one forward pass. Returns the explanations, each with the number of its target."""
-    options = pass_options(request.methods or [METHODS[_DEFAULT]], reruns=bool(request.smoothing))
+    methods = request.methods or [METHODS[_DEFAULT]]
+    options = pass_options(tuple(method.needs for method in methods), reruns=bool(request.smoothing))
     targets = [target for _, target in group.targets]
     forward_pass, layers = session.forward(targets, options, ignore_cache=ignore_cache)
     common = session.common_fields(forward_pass, was_training)  # before a target gets, and may overwrite, the output
     jobs = []
     for (number, target), names in zip(group.targets, layers, strict=True):
-        scores = score_target(target, forward_pass.output)
+        scores = target.checked_score(forward_pass.output)
         default = METHODS[_LOCAL_DEFAULT if target.is_local(forward_pass.output) else _DEFAULT]
         jobs.append(Job(number, target, scores, request.methods or [default], list(names)))
     if request.smoothing:
@@ -234,19 +239,19 @@ def _explanation(
     names = tuple(target.describe(output, image) for image in range(output.batch))
     cautions = (
         *forward_pass.cautions,
-        *session.cautions(layer),
+        *(session.choices[layer].cautions if layer in session.choices else ()),
         *target.cautions(output),
         *map_cautions(method_map, target, names),
     )
-    canvas = None if layer in (INPUT, ATTENTION) else output.canvas
     has_prediction = target.is_class or output.readers.are_detections
+    has_canvas = output.readers.candidates is not None and layer not in (INPUT, ATTENTION)
     return Explanation(
         method_map.raw,
         tree.full_precision(job.scores.detach()),
         layer=layer,
         method=" + ".join((method_map.method.name, *smoothing)),
         target_names=names,
-        canvas=canvas or output.input_size,
+        canvas=(output.canvas if has_canvas else None) or output.input_size,
         annotations=tuple(tuple(target.annotations(output, image)) for image in range(output.batch)),
         cautions=tuple(dict.fromkeys(cautions)),
         **(common if has_prediction else common | {"prediction": None}),

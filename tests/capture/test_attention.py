@@ -28,7 +28,7 @@ from papers.twins import TWINS
 from tiny_models.convolutional import Classifier, images
 from tiny_models.transformer import Attend, Transformer, made, pictures
 
-METHODS = [name for name, method in glowmap.METHODS.items() if map_places(method, ["layer"]) == [ATTENTION]]
+METHODS = [name for name, method in glowmap.METHODS.items() if map_places(method.needs, ("layer",)) == (ATTENTION,)]
 TIMM = {"img_size": (32, 48), "patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2, "num_classes": 5}
 HF = {
     "hidden_size": 16,

@@ -18,7 +18,6 @@ pytest.importorskip("torchvision")
 import glowmap
 from glowmap.cli import commands, demonstration, output
 
-pytestmark = pytest.mark.xdist_group("demonstration")  # one process, that runs it once for all of these
 NAMES = ["layers.png", "question.png", "scene.png", "shortcut.png"]
 
 

@@ -8,7 +8,7 @@ import glowmap
 from glowmap.evidence import INPUT, map_places
 from tiny_models.convolutional import ON_MAPS, images, with_parameters
 
-AT_PIXELS = {name for name, method in glowmap.METHODS.items() if map_places(method, ["layer"]) == [INPUT]}
+AT_PIXELS = {name for name, method in glowmap.METHODS.items() if map_places(method.needs, ("layer",)) == (INPUT,)}
 AT_PIXELS |= {"guided_grad_cam", "poly_cam"}
 every_method = pytest.mark.parametrize("name", ON_MAPS)
 

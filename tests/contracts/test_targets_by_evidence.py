@@ -476,7 +476,7 @@ def test_every_question_by_every_kind_of_evidence(name, method):
     question = QUESTIONS[name]
     asked, why = question.on(), reason(name, method)
     own = glowmap.METHODS[method]
-    layer = None if map_places(own, ["layer"]) != ["layer"] else asked.layer
+    layer = None if map_places(own.needs, ("layer",)) != ("layer",) else asked.layer
     if why is not None:
         with pytest.raises(GlowmapError, match=why):
             glowmap.explain(

@@ -475,7 +475,9 @@ def test_children_without_a_way_to_replace_them_are_refused(classifier):
         with_children = Target.with_children
 
     with pytest.raises(TargetError, match="Twice has children and does not define with_children"):
-        explain(classifier, images(2), Twice(glowmap.targets.Category(1)))
+        glowmap.explain(  # which pins the children to each image
+            classifier, images(2), target=Twice(glowmap.targets.Category(1)), layer="features", method="ablation_cam"
+        )
 
 
 def test_a_target_with_a_layer_score_of_its_own_shares_no_layer(classifier):

@@ -108,7 +108,7 @@ CHEAP = {  # knobs that make the expensive ones quick here
 
 
 # The methods that a convolutional network will do for; tests/capture/test_attention.py tests the others.
-ON_MAPS = [name for name, method in glowmap.METHODS.items() if map_places(method, ["layer"]) != [ATTENTION]]
+ON_MAPS = [name for name, method in glowmap.METHODS.items() if map_places(method.needs, ("layer",)) != (ATTENTION,)]
 
 
 def with_parameters(name):

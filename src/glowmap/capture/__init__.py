@@ -7,7 +7,7 @@ from glowmap.capture.biases import BiasGradients as BiasGradients
 from glowmap.capture.biases import completeness_gap as completeness_gap
 from glowmap.capture.borrowing import borrow as borrow
 from glowmap.capture.borrowing import call_model as call_model
-from glowmap.capture.eager import unwrapped_name as unwrapped_name
+from glowmap.capture.borrowing import unwrapped_name as unwrapped_name
 from glowmap.capture.guided import GuidedReLU as GuidedReLU
 from glowmap.capture.hooks import hookable as hookable
 from glowmap.capture.hooks import hooked as hooked

@@ -20,7 +20,7 @@ from glowmap.capture import (
     replay_prefix,
     same_output,
 )
-from glowmap.cautions import Caution, caution_kind
+from glowmap.cautions import caution_kind
 from glowmap.errors import GlowmapError, ModelError, TargetError
 from glowmap.inputs import Batch
 from glowmap.layers import Layout, LayoutReader
@@ -50,6 +50,7 @@ class ForwardPass:
     read: Callable[[Any, int], ModelOutput]  # reads a raw output for a number of images
     prefixes: dict[str, Prefix] = field(default_factory=dict)  # by layer, where the model may be rerun from it
     raw_output: Any = None
+    output: ModelOutput = field(init=False)  # the raw output for the batch, as it can be read
     activations: dict[str, Activation] = field(default_factory=dict)  # by layer
     layouts: dict[str, Layout] = field(default_factory=dict)  # by layer
     input_leaf: Tensor | None = None  # where the autograd graph begins, if it begins at the input
@@ -63,11 +64,6 @@ class ForwardPass:
     _takes_full_batches: bool = False  # the model takes as many images as the batch has, and no other number
     _unlike_copies: set[int] = field(default_factory=set)  # images of which copies get another output
 
-    @cached_property
-    def output(self) -> ModelOutput:
-        """The model's output for the batch, as it can be read."""
-        return self.read(self.raw_output, len(self.batch.images))
-
     def keep_layers(self, names: Iterable[str]) -> None:
         """Drop all recorded layers but these, and read the layouts of these.
 
@@ -76,27 +72,17 @@ class ForwardPass:
         self.layers = {name: self.layers[name] for name in names}
         self.recording.names = list(self.layers)
         self.activations = {name: self.recording[name] for name in self.layers}
-        self.layouts = {
-            name: self.reader.layout(name, activation.output.shape) for name, activation in self.activations.items()
-        }
+        for name, activation in self.activations.items():
+            layout = self.layouts[name] = self.reader.layout(name, activation.output.shape)
+            if name in self.reader.unproven:
+                sentence = f"the output of layer {name!r} was read as {layout}, which could not be proven by where its cells look"
+                self.cautions.append(UNPROVEN_LAYOUT(sentence))
+            self.cautions += activation.cautions(name)
 
     def caution(self, caution: str) -> None:
         """Add a caution, once."""
         if caution not in self.cautions:
             self.cautions.append(caution)
-
-    def layer_cautions(self) -> list[Caution]:
-        """Return what is unusual about the recorded layers and how they are read."""
-        cautions = [caution for name, activation in self.activations.items() for caution in activation.cautions(name)]
-        unproven = [
-            UNPROVEN_LAYOUT(
-                f"the output of layer {name!r} was read as {self.layouts[name]}, which could not be proven by where its cells "
-                "look"
-            )
-            for name in self.layers
-            if name in self.reader.unproven
-        ]
-        return [*unproven, *cautions]
 
     @property
     def is_dense(self) -> bool | None:

@@ -9,15 +9,20 @@ What follows from the kinds a method needs (its cost, where its maps lie, what t
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property
+from dataclasses import dataclass, field
+from functools import cache, cached_property, partial
 from typing import Any, Literal, TypeAlias, TypeVar
 
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from glowmap.errors import MethodError
+from glowmap.capture import repeat_image, same_output
+from glowmap.errors import MethodError, Remedy, TargetError
+from glowmap.evidence.forward_pass import ForwardPass
 from glowmap.methods import Method
 from glowmap.registry import Registry
+from glowmap.shapes import Scores
+from glowmap.targets import Target
 
 Grid: TypeAlias = Literal["", "layer", "input", "attention"]
 Graph: TypeAlias = Literal["", "layer", "input"]
@@ -44,6 +49,7 @@ class EvidenceKind:
 
 EVIDENCE: Registry[EvidenceKind] = Registry("kind of evidence", MethodError)
 Make = TypeVar("Make", bound=Callable[..., Any])
+Made = TypeVar("Made")
 
 
 def evidence(
@@ -121,12 +127,13 @@ def is_cheap(method: Method) -> bool:
     return not method.slow and requirements(method.needs).is_cheap
 
 
-def map_places(method: Method, layers: Sequence[str]) -> list[str]:
-    """Name what each of a method's maps lies on: a layer, all layers together, the input, or the patches that attend."""
-    required = requirements(method.needs)
+@cache
+def map_places(needs: tuple[str, ...], layers: tuple[str, ...]) -> tuple[str, ...]:
+    """Name what each map of a method with these needs lies on: a layer, all layers together, the input, or attending patches."""
+    required = requirements(needs)
     if required.grid != "layer":
-        return [required.grid]
-    return [", ".join(layers)] if required.joins_layers else list(layers)
+        return (required.grid,)
+    return (", ".join(layers),) if required.joins_layers else layers
 
 
 @dataclass(frozen=True)
@@ -141,13 +148,14 @@ class PassOptions:
     needs_layers: bool = True
 
 
-def pass_options(methods: Sequence[Method], *, reruns: bool = False) -> PassOptions:
-    """Say what one forward pass must do to serve these methods. With ``reruns`` the model runs again in any case.
+@cache
+def pass_options(needs: tuple[tuple[str, ...], ...], *, reruns: bool = False) -> PassOptions:
+    """Say what one forward pass must do to serve methods with these needs. With ``reruns`` the model runs again in any case.
 
     A mode may change the gradients, so the pass runs in one only if all gradients are computed in it. Evidence that needs another
     mode runs the model again.
     """
-    required = [requirements(method.needs) for method in methods]
+    required = [requirements(names) for names in needs]
     kinds = [kind for entry in required for kind in entry.kinds]
     modes = {kind.mode for kind in kinds if kind.graph}
     mode = modes.pop() if len(modes) == 1 else None
@@ -159,3 +167,92 @@ def pass_options(methods: Sequence[Method], *, reruns: bool = False) -> PassOpti
         resumes=any(kind.reruns == "head" for kind in kinds),
         needs_layers=any(entry.grid == "layer" for entry in required),
     )
+
+
+@dataclass(eq=False)
+class ScoredPass:
+    """A forward pass and one target's scores in it, one an image. Evidence is made when it is first needed, and kept."""
+
+    forward_pass: ForwardPass
+    target: Target
+    scores: Scores
+    layers: Sequence[str]  # at which the target is explained
+    _made: dict[tuple[Any, ...], tuple[Any, list[str]]] = field(default_factory=dict)
+    _pinned: dict[int, Target] = field(default_factory=dict)
+    _checked: set[tuple[int, int]] = field(default_factory=set)
+
+    def evidence(self, needs: Sequence[str], layer: str) -> list[dict[str, Any]]:
+        """Make what a method needs: one set for the batch, or one an image if the method runs the model again itself."""
+        made, queries = {}, {}
+        for name in needs:
+            kind = EVIDENCE[name]
+            arguments = [layer] if kind.grid == "layer" else []
+            if kind.per_image:
+                queries[name] = partial(kind.make, self, *arguments)
+            else:
+                made[name] = self.once(kind.make, *arguments)
+        if not queries:
+            return [made]
+        return [
+            {name: partial(queries[name], image) if name in queries else _of_image(made[name], image) for name in needs}
+            for image in range(len(self.forward_pass.batch.images))
+        ]
+
+    @cached_property
+    def layer_gradients(self) -> dict[str, Tensor]:
+        """The scores' gradients by the output of each layer, from one backward pass. The graph is kept for other evidence."""
+        return self.forward_pass.recording.gradients(self.scores, keep_graph=True, names=self.layers)
+
+    def once(self, make: Callable[..., Made], *arguments: Any) -> Made:
+        """Call ``make(self, *arguments)`` the first time, and give the same result, with its cautions, from then on."""
+        key = (make, *arguments)
+        if key not in self._made:
+            before = len(self.forward_pass.cautions)
+            self._made[key] = make(self, *arguments), self.forward_pass.cautions[before:]
+        made, cautions = self._made[key]
+        for caution in cautions:
+            self.forward_pass.caution(caution)
+        result: Made = made
+        return result
+
+    def score_batch(self, output: Any, target: Target | None = None) -> Scores:
+        """Score another output of the model for the same batch, by this target or by another."""
+        target, count = target or self.target, len(self.forward_pass.batch.images)
+        read = self.forward_pass.read(output, count)
+        return target.checked_score(read)
+
+    def score_copies(self, image: int, output: Any, count: int) -> Scores:
+        """Score what the model returned for ``count`` changed copies of an image, by this target as it is for that image."""
+        target, read = self.pinned(image), self.forward_pass.read(output, count)
+        if target.reads_raw_output:
+            self._check_copies(target, image, count)
+        return target.checked_score(read)
+
+    def pinned(self, image: int) -> Target:
+        """Return the target as it is for one image, where it reads the same classes and places in changed copies of it."""
+        if image not in self._pinned:
+            self._pinned[image] = self.target.pin(self.forward_pass.output, image)
+        return self._pinned[image]
+
+    def _check_copies(self, target: Target, image: int, count: int) -> None:
+        """Refuse a callable that scores copies of an image unlike the image: it reads the batch by position."""
+        if (image, count) in self._checked:
+            return
+        self._checked.add((image, count))
+        copies = repeat_image(self.forward_pass.raw_output, image, len(self.forward_pass.batch.images), count)
+        read = self.forward_pass.read(copies, count)
+        scores, score = target.checked_score(read), self.scores[image]
+        if not same_output(scores.detach(), score.detach().expand(count)):
+            raise TargetError(
+                f"the target {target.describe(read, 0)!r} scores {count} copies of image {image} otherwise than the image "
+                "itself",
+                remedy=Remedy(
+                    "a method that asks again needs a target that treats all images alike: for classes give a tensor of "
+                    "labels, for others targets.PerImage([...])"
+                ),
+            )
+
+
+def _of_image(evidence: Any, image: int) -> Any:
+    row = slice(image, image + 1)
+    return [tensor[row] for tensor in evidence] if isinstance(evidence, list) else evidence[row]

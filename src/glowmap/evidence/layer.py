@@ -1,6 +1,7 @@
 """Evidence at a layer, from the forward pass and backward passes of the head: activations and derivatives by them."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +10,7 @@ from torch import Tensor, nn
 from glowmap import tree
 from glowmap.capture import same_output
 from glowmap.errors import MethodError
-from glowmap.evidence.kinds import evidence
-from glowmap.evidence.scored_pass import ScoredPass
+from glowmap.evidence.kinds import ScoredPass, evidence
 from glowmap.shapes import Maps, PixelSets, Scores
 
 
@@ -75,12 +75,7 @@ def images(scored: ScoredPass) -> Tensor:
 @evidence(cost="1 backward of the head", graph="layer", is_cheap=True)
 def gradients(scored: ScoredPass, layer: str) -> Maps:
     """Return the score's gradient by the activations, of their shape."""
-    return scored.forward_pass.maps(layer, scored.once(_gradients_of_layers)[layer])
-
-
-def _gradients_of_layers(scored: ScoredPass) -> dict[str, Tensor]:
-    """Differentiate by all explained layers in one backward pass. The graph is kept for other evidence and targets."""
-    return scored.forward_pass.recording.gradients(scored.scores, keep_graph=True, names=scored.layers)
+    return scored.forward_pass.maps(layer, scored.layer_gradients[layer])
 
 
 @evidence(cost="2 more of the head", graph="layer")
@@ -89,17 +84,25 @@ def curvature(scored: ScoredPass, layer: str) -> Maps:
     return scored.forward_pass.maps(layer, scored.forward_pass.recording.curvature(scored.scores, layer))
 
 
-def gradient_summary(scored: ScoredPass, layer: str) -> tuple[PixelSets, Scores | None]:
-    """Summarise the gradients at a layer: where they are zero, and how much of them an average over the grid loses.
+@dataclass(frozen=True)
+class GradientSummary:
+    """What the gradients at a layer say of a map: where they are zero, and how much of them an average over the grid loses."""
 
-    Returns the cells in which no channel has a gradient, batch x grid; and the share of the gradients' power that is lost when
-    each channel's are averaged over the grid. The share is None where averaging is no loss: for a head that pools the layer, and
-    for a target about all places alike.
-    """
+    zero: PixelSets | None = None  # the cells in which no channel has a gradient, batch x grid
+    # the share of the gradients' power that is lost when each channel's are averaged over the grid, one an image; None where an
+    # average loses nothing: for a head that pools the layer, and for a target about all places alike
+    averaged_away: Scores | None = None
+
+
+NO_GRADIENTS = GradientSummary()  # of a method that needs none
+
+
+def gradient_summary(scored: ScoredPass, layer: str) -> GradientSummary:
+    """Summarise the gradients at a layer."""
     maps = scored.once(gradients, layer)
     zero = (maps == 0).all(1)
     if not scored.target.is_local(scored.forward_pass.output):
-        return zero, None
+        return GradientSummary(zero)
     flat = maps.flatten(2)
     power, of_means = flat.square().mean(2).sum(1), flat.mean(2).square().sum(1)
-    return zero, 1 - of_means / power.clamp_min(torch.finfo(power.dtype).tiny)
+    return GradientSummary(zero, 1 - of_means / power.clamp_min(torch.finfo(power.dtype).tiny))

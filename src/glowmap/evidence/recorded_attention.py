@@ -24,8 +24,7 @@ from glowmap.capture.attention import (
 )
 from glowmap.capture.resume import replay_outputs
 from glowmap.errors import MethodError, TargetError
-from glowmap.evidence.kinds import evidence
-from glowmap.evidence.scored_pass import ScoredPass
+from glowmap.evidence.kinds import ScoredPass, evidence
 from glowmap.evidence.whole_network import run_again
 from glowmap.layers import Grid, Layout
 from glowmap.layers.align import LayoutProof, gradients, is_bottleneck

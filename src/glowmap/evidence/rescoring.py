@@ -15,8 +15,7 @@ from torch import Tensor
 from glowmap import tree
 from glowmap.capture import record
 from glowmap.errors import ModelError, TargetError, summarise
-from glowmap.evidence.kinds import evidence
-from glowmap.evidence.scored_pass import ScoredPass
+from glowmap.evidence.kinds import ScoredPass, evidence
 from glowmap.methods import GRADIENT_FREE, MakeBatch
 from glowmap.progress import tracked
 from glowmap.shapes import Images, Maps, Scores

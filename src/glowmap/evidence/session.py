@@ -1,7 +1,7 @@
 """A session: a borrowed model and one input, the layers that are explained, and the forward passes for some targets."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -126,6 +126,7 @@ class Session:
             if options.mode is not None:
                 forward_pass.mode = stack.enter_context(options.mode())
             forward_pass.raw_output = call_model(self.model.module, inputs)
+            forward_pass.output = forward_pass.read(forward_pass.raw_output, len(batch.images))
             tensors = tree.leaves([inputs.arguments, inputs.keywords])
             forward_pass.overwrites_input = any(tensor._version for tensor in tensors)
         recording.settle(tree.leaves(forward_pass.raw_output))
@@ -141,7 +142,9 @@ class Session:
                     "the model is in training mode; it was explained in evaluation mode and given back as it was"
                 )
             )
-        forward_pass.cautions[:0] = [*cautions, *batch.cautions(), *forward_pass.layer_cautions()]
+        if batch.keywords or len(batch.arguments) != 1 or batch.arguments[0] is not batch.images:
+            cautions += batch.cautions()
+        forward_pass.cautions[:0] = cautions
         return {
             "model": self.model.name,
             "input_size": forward_pass.output.input_size,
@@ -165,10 +168,3 @@ class Session:
         with torch.no_grad():
             raw = call_model(self.model.module, self.batch.copied())
         return self.model.read_output(raw, self.batch)
-
-
-@contextmanager
-def open_session(model: Model, batch: Batch, named: dict[str, nn.Module] | None = None) -> Iterator[Session]:
-    """Open a session with a borrowed model, inside the context that the model needs around every forward pass."""
-    with model.around_forward(model.module):
-        yield Session(model, batch, named)

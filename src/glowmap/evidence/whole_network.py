@@ -10,9 +10,8 @@ from torch.overrides import TorchFunctionMode
 
 from glowmap import tree
 from glowmap.capture import BiasGradients, GuidedReLU, call_model, completeness_gap
-from glowmap.evidence.kinds import evidence
+from glowmap.evidence.kinds import ScoredPass, evidence
 from glowmap.evidence.rescoring import gradient_by
-from glowmap.evidence.scored_pass import ScoredPass
 from glowmap.shapes import Images, Scores
 
 AnyMode = TypeVar("AnyMode", bound=TorchFunctionMode)

@@ -9,13 +9,12 @@ from torch import Tensor
 
 from glowmap.errors import InputError
 from glowmap.inputs import Drawable, crop_masks, read_masks
-from glowmap.methods import resize
+from glowmap.methods import is_flat, resize
 from glowmap.metrics import energy_share
-from glowmap.shapes import Flags, Heatmaps, RawMaps, crossed
+from glowmap.shapes import Heatmaps, RawMaps, crossed
 
 CONCEPTS = "deep_feature_factorisation"  # the method of maps that explain no target
 # Bilinear weights of one cell sum to 1 only up to rounding. A range below this share of the values is rounding noise.
-_FLAT = 1e-6
 _SKEWED = 1.1  # the largest ratio of a mask's strides along rows and columns; beyond it the mask shows another picture
 
 
@@ -51,12 +50,6 @@ def min_max(maps: Heatmaps) -> Heatmaps:
     blank = is_flat(maps)[:, None]
     scaled = ((flat - low) / (high - low).masked_fill(blank, 1.0)).masked_fill(blank, 0.0)
     return scaled.reshape(maps.shape)
-
-
-def is_flat(maps: Heatmaps) -> Flags:
-    """Tell which maps of a batch have the same value everywhere, up to rounding."""
-    flat = maps.flatten(1)
-    return flat.amax(1) - flat.amin(1) <= _FLAT * flat.abs().amax(1)
 
 
 def shares_inside(

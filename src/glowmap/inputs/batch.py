@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -126,23 +125,20 @@ def pictures_of(images: Images) -> tuple[Drawable, ...]:
     axes = images.ndim - 2
     if axes == 1:
         return tuple(Signal(image.detach().float().cpu().numpy().copy()) for image in images)
-    if axes == 2:
-        pixels = _as_bytes(images)
-        colours = pixels if pixels.shape[-1] == 3 else pixels.repeat(3, -1)  # one channel is grey
-        rows, columns = images.shape[2:]
-        whole = (0.0, 0.0, float(columns), float(rows))
-        return tuple(Picture(Image.fromarray(values), whole) for values in colours)
-    return tuple(Volume(values) for values in _as_bytes(images)) if axes == 3 else ()
-
-
-def _as_bytes(images: Images) -> NDArray[np.uint8]:
-    """Scale images to bytes, with the channels as the last axis."""
-    pixels = images.detach().float()
-    if pixels.shape[1] != 3:
-        pixels = pixels.mean(1, keepdim=True)
-    axes = tuple(range(1, pixels.ndim))
-    low, high = pixels.amin(axes, keepdim=True), pixels.amax(axes, keepdim=True)
+    if axes > 3:
+        return ()
+    values = images.detach().float()
+    if values.shape[1] != 3:
+        values = values.mean(1, keepdim=True)
+    low, high = values.flatten(1).aminmax(dim=1)
     in_unit = (low >= 0) & (high <= 1)
-    low, high = low.masked_fill(in_unit, 0.0), high.masked_fill(in_unit, 1.0)
-    scaled = (pixels - low) / (high - low).clamp_min(torch.finfo(pixels.dtype).tiny) * 255
-    return np.ascontiguousarray(scaled.round().byte().movedim(1, -1).cpu().numpy())
+    low, high = (
+        edge.reshape(-1, *[1] * (axes + 1)) for edge in (low.masked_fill(in_unit, 0.0), high.masked_fill(in_unit, 1.0))
+    )
+    scaled = (values - low) / (high - low).clamp_min(torch.finfo(values.dtype).tiny) * 255
+    pixels = np.ascontiguousarray(scaled.round().byte().movedim(1, -1).cpu().numpy())
+    if axes == 3:
+        return tuple(map(Volume, pixels))
+    whole = (0.0, 0.0, float(images.shape[3]), float(images.shape[2]))
+    colours = pixels if pixels.shape[-1] == 3 else pixels.repeat(3, -1)  # one channel is grey
+    return tuple(Picture(Image.fromarray(colour), whole) for colour in colours)

@@ -65,20 +65,18 @@ class LayoutReader:
     expected: dict[str, Layout] = field(default_factory=dict)
     unproven: set[str] = field(default_factory=set)
 
-    @cached_property
-    def memory(self) -> LayerMemory:
-        """What earlier inputs of the model have shown."""
-        return MEMORIES.setdefault(self.module, LayerMemory())
+    memory: LayerMemory = field(init=False)  # what earlier inputs of the model have shown
+    # what inputs share for which a model runs alike: shapes but for the batch, device, and plain arguments
+    input_key: tuple[Any, ...] = field(init=False)
 
-    @cached_property
-    def input_key(self) -> tuple[Any, ...]:
-        """What inputs share for which a model runs alike: shapes but for the batch, device, and plain arguments."""
+    def __post_init__(self) -> None:
+        self.memory = MEMORIES.setdefault(self.module, LayerMemory())
         batch = self.batch
         arguments = [*enumerate(batch.arguments), *batch.keywords.items()]
         plain = tuple((name, value) for name, value in arguments if isinstance(value, str | int | float | bool | None))
         tensors = tree.leaves([batch.arguments, batch.keywords])
         shapes = (tuple(tensor.shape[1:]) for tensor in tensors)
-        return (tuple(batch.images.shape[1:]), batch.images.device, plain, *shapes)
+        self.input_key = (tuple(batch.images.shape[1:]), batch.images.device, plain, *shapes)
 
     @cached_property
     def text_key(self) -> tuple[bytes, ...]:

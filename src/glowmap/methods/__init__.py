@@ -15,6 +15,7 @@ from glowmap.methods._method import METHODS as METHODS
 from glowmap.methods._method import MakeBatch as MakeBatch
 from glowmap.methods._method import Method as Method
 from glowmap.methods._method import Query as Query
+from glowmap.methods._method import is_flat as is_flat
 from glowmap.methods._method import read_methods as read_methods
 from glowmap.methods._method import read_smoothing as read_smoothing
 from glowmap.methods._method import reduced_for as reduced_for

@@ -19,7 +19,7 @@ from glowmap.errors import MethodError, is_number
 from glowmap.methods._spectral import principal_component
 from glowmap.methods.smoothing import SMOOTHING
 from glowmap.registry import Registry, near_names
-from glowmap.shapes import RawMaps
+from glowmap.shapes import Flags, Heatmaps, RawMaps
 
 # Named in errors where a model has no gradients.
 GRADIENT_FREE = "a method that needs no gradients: eigen_cam, score_cam, occlusion, rise"
@@ -89,6 +89,7 @@ class Method:
         return principal_component(maps, facing="mean")
 
 
+_FLAT = 1e-6  # of the largest value: a smaller range is rounding
 METHODS: Registry[Method] = Registry("method", MethodError)
 
 
@@ -140,3 +141,9 @@ def read_smoothing(smooth: Any) -> list[str]:
     for name in names:
         SMOOTHING[name]
     return list(names)
+
+
+def is_flat(maps: Heatmaps) -> Flags:
+    """Tell which maps of a batch have the same value everywhere, up to rounding."""
+    flat = maps.flatten(1)
+    return flat.amax(1) - flat.amin(1) <= _FLAT * flat.abs().amax(1)

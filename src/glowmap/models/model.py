@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -143,6 +143,12 @@ class Model:
             "to give pictures, set their preprocessing: glowmap.load(module, size=..., mean=..., std=...)"
         )
 
+    @cached_property
+    def _bound_readers(self) -> OutputReaders:
+        """The readers, of which the general ones for embeddings look at the module."""
+        embedding = self.readers.embedding or partial(read_embedding, self.module)
+        return replace(self.readers, embedding=embedding, embedding_cautions=partial(embedding_cautions, self.module))
+
     def read_output(
         self,
         raw: Any,
@@ -155,13 +161,9 @@ class Model:
         ``realign`` maps the class scores of transformed images (flipped, resized) back onto the original images.
         """
         raw, intermediates = (raw.output, raw.inside) if isinstance(raw, WithIntermediates) else (raw, {})
-        read_logits = self.readers.logits
-        readers = replace(
-            self.readers,
-            logits=read_logits if realign is None else lambda raw: realign(read_logits(raw)),
-            embedding=self.readers.embedding or partial(read_embedding, self.module),
-            embedding_cautions=partial(embedding_cautions, self.module),
-        )
+        readers = self._bound_readers
+        if realign is not None:
+            readers = replace(readers, logits=lambda raw: realign(self.readers.logits(raw)))
         return ModelOutput(
             raw,
             batch=len(batch.images) if images is None else images,

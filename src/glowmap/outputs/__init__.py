@@ -11,10 +11,10 @@ from glowmap.outputs.boxes import shares_to_pixels as shares_to_pixels
 from glowmap.outputs.candidates import Candidates as Candidates
 from glowmap.outputs.candidates import Corners as Corners
 from glowmap.outputs.candidates import DetectedBox as DetectedBox
-from glowmap.outputs.class_scores import read_logits as read_logits
+from glowmap.outputs.class_names import background_class as background_class
 from glowmap.outputs.embedding import embedding_cautions as embedding_cautions
 from glowmap.outputs.embedding import read_embedding as read_embedding
 from glowmap.outputs.model_output import ModelOutput as ModelOutput
 from glowmap.outputs.model_output import OutputReaders as OutputReaders
-from glowmap.outputs.model_output import background_class as background_class
+from glowmap.outputs.model_output import read_logits as read_logits
 from glowmap.outputs.prediction import Prediction as Prediction

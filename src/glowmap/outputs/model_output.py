@@ -13,10 +13,37 @@ from glowmap import tree
 from glowmap.errors import Remedy, TargetError, is_whole_number
 from glowmap.outputs.boxes import pixels_to_shares
 from glowmap.outputs.candidates import Candidates
-from glowmap.outputs.class_scores import read_logits
+from glowmap.outputs.class_names import background_class, index_of_name
 from glowmap.outputs.prediction import Prediction
-from glowmap.registry import near_names
 from glowmap.shapes import Labels, Logits
+
+
+def read_logits(raw: Any) -> Tensor:
+    """Return the class scores of a raw output: a tensor, ``.logits``, the keys "logits" or "out", or a tuple's first tensor.
+
+    Raises TargetError where there is no such tensor.
+    """
+    if isinstance(raw, Mapping):
+        candidates = [raw[key] for key in ("logits", "out") if key in raw]
+    elif isinstance(getattr(raw, "logits", None), Tensor):
+        candidates = [raw.logits]
+    else:
+        candidates = [raw[0]] if isinstance(raw, tuple | list) and raw else [raw]
+    if candidates and isinstance(candidates[0], Tensor):
+        return candidates[0]
+    if candidates and isinstance(candidates[0], Mapping) and "boxes" in candidates[0]:
+        raise TargetError(
+            "the model returns detections, not class scores",
+            remedy=Remedy(
+                "choose one of them with target=glowmap.targets.SimilarDetection(category, box), or pass a callable from the "
+                "output to one score per image"
+            ),
+        )
+    keys = f" with the keys {', '.join(map(str, raw))}" if isinstance(raw, Mapping) else ""
+    raise TargetError(
+        f"no class scores are found in the model's output, a {type(raw).__name__}{keys}",
+        remedy=Remedy("pass target=a callable from this output to one score per image"),
+    )
 
 
 @dataclass(frozen=True)
@@ -41,10 +68,10 @@ class OutputReaders:
     prefers_dense: bool = False
     are_exclusive: bool | None = None
 
-    @property
-    def are_detections(self) -> bool:
-        """Whether class scores come from detection candidates."""
-        return self.candidates is not None and not self.prefers_dense
+    are_detections: bool = field(init=False)  # the class scores come from detection candidates
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "are_detections", self.candidates is not None and not self.prefers_dense)
 
 
 @dataclass(frozen=True)
@@ -206,8 +233,10 @@ class ModelOutput:
 
         One output with two class names (``is_binary``) becomes two logits: its negative, and itself.
         """
-        logits = torch.cat([-self.outputs, self.outputs], 1) if self.is_binary else self.outputs
-        self._check_names(logits.shape[1])
+        logits = self.outputs
+        if self.class_names is not None:
+            logits = torch.cat([-logits, logits], 1) if self.is_binary else logits
+            self._check_names(logits.shape[1])
         return logits
 
     @cached_property
@@ -320,41 +349,9 @@ class ModelOutput:
         """
         count = self.logits.shape[1]
         if isinstance(category, str):
-            return self._index_of_name(category, count)
-        if not is_whole_number(category):
+            return index_of_name(category, self.class_names, count, self.model)
+        if type(category) is not int and not is_whole_number(category):
             raise TargetError(f"a class is an index or a name, not {type(category).__name__}; give one of these")
         if not 0 <= category < count:
             raise TargetError(f"no class {category}: {self.model} has {count}, from 0 to {count - 1}")
         return int(category)
-
-    def _index_of_name(self, category: str, count: int) -> int:
-        if self.class_names is None:
-            raise TargetError(
-                f"class {category!r} was given by name, but the class names of {self.model} are unknown",
-                remedy=Remedy(
-                    f"give the index (0 to {count - 1}), or the names: glowmap.load(model, classes=...)",
-                    f"give the index (0 to {count - 1}), or the names: --classes FILE",
-                ),
-            )
-        wanted = category.casefold()
-        for fits in (category.__eq__, lambda name: name.casefold() == wanted, lambda name: wanted in _synonyms(name)):
-            matches = [index for index, name in enumerate(self.class_names) if fits(name)]
-            if len(matches) == 1:
-                return matches[0]
-            if matches:
-                raise TargetError(
-                    f"the name {category!r} stands for the classes {matches}; give the index of the one you mean"
-                )
-        synonyms = [part.strip() for name in self.class_names for part in name.split(",")]
-        raise TargetError(f"no class {category!r} in {self.model}; {near_names(category, synonyms)}")
-
-
-def _synonyms(name: str) -> list[str]:
-    """Split an ImageNet class name into its synonyms: "lynx, catamount"."""
-    return [synonym.strip().casefold() for synonym in name.split(",")]
-
-
-def background_class(names: Sequence[str]) -> int | None:
-    """Return 0 where the name of the first class is that of a background, else None."""
-    words = ("background", "unlabelled", "unlabeled", "void")
-    return 0 if names and names[0].strip("_").casefold() in words else None

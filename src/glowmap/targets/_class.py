@@ -23,6 +23,7 @@ class ClassTarget(Target):
     """
 
     reads_class_scores = True
+    is_class = True
 
     @abstractmethod
     def class_index(self, output: ModelOutput, image: int) -> int:

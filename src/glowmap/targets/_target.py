@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from glowmap import tree
 from glowmap.errors import TargetError
 from glowmap.outputs import Corners, ModelOutput
 from glowmap.shapes import Scores
@@ -60,8 +61,35 @@ class Target(ABC):
         """Return what the target means for one image of the batch, for captions and messages: ``"car rather than bus"``."""
 
     def checked_score(self, output: ModelOutput) -> Scores:
-        """Return the score. Raises TargetError unless it is one finite floating number per image."""
-        return check_scores(self.score(output), output.batch, self.describe(output, 0))
+        """Return the score. Raises TargetError unless it is one finite floating number per image.
+
+        Raises TargetError also for a target that writes into the output, which other targets read.
+        """
+        tensors, name, count = list(tree.leaves(output.raw)), self.describe(output, 0), output.batch
+        versions = [tensor._version for tensor in tensors]
+        scores = self.score(output)
+        if not isinstance(scores, Tensor) or not scores.is_floating_point():
+            kind = f"a tensor of {scores.dtype}" if isinstance(scores, Tensor) else type(scores).__name__
+            raise TargetError(
+                f"the target {name!r} returned {kind}; return a floating tensor of {count} scores, one per image"
+            )
+        scores = scores[None] if scores.ndim == 0 and count == 1 else scores
+        if tuple(scores.shape) != (count,):
+            raise TargetError(
+                f"the target {name!r} returned the shape {tuple(scores.shape)} for {count} image{'s' * (count > 1)}; "
+                f"return one score per image, the shape ({count},)"
+            )
+        infinite = [image for image, is_finite in enumerate(scores.isfinite().tolist()) if not is_finite]
+        if infinite:
+            raise TargetError(
+                f"the score of {name!r} is not finite{in_images(infinite, scores)}; look for NaN or overflow in the model's "
+                "output"
+            )
+        if [tensor._version for tensor in tensors] != versions:
+            raise TargetError(
+                f"the target {name!r} writes into the model's output in place; write output * 2, not output *= 2"
+            )
+        return scores
 
     # targets made of targets
 
@@ -111,7 +139,8 @@ class Target(ABC):
 
     def annotations(self, output: ModelOutput, image: int) -> Sequence[Annotation]:
         """Return what the target points at in the picture: points, boxes and regions, each once."""
-        return distinct([mark for child in self.children() for mark in child.annotations(output, image)])
+        marks = [mark for child in self.children() for mark in child.annotations(output, image)]
+        return distinct(marks) if marks else marks
 
     # the search for a layer
 
@@ -141,6 +170,12 @@ class Target(ABC):
         return any(child.is_local(output) for child in self.children()) if self.children() else output.is_dense
 
     # what must be done before the model runs
+
+    @property
+    def needs_preparation(self) -> bool:
+        """Whether :meth:`prepare` or :meth:`needs_layers` is overridden."""
+        is_overridden = type(self).prepare is not Target.prepare or type(self).needs_layers is not Target.needs_layers
+        return is_overridden or any(child.needs_preparation for child in self.children())
 
     def needs_layers(self) -> Sequence[str]:
         """Return the names of the layers whose output :meth:`score` reads, as ``output.intermediates[name]``.
@@ -188,30 +223,6 @@ class Target(ABC):
     def reads_raw_output(self) -> bool:
         """Whether the score is computed by a callable of the user's, which gets the raw output of the whole batch."""
         return any(child.reads_raw_output for child in self.children())
-
-
-def check_scores(scores: Any, batch: int, description: str) -> Scores:
-    """Return the scores of a target. Raises TargetError unless they are one finite floating number per image."""
-    if not isinstance(scores, Tensor) or not scores.is_floating_point():
-        kind = f"a tensor of {scores.dtype}" if isinstance(scores, Tensor) else type(scores).__name__
-        raise TargetError(
-            f"the target {description!r} returned {kind}; return a floating tensor of {batch} scores, one per image"
-        )
-    if scores.ndim == 0 and batch == 1:
-        return check_scores(scores[None], batch, description)
-    if tuple(scores.shape) != (batch,):
-        raise TargetError(
-            f"the target {description!r} returned the shape {tuple(scores.shape)} for {batch} image{'s' * (batch > 1)}; "
-            f"return one score per image, the shape ({batch},)"
-        )
-    is_finite = scores.isfinite().tolist()
-    if not all(is_finite):
-        wrong = [image for image, finite in enumerate(is_finite) if not finite]
-        raise TargetError(
-            f"the score of {description!r} is not finite{in_images(wrong, scores)}; look for NaN or overflow in the model's "
-            "output"
-        )
-    return scores
 
 
 def empty_images(masks: Sequence[Tensor] | Tensor) -> list[int]:

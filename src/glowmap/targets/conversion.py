@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from glowmap.cautions import Caution
-from glowmap.errors import Remedy, TargetError, is_whole_number, summarise
+from glowmap.errors import Remedy, TargetError, summarise
 from glowmap.outputs import ModelOutput
 from glowmap.shapes import Scores
 from glowmap.targets._class import Category
@@ -174,7 +174,7 @@ def as_target(target: Any) -> Target:
         return Pixels(None, target)
     if isinstance(target, bool):
         raise TargetError(f"a target is a class, a set of pixels or a callable, not {target!r}")
-    if isinstance(target, str) or is_whole_number(target):
+    if isinstance(target, int | np.integer | str):
         return Category(target if isinstance(target, str) else int(target))
     if isinstance(target, Tensor | np.ndarray):
         return _labels(target)
