@@ -36,18 +36,20 @@ LIBRARIES = {
 INTRODUCTION = """\
 # The layer that is found
 
-`glowmap.explain(model, images)` needs no layer. It runs the model once on the first image and records the output of every module. One
-backward pass then shows where each output has a gradient. An output is read as maps with the help of the grids that the model's own
-convolutions make of this input: channels first or last, or tokens, with class and register tokens before them. Where that
-leaves a doubt, a few cells are differentiated by the pixels, which shows where they look. The layer of a classifier is the last output
-through which all of the gradient by the image goes and which still has a grid. For a model with an output per place (segmentation, detection,
-depth) it is the end of the encoder. `Explainer.layer` shows what was found and why.
+`glowmap.explain(model, images)` needs no layer. It runs the model once on the first image and records the output of
+every module. One backward pass then shows where each output has a gradient. An output is read as maps with the help
+of the grids that the model's own convolutions make of this input: channels first or last, or tokens, with class and
+register tokens before them. Where that leaves a doubt, a few cells are differentiated by the pixels, which shows
+where they look. The layer of a classifier is the last output through which all of the gradient by the image goes and
+which still has a grid. For a model with an output per place (segmentation, detection, depth) it is the end of the
+encoder. `Explainer.layer` shows what was found and why.
 
-The table shows the result for {count} architectures with random weights, written by `docs/zoo.py`. *Read as* is the layout with the
-grid of the maps. *Coverage* is the share of its cells where the output has a gradient. *Judged* compares the layer with the one that
-somebody who knows the architecture would choose: right, usable (a true map, but coarser, earlier or of fewer channels than the
-best), or wrong. The expected layers (`tests/zoo`) were written down before anything was run; six entries were corrected afterwards, where
-the model's own code showed that they were misread. *Forward passes* is the cost of the search, once for a model and the shape of its input.
+The table shows the result for {count} architectures with random weights, written by `docs/zoo.py`. *Read as* is the
+layout with the grid of the maps. *Coverage* is the share of its cells where the output has a gradient. *Judged*
+compares the layer with the one that somebody who knows the architecture would choose: right, usable (a true map, but
+coarser, earlier or of fewer channels than the best), or wrong. The expected layers (`tests/zoo`) were written down
+before anything was run; six entries were corrected afterwards, where the model's own code showed that they were
+misread. *Forward passes* is the cost of the search, once for a model and the shape of its input.
 
 """
 
