@@ -9,6 +9,7 @@ from torch import nn
 
 from glowmap import tree
 from glowmap.capture import borrow, call_model
+from glowmap.cautions import Caution, caution_kind
 from glowmap.errors import LayerError, TargetError
 from glowmap.evidence.forward_pass import ForwardPass
 from glowmap.evidence.kinds import ATTENTION, INPUT, is_cheap, pass_options
@@ -23,6 +24,7 @@ from glowmap.targets import TargetLike, as_targets
 
 MethodLike: TypeAlias = str | Method
 _DEFAULT, _LOCAL_DEFAULT = "grad_cam", "hires_cam"  # for targets about the whole image, and about a part of it
+OF_TARGET = caution_kind("of-target", "caution", "Read the sentence: a target of your own returned it.")
 
 
 def survey(model: nn.Module | Model, images: Any, *, depth: int = 2) -> list[Surveyed]:
@@ -240,7 +242,7 @@ def _explanation(
     cautions = (
         *forward_pass.cautions,
         *(session.choices[layer].cautions if layer in session.choices else ()),
-        *target.cautions(output),
+        *(caution if isinstance(caution, Caution) else OF_TARGET(caution) for caution in target.cautions(output)),
         *map_cautions(method_map, target, names),
     )
     has_prediction = target.is_class or output.readers.are_detections

@@ -250,10 +250,12 @@ def test_saving_the_panel(explained, tmp_path, ending):
 
 def test_cautions_keep_their_code_and_level_in_a_file(tmp_path):
     blank = CautionKind("blank-map", "caution", "Explain another layer.")
-    explanation = of(torch.rand(1, 2, 2), cautions=(blank("the map is blank"), "a plain sentence"))
+    runs = CautionKind("several-runs", "info", "Name a run.")
+    explanation = of(torch.rand(1, 2, 2), cautions=(blank("the map is blank"), runs("the layer ran twice")))
     found = Explanation.load(explanation.save(tmp_path / "map.npz"))
     assert found.cautions == explanation.cautions
     assert (found.cautions[0].code, found.cautions[0].level, found.cautions[0].kind) == ("blank-map", "caution", blank)
+    assert (found.cautions[1].code, found.cautions[1].level, found.cautions[1].kind) == ("several-runs", "info", runs)
 
 
 def test_saving_the_numbers_and_reading_them_back(explained, tmp_path):

@@ -491,3 +491,12 @@ def test_a_target_with_a_layer_score_of_its_own_shares_no_layer(classifier):
     assert not PerImage([1, 2]).has_layer_score
     assert glowmap.targets.Unit(1).has_layer_score
     assert glowmap.explain(classifier, images(1), target=Scored()).raw.abs().max() > 0
+
+
+def test_a_caution_of_a_users_target_gets_a_code(classifier):
+    class Doubtful(glowmap.targets.Category):
+        def cautions(self, output):
+            return ["the labels of this class were noisy"]
+
+    (caution,) = explain(classifier, images(1), Doubtful(1)).cautions
+    assert (caution, caution.code, caution.level) == ("the labels of this class were noisy", "of-target", "caution")

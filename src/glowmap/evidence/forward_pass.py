@@ -20,7 +20,7 @@ from glowmap.capture import (
     replay_prefix,
     same_output,
 )
-from glowmap.cautions import caution_kind
+from glowmap.cautions import Caution, caution_kind
 from glowmap.errors import GlowmapError, ModelError, TargetError
 from glowmap.inputs import Batch
 from glowmap.layers import Layout, LayoutReader
@@ -57,7 +57,7 @@ class ForwardPass:
     mode: Any = None  # in which the model ran
     overwrites_input: bool = False  # the model writes into its input
     autocast: tuple[bool, torch.dtype] = (False, torch.bfloat16)  # as the caller had it
-    cautions: list[str] = field(default_factory=list)
+    cautions: list[Caution] = field(default_factory=list)
     _can_replay: dict[tuple[str, int], bool] = field(default_factory=dict)  # by layer and image
     # by image: whether tensors that are as long as the batch have a row for each of its images
     _has_row_per_image: dict[int, bool] = field(default_factory=dict)
@@ -79,7 +79,7 @@ class ForwardPass:
                 self.cautions.append(UNPROVEN_LAYOUT(sentence))
             self.cautions += activation.cautions(name)
 
-    def caution(self, caution: str) -> None:
+    def caution(self, caution: Caution) -> None:
         """Add a caution, once."""
         if caution not in self.cautions:
             self.cautions.append(caution)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from glowmap.capture import repeat_image, same_output
+from glowmap.cautions import Caution
 from glowmap.errors import MethodError, Remedy, TargetError
 from glowmap.evidence.forward_pass import ForwardPass
 from glowmap.methods import Method
@@ -177,7 +178,7 @@ class ScoredPass:
     target: Target
     scores: Scores
     layers: Sequence[str]  # at which the target is explained
-    _made: dict[tuple[Any, ...], tuple[Any, list[str]]] = field(default_factory=dict)
+    _made: dict[tuple[Any, ...], tuple[Any, list[Caution]]] = field(default_factory=dict)
     _pinned: dict[int, Target] = field(default_factory=dict)
     _checked: set[tuple[int, int]] = field(default_factory=set)
 

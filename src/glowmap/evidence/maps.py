@@ -55,7 +55,7 @@ class MethodMap:
     raw: RawMaps
     method: Method
     layer: str  # or the names of all layers that are joined, or what else the maps lie on
-    cautions: tuple[str, ...] = ()  # from making the evidence
+    cautions: tuple[Caution, ...] = ()  # from making the evidence
     gradients: GradientSummary = NO_GRADIENTS  # what the gradients at the layer say of the maps
 
 
@@ -140,7 +140,7 @@ def _add(total: MethodMap, method_map: MethodMap) -> MethodMap:
     return replace(total, raw=total.raw + method_map.raw, cautions=cautions)
 
 
-def map_cautions(method_map: MethodMap, target: Target, names: Sequence[str]) -> list[str]:
+def map_cautions(method_map: MethodMap, target: Target, names: Sequence[str]) -> list[Caution]:
     """Return the cautions about the maps of one method at one layer. ``names`` are those of the target, one an image."""
     cautions, zero = list(method_map.cautions), method_map.gradients.zero
     if method_map.method.pools and method_map.gradients.averaged_away is not None:

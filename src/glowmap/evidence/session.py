@@ -135,7 +135,7 @@ class Session:
     def common_fields(self, forward_pass: ForwardPass, was_training: bool) -> dict[str, Any]:
         """Return the fields that all explanations of one forward pass share, and add its cautions to it."""
         batch = forward_pass.batch
-        cautions: list[str] = [*self.model.cautions, *self.model.input_cautions(batch)]
+        cautions: list[Caution] = [*self.model.cautions, *self.model.input_cautions(batch)]
         if was_training:
             cautions.append(
                 TRAINING_MODE(

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from glowmap.cautions import Caution
 from glowmap.errors import InputError, OutputError
 from glowmap.explanation.files import file_kind, write_whole
 from glowmap.explanation.maps import Shares, min_max, on_input, shares_inside
@@ -43,7 +44,7 @@ class Explanation:
     input_size: tuple[int, ...]
     pictures: tuple[Drawable, ...] = ()
     prediction: Prediction | None = None
-    cautions: tuple[str, ...] = ()
+    cautions: tuple[Caution, ...] = ()
     canvas: tuple[int, ...] = ()  # the size that the maps cover, where the model pads its input at the far ends
     annotations: tuple[tuple[Annotation, ...], ...] = ()
 
@@ -162,7 +163,7 @@ class Explanations(Sequence[Explanation]):
         return "<Explanations:\n  " + "\n  ".join(map(repr, self._all)) + ">" if self else "<no explanations>"
 
     @property
-    def cautions(self) -> tuple[str, ...]:
+    def cautions(self) -> tuple[Caution, ...]:
         """The cautions of all explanations, each once."""
         return tuple(dict.fromkeys(caution for explanation in self for caution in explanation.cautions))
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from glowmap.cautions import Caution, CautionKind
+from glowmap.cautions import CautionKind
 from glowmap.inputs import Drawable, Picture, Signal, Volume
 from glowmap.outputs import Prediction
 from glowmap.targets import Annotation
@@ -38,7 +38,7 @@ def pack(explanations: Sequence[Any]) -> dict[str, NDArray[Any]]:
         arrays |= {f"{i}/{name}": tensor.cpu().numpy() for name, tensor in tensors.items() if tensor is not None}
         numbers = [(pictures[id(picture)], getattr(picture, "visible", None)) for picture in explanation.pictures]
         outlines = [[(annotation.point, annotation.box) for annotation in image] for image in explanation.annotations]
-        cautions = [(caution, _kind_fields(caution)) for caution in explanation.cautions]
+        cautions = [(caution, asdict(caution.kind)) for caution in explanation.cautions]
         fields = {name: getattr(explanation, name) for name in _TEXTS} | {"cautions": cautions}
         texts.append(
             fields | {"pictures": numbers, "annotations": outlines} | _prediction_fields(explanation.prediction)
@@ -75,7 +75,7 @@ def unpack(arrays: dict[str, NDArray[Any]]) -> list[dict[str, Any]]:
             )
             for image, outlines in enumerate(texts.pop("annotations", ()))
         )
-        cautions = tuple(_caution(sentence, kind) for sentence, kind in texts.pop("cautions"))
+        cautions = tuple(CautionKind(**kind)(sentence) for sentence, kind in texts.pop("cautions"))
         numbers = texts.pop("pictures")
         for number, visible in numbers:
             pictures.setdefault(number, _picture(arrays[f"picture/{number}"], visible))
@@ -91,14 +91,6 @@ def unpack(arrays: dict[str, NDArray[Any]]) -> list[dict[str, Any]]:
             }
         )
     return explanations
-
-
-def _kind_fields(caution: str) -> dict[str, Any] | None:
-    return asdict(caution.kind) if isinstance(caution, Caution) else None
-
-
-def _caution(sentence: str, kind: dict[str, Any] | None) -> str:
-    return sentence if kind is None else CautionKind(**kind)(sentence)
 
 
 def _picture(values: NDArray[Any], visible: Sequence[float] | None) -> Drawable:

@@ -66,7 +66,7 @@ class Model:
     name: str
     preprocess: Preprocess | None = None
     class_names: tuple[str, ...] | None = None
-    cautions: tuple[str, ...] = ()
+    cautions: tuple[Caution, ...] = ()
     readers: OutputReaders = field(default_factory=OutputReaders)
     extra_inputs: tuple[str, ...] = ()
     text_interface: TextInterface | None = None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from glowmap import tree
+from glowmap.cautions import Caution
 from glowmap.errors import Remedy, TargetError, is_whole_number
 from glowmap.outputs.boxes import pixels_to_shares
 from glowmap.outputs.candidates import Candidates
@@ -64,7 +65,7 @@ class OutputReaders:
     candidates: "Callable[[ModelOutput], Candidates] | None" = None
     token_logits: "Callable[[ModelOutput], Tensor] | None" = None
     embedding: "Callable[[ModelOutput], Tensor] | None" = None
-    embedding_cautions: "Callable[[ModelOutput], Sequence[str]]" = lambda _: ()
+    embedding_cautions: "Callable[[ModelOutput], Sequence[Caution]]" = lambda _: ()
     prefers_dense: bool = False
     are_exclusive: bool | None = None
 
@@ -162,7 +163,7 @@ class ModelOutput:
         return self.readers.embedding(self)
 
     @property
-    def embedding_cautions(self) -> Sequence[str]:
+    def embedding_cautions(self) -> Sequence[Caution]:
         """Reasons to doubt that ``embedding`` is an embedding."""
         return self.readers.embedding_cautions(self)
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from glowmap import tree
-from glowmap.cautions import caution_kind
+from glowmap.cautions import Caution, caution_kind
 from glowmap.errors import Remedy, TargetError, is_whole_number
 from glowmap.outputs import ModelOutput
 from glowmap.shapes import Scores, crossed
@@ -102,7 +102,7 @@ class Prototype(_FeatureTarget):
     def layer_key(self, read_output: Callable[[], ModelOutput]) -> tuple[str | None, int]:
         return None, 0  # the layer of the embedding
 
-    def cautions(self, output: ModelOutput) -> list[str]:
+    def cautions(self, output: ModelOutput) -> list[Caution]:
         cautions = [*output.embedding_cautions]
         same = [image for image, cosine in enumerate(self._cosine(output).tolist()) if cosine > 1 - _ROUNDING]
         if same:
@@ -165,7 +165,7 @@ class Direction(_FeatureTarget):
     def layer_key(self, read_output: Callable[[], ModelOutput]) -> tuple[str | None, int]:
         return self.layer, 0 if self.layer is None else self._length()
 
-    def cautions(self, output: ModelOutput) -> list[str]:
+    def cautions(self, output: ModelOutput) -> list[Caution]:
         return [*output.embedding_cautions] if self.layer is None else []
 
     def _length(self) -> int:
@@ -234,7 +234,7 @@ class Unit(_FeatureTarget):
     def layer_key(self, read_output: Callable[[], ModelOutput]) -> tuple[str | None, int]:
         return self.layer, 0
 
-    def cautions(self, output: ModelOutput) -> list[str]:
+    def cautions(self, output: ModelOutput) -> list[Caution]:
         return [*output.embedding_cautions] if self.layer is None else []
 
     def _features(self, output: ModelOutput) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from glowmap.cautions import caution_kind
+from glowmap.cautions import Caution, caution_kind
 from glowmap.errors import ModelError
 from glowmap.models._family import FAMILIES, RANDOM, Family, import_library, is_from, seeded
 from glowmap.models.model import Model
@@ -42,7 +42,7 @@ def build(name: str, weights: str | Path, seed: int) -> Model:
             f"no model {name!r} in torchvision; {near_names(name, [*names(), 'demo'])}, or FILE.py:factory for your own"
         )
     default = models.get_model_weights(name).DEFAULT
-    cautions: tuple[str, ...] = ()
+    cautions: tuple[Caution, ...] = ()
     if str(weights) == "default":
         module = _downloaded(name, default)
     elif str(weights) == "random":

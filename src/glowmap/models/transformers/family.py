@@ -65,7 +65,7 @@ def build(name: str, weights: str | Path, seed: int) -> Model:
     source, is_local = _source(name.removeprefix(_PREFIX), needs_weights=str(weights) == "default")
     config = _loaded(lambda: transformers.AutoConfig.from_pretrained(source, local_files_only=is_local), name)
     kind = _model_class(transformers, config, name)
-    cautions: tuple[str, ...] = ()
+    cautions: tuple[Caution, ...] = ()
     with seeded(seed):
         if str(weights) == "default":
             module, cautions = _trained(kind, source, is_local, name)
