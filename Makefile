@@ -41,7 +41,7 @@ check: $(READY) ## format, lint, types and floor plan, without changing a file
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-fix: $(READY) ## format, and mend what the linter can mend
+fix: $(READY) ## format, and fix what the linter can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -55,7 +55,7 @@ bench-methods: $(READY) ## time and memory of single methods beside pytorch-grad
 train: $(READY) ## train the demo's models anew, under half an hour on two cores
 	$(BIN)/python -m glowmap.demo.train --out src/glowmap/demo/weights
 
-docs: $(READY) ## draw the README's pictures and write its table of methods anew
+docs: $(READY) ## draw the README's pictures, and write docs/cautions.md and the table of docs/methods.md
 	$(BIN)/python docs/refresh.py
 
 docs-models: $(READY) ## write docs/models.md: which layer is found for every architecture (some ten minutes)

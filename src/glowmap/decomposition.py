@@ -1,6 +1,7 @@
 """Concepts: the parts that a layer distinguishes in an image or a batch, without a target, and the classes each speaks for."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -51,8 +52,14 @@ def concepts(
             forward_pass, (layers,) = session.forward(as_targets(None), PassOptions(reruns=True, resumes=True))
             common = session.common_fields(forward_pass, was_training)
             for name in layers:
-                fields = common | {"cautions": (*forward_pass.cautions, *session.cautions(name))}
-                explanations += _concepts(forward_pass, name, count, together, fields)
+                concepts_here = _concepts(forward_pass, name, count, together, common)
+                layer_cautions = (
+                    *forward_pass.cautions,
+                    *session.cautions(name),
+                )  # also of the reruns for these concepts
+                explanations += [
+                    replace(concept, cautions=(*layer_cautions, *concept.cautions)) for concept in concepts_here
+                ]
     return Explanations(explanations)
 
 
@@ -68,7 +75,7 @@ def _concepts(
         raise ModelError(f"NaN or infinity in the activations of layer {layer!r}; look for overflow in the model")
     if (activations < 0).any():
         caution = NEGATIVE_ACTIVATIONS(f"layer {layer!r} has negative activations, which concepts leave out")
-        fields = fields | {"cautions": (*fields["cautions"], caution)}
+        fields = fields | {"cautions": (caution,)}
     maps, vectors = factorised(activations, count, together=together)
     filled = vectors.reshape(*vectors.shape, *[1] * (maps.ndim - 2)).expand(*vectors.shape, *maps.shape[2:])
     probabilities = [_class_probabilities(forward_pass, layer, image, filled[image]) for image in range(len(maps))]

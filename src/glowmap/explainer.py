@@ -173,10 +173,12 @@ class Explainer:
         self._choice = None
         numbered: list[tuple[int, Explanation]] = []
         with borrow(self.model.module) as was_training:
-            is_prepared = self.model.text_interface is None and not self.model.readers.are_detections
-            is_prepared = is_prepared and not any(target.needs_preparation for target in targets)
-            alone = Prepared(self.model, batch, tuple(enumerate(targets)))
-            for group in [alone] if is_prepared else prepared(self.model, batch, targets):
+            needs_preparation = self.model.text_interface is not None or self.model.readers.are_detections
+            if needs_preparation or any(target.needs_preparation for target in targets):
+                groups = prepared(self.model, batch, targets)
+            else:
+                groups = [Prepared(self.model, batch, tuple(enumerate(targets)))]
+            for group in groups:
                 session = Session(group.model, group.batch, self._named)
                 with group.model.around_forward(group.model.module):
                     try:

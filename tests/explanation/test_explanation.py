@@ -674,3 +674,17 @@ def test_an_overlay_can_be_drawn_larger_and_annotations_left_out(explained):
     assert explained[0].panel().tobytes() != explained[0].panel(show_annotations=False).tobytes()
     with pytest.raises(OutputError, match="the scale of the drawing is 0; give 1 or more"):
         explained[0].overlay(scale=0)
+
+
+def test_concepts_carry_the_cautions_that_arise_while_they_are_scored():
+    class Chance(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.head = torch.nn.Conv2d(3, 8, 3, 2), torch.nn.Linear(8, 3)
+
+        def forward(self, batch):
+            pooled = self.layer(batch).relu().mean((2, 3))
+            return self.head(pooled + torch.randn_like(pooled))
+
+    for concept in glowmap.concepts(Chance().eval(), torch.randn(2, 3, 16, 16), layer="layer", count=2):
+        assert {"slow-reruns", "unstable-output"} <= {caution.code for caution in concept.cautions}

@@ -1,3 +1,4 @@
+import copy
 import threading
 import warnings
 
@@ -345,3 +346,31 @@ def test_a_linear_head_says_nothing_of_the_layers_before_it():
     for one in (model, headed):
         found = glowmap.explain(one, torch.rand(1, 3, 6, 8), target=1, layer="0")  # 3 x 6 would pass for a grid as well
         assert found.grid == (6, 8)
+
+
+class Reordering(nn.Module):
+    """Its block has as many channels as rows and columns; ``is_last`` runs it on channels that come last."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.block, self.head = (
+            nn.Conv2d(3, 8, 4, 4),
+            nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU()),
+            nn.Linear(8, 5),
+        )
+        self.is_last = False
+
+    def forward(self, images):
+        maps = self.stem(images)
+        maps = self.block(maps.permute(0, 2, 3, 1) if self.is_last else maps)
+        return self.head(maps.mean((1, 2) if self.is_last else (2, 3)))
+
+
+@pytest.mark.parametrize("layer", ["block", "block.1"])
+def test_a_layout_is_read_anew_where_a_module_inside_was_replaced(layer):
+    model, batch = Reordering().eval(), torch.randn(1, 3, 32, 32)
+    glowmap.explain(model, batch, target=0, layer=layer)
+    model.is_last, model.block[0] = True, nn.Linear(8, 8)
+    again = glowmap.explain(model, batch, target=0, layer=layer)
+    fresh = glowmap.explain(copy.deepcopy(model), batch, target=0, layer=layer)
+    torch.testing.assert_close(again.raw, fresh.raw)

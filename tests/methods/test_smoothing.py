@@ -172,3 +172,12 @@ def test_a_blurred_border_is_drawn_to_the_pictures_edge():
         layer="0",
     )
     assert explanation.overlay(edges=True) != explanation.overlay()
+
+
+@pytest.mark.parametrize("smooth", ["flips", "scales", ["noise", "principal"]])
+def test_targets_that_are_smoothed_together_have_the_maps_of_each_alone(smooth):
+    model = Classifier().eval()
+    together = glowmap.explain(model, images(2), target=[0, 1, 2], layer="features", smooth=smooth)
+    for target, explanation in enumerate(together):
+        alone = glowmap.explain(model, images(2), target=target, layer="features", smooth=smooth)
+        torch.testing.assert_close(explanation.raw, alone.raw)

@@ -104,7 +104,7 @@ def layers(
 ) -> None:
     """Show which layer is explained by default, and why; the runners-up; and the layers to choose from.
 
-    Weights are random unless --weights says otherwise, so nothing is downloaded.
+    Without --weights the weights are random here, so nothing is downloaded: the layer depends on them very little.
     """
     import numpy as np
 

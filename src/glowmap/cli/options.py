@@ -160,7 +160,8 @@ Out = Annotated[
         "--out",
         "-o",
         metavar="FILE",
-        help="A figure (.png, .jpg, .pdf, ...) or the numbers (.npz). The default is named after the picture and the target.",
+        help="A figure (.png, .jpg, .pdf, ...) or the numbers (.npz). "
+        "The default name is made of the picture's name and what is explained.",
     ),
 ]
 Colormap = Annotated[

@@ -93,7 +93,7 @@ def smoothed_maps(
         for job in jobs
     ]
     options = pass_options(tuple(method.needs for job in jobs for method in job.methods), reruns=True)
-    sums: list[list[MethodMap]] = []
+    sums: dict[int, list[MethodMap]] = {}  # by the job's number
     for change in tracked(changes, len(changes), "smoothing"):
         changed = session.run(
             forward_pass.layers,
@@ -105,8 +105,8 @@ def smoothed_maps(
         for number, job in enumerate(jobs):
             changed_job = replace(job, scores=job.target.checked_score(changed.output))
             maps = [_undo(change, method_map, grids) for method_map in method_maps(changed, changed_job)]
-            sums[number:] = [list(map(_add, sums[number], maps))] if number < len(sums) else [maps]
-    return [[replace(total, raw=total.raw / len(changes)) for total in maps] for maps in sums]
+            sums[number] = list(map(_add, sums[number], maps)) if number in sums else maps
+    return [[replace(total, raw=total.raw / len(changes)) for total in sums[number]] for number in range(len(jobs))]
 
 
 def _refuse_not_finite(method: Method, evidence: Sequence[dict[str, object]], raw: RawMaps, layer: str) -> NoReturn:

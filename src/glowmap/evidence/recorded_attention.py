@@ -55,7 +55,7 @@ def output_gradients(scored: ScoredPass) -> list[Tensor]:
     return scored.once(_recorded).output_gradients
 
 
-@evidence(cost="1 of the head a block, both ways", grid="attention", reruns="model")
+@evidence(cost="1 forward and backward of the head per block", grid="attention", reruns="model")
 def own_gradients(scored: ScoredPass) -> list[Tensor]:
     """Return for each block the gradient of the score that the head gives to its tokens, by its or the pooling's weights."""
     forward_pass = scored.forward_pass

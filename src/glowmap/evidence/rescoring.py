@@ -27,7 +27,7 @@ _TO_THE_INPUT = 6  # and where it goes back to the input
 _BUDGET = {"cpu": 96 * 2**20, "cuda": 2**31}  # bytes; more is no faster, and on a CPU slower, as it leaves the caches
 
 
-@evidence(cost="many of the head, both ways", reruns="head", per_image=True)
+@evidence(cost="many forward and backward of the head", reruns="head", per_image=True)
 def gradients_of_maps(scored: ScoredPass, layer: str, image: int, count: int, make: MakeBatch) -> Maps:
     """Return the score's gradients at other activations."""
     gradients = []
@@ -40,7 +40,7 @@ def gradients_of_maps(scored: ScoredPass, layer: str, image: int, count: int, ma
     return torch.cat(gradients)
 
 
-@evidence(cost="many, both ways", reruns="model", per_image=True)
+@evidence(cost="many forward and backward", reruns="model", per_image=True)
 def gradients_of_images(scored: ScoredPass, layer: str, image: int, count: int, make: MakeBatch) -> tuple[Maps, Maps]:
     """Return the activations of other images, and the score's gradients by them."""
     activations, gradients = [], []
@@ -66,7 +66,7 @@ def rescore_images(scored: ScoredPass, image: int, count: int, make: MakeBatch) 
     return _rescore(scored, image, partial(scored.forward_pass.rerun, image), count, make, _widest(scored))
 
 
-@evidence(cost="many, both ways", grid="input", reruns="model", per_image=True)
+@evidence(cost="many forward and backward", grid="input", reruns="model", per_image=True)
 def input_gradients_of_images(scored: ScoredPass, image: int, count: int, make: MakeBatch) -> Images:
     """Return the score's gradients by the input, at other images."""
     gradients = []

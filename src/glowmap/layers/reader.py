@@ -23,6 +23,7 @@ from glowmap.layers.layout import (
     interleaved_candidate,
     interleaved_layout,
     is_made,
+    is_plain,
     known_grids,
     layout_witness,
     read_layout,
@@ -108,8 +109,8 @@ class LayoutReader:
         key, layer = (self.input_key, name, shape), self.module.get_submodule(name.partition("#")[0])
         layout, known_layer = self.memory.plain_layouts.get(key, (None, None))
         if layout is None or known_layer is None or known_layer() is not layer:
-            layout, is_plain = self._read_layout(name, shape)
-            if is_plain:
+            layout, is_settled = self._read_layout(name, shape)
+            if is_settled:
                 self.memory.plain_layouts[key] = layout, ref(layer)
         return layout
 
@@ -131,7 +132,8 @@ class LayoutReader:
         try:
             layout = read_layout(shape, name, layout_witness(self.module, name), self.batch.images.shape, self.grids)
             if not layout.is_of_tokens and is_made(layout.grid, self.grids):
-                return layout, True
+                # kept only where the strides alone settle it: modules may be replaced before the next pass
+                return layout, is_plain(layout, shape, self.batch.images.shape[2:])
             layout, is_proven = self._proven(name, layout)
         except LayerError:  # patches may stand among other tokens
             layout, is_proven = self._proven(name, None) if len(shape) == 3 else (None, False)

@@ -188,7 +188,7 @@ def _layer_score(output: ModelOutput, target: Target) -> LayerScore:
     is_dense = is_spatial(output.raw, has_class_scores=logits is not None) or (logits is not None and logits.ndim > 2)
     classes = None if logits is None else logits.shape[1]
     if _function_of(target) is not None:
-        score = target.score(output).sum()
+        score = target.checked_score(output).sum()
         return LayerScore(score, classes, is_dense, has_boxes, is_of_target=True, canvas=canvas)
     if output.readers.are_detections and logits is not None:
         detections = _detection_scores(output)

@@ -135,7 +135,7 @@ def grad_eclip(attention: Attention, output_gradients: Sequence[Tensor]) -> RawM
 @method(
     paper="Xie et al., IJCAI 2023, arXiv:2211.03064, the definition of ViT-CX",
     use="transformers, without gradients: about a hundred passes",
-    passes="2 a cluster of channels",
+    passes="2 per cluster of channels",
 )
 def vit_cx(
     activations: Maps,

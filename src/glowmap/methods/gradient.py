@@ -181,7 +181,7 @@ def shapley_cam(activations: Maps, gradients: Maps, curvature: Maps) -> Maps:
 @method(
     paper="Omeiza et al., 2019, arXiv:1908.01224, its weights",
     use="smoother Grad-CAM++, for more passes",
-    passes="8 both ways",
+    passes="8 forward and backward",
 )
 def smooth_grad_cam_pp(
     activations: Maps,
@@ -216,7 +216,7 @@ def smooth_grad_cam_pp(
 @method(
     paper="Sattarzadeh et al., ICASSP 2021, arXiv:2102.07805, its path in the layer's maps",
     use="scores that saturate",
-    passes="16 of the head, both ways",
+    passes="16 forward and backward of the head",
 )
 def integrated_grad_cam(activations: Maps, gradients_of_maps: Query, *, steps: int = 16) -> Maps:
     """Average the weights of Grad-CAM on a path from zero to the full activations: for scores that saturate.

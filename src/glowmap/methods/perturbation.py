@@ -28,7 +28,7 @@ from glowmap.shapes import Images, Maps, RawMaps
 @method(
     paper="Wang et al., CVPR workshops 2020, arXiv:1910.01279, algorithm 1",
     use="models without gradients, or with gradients that saturate",
-    passes="1 a channel",
+    passes="1 per channel",
 )
 def score_cam(activations: Maps, images: Images, rescore_images: Query, *, corners: bool = False) -> Maps:
     """Weigh each channel by the score of the image masked by it: needs no gradient.
@@ -51,7 +51,7 @@ def score_cam(activations: Maps, images: Images, rescore_images: Query, *, corne
 @method(
     paper="Wang et al., 2020, arXiv:2006.14255, the variant with noise on the maps",
     use="Score-CAM with weights that depend less on one mask; slow",
-    passes="35 a channel",
+    passes="35 per channel",
 )
 def ss_cam(
     activations: Maps, images: Images, rescore_images: Query, *, samples: int = 35, spread: float = 2.0, seed: int = 0
@@ -79,7 +79,7 @@ def ss_cam(
 @method(
     paper="Naidu et al., 2020, arXiv:2010.03023, the definition of IS-CAM",
     use="Score-CAM for scores that saturate; slow",
-    passes="10 a channel",
+    passes="10 per channel",
 )
 def is_cam(activations: Maps, images: Images, rescore_images: Query, *, steps: int = 10) -> Maps:
     """Weigh each channel by its mean score as its mask grows from zero to full strength: an integrated Score-CAM.
@@ -162,7 +162,7 @@ def group_cam(
 @method(
     paper="Desai and Ramaswamy, WACV 2020, the weights of Ablation-CAM",
     use="models without gradients, or with gradients that saturate",
-    passes="1 of the head a channel",
+    passes="1 of the head per channel",
 )
 def ablation_cam(activations: Maps, scores: Tensor, rescore_maps: Query) -> Maps:
     """Weigh each channel by how far the score falls without it: faithful weights without gradients.
@@ -184,7 +184,7 @@ def ablation_cam(activations: Maps, scores: Tensor, rescore_maps: Query) -> Maps
 @method(
     paper="Byun and Lee, 2022, arXiv:2209.14074, the definition of Recipro-CAM",
     use="models without gradients, layers with few cells",
-    passes="1 of the head a cell",
+    passes="1 of the head per cell",
 )
 def recipro_cam(activations: Maps, rescore_maps: Query, *, radius: int = 1) -> RawMaps:
     """Score each cell with its nearest neighbours alone: no gradient, one pass of the head for each cell.
@@ -205,7 +205,7 @@ def recipro_cam(activations: Maps, rescore_maps: Query, *, radius: int = 1) -> R
 @method(
     paper="Zhang et al., 2023, arXiv:2301.07002, the definition of Opti-CAM",
     use="the mask made of activations with the highest score",
-    passes="50 both ways",
+    passes="50 forward and backward",
 )
 def opti_cam(
     activations: Maps, images: Images, input_gradients_of_images: Query, *, steps: int = 50, rate: float = 0.1

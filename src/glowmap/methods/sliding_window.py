@@ -64,7 +64,7 @@ def d_rise(
 @method(
     paper="Zeiler and Fergus, ECCV 2014, arXiv:1311.2901, section 4.2",
     use="maps in units of the score: how far it falls where a part is hidden",
-    passes="1 a window, some 200",
+    passes="1 per window, some 200",
 )
 def occlusion(
     images: Images,

@@ -38,7 +38,7 @@ def input_gradient(input_gradients: Images) -> RawMaps:
 @method(
     paper="Sundararajan et al., ICML 2017, arXiv:1703.01365, eq. 1",
     use="shares that sum to the score; partly shows the image whatever was learned",
-    passes="32 both ways",
+    passes="32 forward and backward",
 )
 def integrated_gradients(
     images: Images, input_gradients_of_images: Query, *, steps: int = 32, baseline: float = 0.0
@@ -67,7 +67,7 @@ def integrated_gradients(
 @method(
     paper="Smilkov et al., 2017, arXiv:1706.03825, the definition of SmoothGrad",
     use="single pixels, less noise; passes the sanity checks as the gradient does",
-    passes="32 both ways",
+    passes="32 forward and backward",
 )
 def smooth_grad(
     images: Images, input_gradients_of_images: Query, *, samples: int = 32, spread: float = 0.15, seed: int = 0
@@ -118,7 +118,7 @@ def guided_backprop(guided_gradients: Images) -> RawMaps:
 @method(
     paper="Selvaraju et al., ICCV 2017, arXiv:1610.02391, the definition of Guided Grad-CAM",
     use="figures: edges where Grad-CAM is hot; fails the sanity checks, as guided_backprop does",
-    passes="1 backward of the head + 1 both ways",
+    passes="1 backward of the head + 1 forward and backward",
 )
 def guided_grad_cam(activations: Maps, gradients: Maps, guided_gradients: Images) -> PixelMaps:
     """Multiply guided backprop by the enlarged Grad-CAM: the image's edges, where the layer found the class.
@@ -170,7 +170,7 @@ def _psi(term: Maps, size: torch.Size) -> PixelMaps:
 @method(
     paper="Englebert et al., ICPR 2022, arXiv:2204.13359, PCAM+, PCAM- and PCAM+/-",
     use="sharp maps from several layers at once; slow: two passes a channel; no gradient to be fooled by",
-    passes="2 a channel of every layer",
+    passes="2 per channel of every layer",
 )
 def poly_cam(
     images: Images, scores: Scores, activations_of_layers: list[Tensor], rescore_images: Query, *, weights: str = "both"

@@ -201,7 +201,7 @@ class Not(Target):
         return Not(children[0])
 
     def score(self, output: ModelOutput) -> Scores:
-        return -self._negated.score(output)
+        return -self._negated.checked_score(output)
 
     def describe(self, output: ModelOutput, image: int) -> str:
         if isinstance(self._negated, Not):
