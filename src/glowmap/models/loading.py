@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from glowmap.cautions import Caution, caution_kind
 from glowmap.errors import InputError, ModelError, Remedy, summarise
@@ -29,7 +28,7 @@ def load(
     size: Size | None = None,
     mean: Colours | None = None,
     std: Colours | None = None,
-    preprocess: Callable[[Image.Image], Tensor] | None = None,
+    preprocess: Any = None,
     classes: Sequence[str] | Mapping[int, str] | str | Path | None = None,
     processor: Any = None,
     device: str | torch.device | None = None,
