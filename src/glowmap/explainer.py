@@ -243,7 +243,7 @@ def _explanation(
     names = tuple(target.describe(output, image) for image in range(output.batch))
     cautions = (
         *forward_pass.cautions,
-        *(session.choices[layer].cautions if layer in session.choices else ()),
+        *session.cautions(layer),
         *(caution if isinstance(caution, Caution) else OF_TARGET(caution) for caution in target.cautions(output)),
         *map_cautions(method_map, target, names),
     )
